@@ -1,0 +1,32 @@
+"""What a network computes: each layer an explicit forward / backward pair.
+
+Every file shows one operation: the formula and its derivative, the host loops, the CUDA kernels,
+and a small class that chooses between them. Start with `lrn.py`; docs/tour.md gives the order.
+"""
+
+from layers.activation import ReLU, Tanh
+from layers.conv import Conv2D
+from layers.device import Device, DeviceError
+from layers.dropout import Dropout
+from layers.flatten import Flatten
+from layers.layer import Layer, Parameter
+from layers.linear import Linear
+from layers.lrn import LocalResponseNorm
+from layers.max_pool import MaxPool2D
+from layers.softmax_cross_entropy import SoftmaxCrossEntropy
+
+__all__ = [
+    "Conv2D",
+    "Device",
+    "DeviceError",
+    "Dropout",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "LocalResponseNorm",
+    "MaxPool2D",
+    "Parameter",
+    "ReLU",
+    "SoftmaxCrossEntropy",
+    "Tanh",
+]

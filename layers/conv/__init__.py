@@ -1,0 +1,138 @@
+"""Two-dimensional convolution (paper §3.5; the five convolutional layers of AlexNet).
+
+    y[n, p, q, k] = b[k] + Σ_{r, s, c} x[n, p·stride + r − before, q·stride + s − before, c] · w[k, r, s, c]
+
+    dL/dw[k, r, s, c] = Σ_{n, p, q} dL/dy[n, p, q, k] · x[n, p·stride + r − before, q·stride + s − before, c]
+    dL/dx[n, h, w, c] = Σ_{k, r, s} dL/dy[n, p, q, k] · w[k, r, s, c]   over the p, q with
+                        p·stride + r − before = h  and  q·stride + s − before = w
+    dL/db[k]          = Σ_{n, p, q} dL/dy[n, p, q, k]
+
+(No filter is turned around, so strictly this is a correlation, as everywhere in the field.)
+
+Shapes: x (N, H, W, C), w (K, R, S, C / groups) with R = S, b (K), y (N, P, Q, K);
+P = (H + before + after − R) // stride + 1, Q likewise. Outside the image x is 0: `before` rows
+and columns of zeros above and to the left, `after` of them below and to the right.
+
+With `groups` > 1 both channels and filters are cut into that many equal parts, and a filter sees
+only its own part: the two GPUs of the paper (§3.5) talk in some layers only.
+
+One operation, several ways to compute it; `algorithm` names one:
+
+    host.py     "host"    im2col and BLAS; what the CPU runs
+    direct.py   "direct"  rung 1 on a GPU: one thread per output
+
+"auto" takes the fastest that the device has: "host" on the CPU, "direct" on a GPU.
+"""
+
+from layers.conv.direct import (
+    SUM_THREADS,
+    conv_bias_gradient_kernel,
+    conv_filter_gradient_kernel,
+    conv_forward_kernel,
+    conv_input_gradient_kernel,
+)
+from layers.conv.host import conv_backward_host, conv_forward_host
+from layers.device import grid_for
+from layers.layer import Layer, Parameter
+
+
+class Conv2D(Layer):
+    """Convolution with square filters (paper §3.5).
+
+    in_channels C, out_channels K, kernel_size R = S, stride in pixels; padding in pixels, an int
+    or (before, after); groups must divide both channel counts; algorithm "auto", "host" or
+    "direct". Attributes `weight` (K, R, S, C / groups) and `bias` (K) are Parameters, zero until
+    `tinyconv.initialize` draws them. ValueError names what does not fit.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, groups=1,
+        algorithm="auto",
+    ):  # fmt: skip
+        super().__init__()
+        before, after = (padding, padding) if isinstance(padding, int) else padding
+        if min(in_channels, out_channels, kernel_size, stride, groups) < 1 or min(before, after) < 0:
+            raise ValueError(
+                "Conv2D: channels, kernel_size, stride and groups must be at least 1, padding at "
+                f"least 0; got {in_channels}, {out_channels}, {kernel_size}, {stride}, {groups}, "
+                f"{padding}"
+            )
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2D: {groups} groups divide not both {in_channels} input and "
+                f"{out_channels} output channels"
+            )
+        if algorithm not in ("auto", "host", "direct"):
+            raise ValueError(f"Conv2D: algorithm {algorithm!r}, expected 'auto', 'host' or 'direct'")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.before, self.after, self.groups = before, after, groups
+        self.algorithm = algorithm
+        shape = (out_channels, kernel_size, kernel_size, in_channels // groups)
+        self.weight = Parameter("weight", shape)
+        self.bias = Parameter("bias", (out_channels,))
+
+    def parameters(self):
+        """weight, bias."""
+        return [self.weight, self.bias]
+
+    def to(self, device, dtype=None):
+        """Move the layer; ValueError if its algorithm cannot run there."""
+        super().to(device, dtype)
+        home = "direct" if self.device.is_cuda else "host"
+        if self.algorithm not in ("auto", home):
+            raise ValueError(
+                f"{self.name}: algorithm {self.algorithm!r} does not run on {self.device.name}; "
+                f"use 'auto' or {home!r}"
+            )
+        return self
+
+    def output_shape(self, input_shape):
+        """(H, W, C) -> (P, Q, K)."""
+        if len(input_shape) != 3 or input_shape[2] != self.in_channels:
+            raise ValueError(
+                f"{self.name}: an image of shape {input_shape} does not fit filters of shape "
+                f"{self.weight.value.shape} in {self.groups} group(s); expected "
+                f"(H, W, {self.in_channels})"
+            )
+        padded = [side + self.before + self.after for side in input_shape[:2]]
+        if min(padded) < self.kernel_size:
+            raise ValueError(
+                f"{self.name}: an image of shape {input_shape}, padded to {padded[0]}x{padded[1]}, "
+                f"is smaller than the {self.kernel_size}x{self.kernel_size} window"
+            )
+        rows, columns = ((side - self.kernel_size) // self.stride + 1 for side in padded)
+        return rows, columns, self.out_channels
+
+    def multiply_adds(self, input_shape):
+        """P · Q · K · R · S · C / groups."""
+        rows, columns, _ = self.output_shape(input_shape)
+        return rows * columns * self.weight.value.size
+
+    def forward(self, x, train=True):
+        """x (N, H, W, C) -> y (N, P, Q, K)."""
+        self.x = x = self.check_input(x)
+        self.y = y = self.buffer("y", (x.shape[0], *self.output_shape(x.shape[1:])))
+        w, b = self.weight.value, self.bias.value
+        geometry = self.stride, self.before, self.groups
+        if self.device.is_cuda:
+            conv_forward_kernel[grid_for(y.size)](x, w, b, y, *geometry)
+        else:
+            conv_forward_host(x, w, b, y, *geometry, self.buffer)
+        return y
+
+    def backward(self, dy):
+        """dy (N, P, Q, K) -> dx (N, H, W, C), or None if `input_gradient` is switched off."""
+        dy = self.check_gradient(dy)
+        x, w = self.x, self.weight.value
+        dx = self.buffer("dx", x.shape) if self.input_gradient else None
+        dw, db = self.weight.grad, self.bias.grad
+        geometry = self.stride, self.before, self.groups
+        if self.device.is_cuda:
+            if dx is not None:
+                conv_input_gradient_kernel[grid_for(dx.size)](dy, w, dx, *geometry)
+            conv_filter_gradient_kernel[grid_for(dw.size)](x, dy, dw, *geometry)
+            conv_bias_gradient_kernel[db.size, SUM_THREADS](dy.reshape(-1, db.size), db)
+        else:
+            conv_backward_host(x, w, dy, dx, dw, db, *geometry, self.buffer)
+        return dx

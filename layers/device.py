@@ -1,0 +1,164 @@
+"""Where arrays live and who computes: the host, a GPU, or a GPU simulated on the host.
+
+This is the only door to Numba's CUDA and to CuPy. Every other file takes `cuda` from here:
+
+    from layers.device import cuda, grid_for
+
+so that one place decides what stands behind the name. Three answers are possible:
+
+* a machine with an NVIDIA GPU: `cuda` compiles and launches kernels; arrays are CuPy's;
+* no GPU: `cuda` still decorates kernels (they are compiled at their first launch, which never
+  comes), and every layer runs its host loops on NumPy arrays;
+* `NUMBA_ENABLE_CUDASIM=1` set before Python starts: the same kernels run in plain Python on NumPy
+  arrays, one simulated thread after the other (`layers/simulator.py`), and can be stepped through.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+
+# CuPy hands each array to Numba together with its stream, and Numba would wait for that stream at
+# every launch. All our work is queued on one stream in the order we call it: nothing to wait for.
+os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
+
+# Between two parallel loops OpenMP's threads would spin on their cores, and BLAS, whose product
+# comes next, has threads of its own: on two cores that made small products 500 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from numba import cuda  # noqa: E402  (the settings above have to come first)
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+"""True when kernels run in the simulator of this process."""
+
+if SIMULATED:
+    from layers import simulator
+
+    SIMULATOR = simulator.install()
+else:
+    SIMULATOR = "off"
+
+THREADS = 128
+"""Threads in a block for kernels in which one thread owns one output element.
+
+Four warps: enough to hide memory latency when many blocks share a multiprocessor, few enough
+that a last, partly idle block costs next to nothing."""
+
+
+def grid_for(count: int) -> tuple[int, int]:
+    """The launch configuration (blocks, threads) that gives each of `count` elements a thread.
+
+    The last block may reach beyond `count`; a kernel's first line sends those threads home.
+    """
+    return max(1, -(-count // THREADS)), THREADS
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that this machine does not have."""
+
+
+INSTALL_HINT = (
+    "install the extra for your driver, pip install -e '.[cuda13]' (driver 580 or newer) or "
+    "'.[cuda12]', or use --device cpu"
+)
+
+
+def _open_gpu(index: int) -> Any:
+    """CuPy with GPU `index` made current, or a DeviceError that says what is missing."""
+    try:
+        import cupy
+    except ImportError:
+        raise DeviceError(f"cuda:{index} needs CuPy, which is not installed: {INSTALL_HINT}") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f"cuda:{index}: no working GPU here ({error}): {INSTALL_HINT}") from None
+    if index >= count:
+        raise DeviceError(f"cuda:{index}: this machine has {count} GPU(s), counted from cuda:0")
+    cupy.cuda.Device(index).use()
+    if not cuda.is_available():
+        raise DeviceError(f"cuda:{index}: CuPy finds the GPU and Numba does not: {INSTALL_HINT}")
+    return cupy
+
+
+class Device:
+    """A place for arrays: `Device("cpu")`, `Device("cuda:0")`, or `Device("auto")`.
+
+    `auto` takes the first GPU if one works, else the host; `str(device)` says in one line which
+    and why. Under NUMBA_ENABLE_CUDASIM=1 `cuda:0` is the simulator and its arrays are NumPy's
+    (`auto` then still means the host, which is thousands of times faster).
+
+    Attributes: `name` ("cpu", "cuda:0"); `is_cuda`, kernels are launched here; `is_simulated`;
+    `xp`, the array library (NumPy or CuPy). Two devices of one name are equal.
+
+    Raises DeviceError if the device is not there, ValueError if the name makes no sense.
+    """
+
+    def __init__(self, name: "str | Device" = "auto") -> None:
+        self.why = ""
+        self.xp: Any = np
+        name = str(getattr(name, "name", name))
+        if name == "auto":
+            name = self._choose()
+        kind, _, index = name.partition(":")
+        if name != "cpu" and (kind != "cuda" or not (index or "0").isdecimal()):
+            raise ValueError(f"device {name!r}: use 'cpu', 'cuda:0' (or another index) or 'auto'")
+        self.is_cuda = kind == "cuda"
+        self.is_simulated = self.is_cuda and SIMULATED
+        self.name = f"cuda:{int(index or 0)}" if self.is_cuda else "cpu"
+        if self.is_simulated and self.name != "cuda:0":
+            raise DeviceError(f"{self.name}: the simulator has one device, cuda:0")
+        if self.is_cuda and not self.is_simulated:
+            self.xp = _open_gpu(int(index or 0))
+
+    def _choose(self) -> str:
+        if SIMULATED:
+            self.why = "auto never takes the simulator"
+            return "cpu"
+        try:
+            _open_gpu(0)
+        except DeviceError as error:
+            self.why = str(error).partition(": install")[0]
+            return "cpu"
+        return "cuda:0"
+
+    def __str__(self) -> str:
+        if self.is_simulated:
+            return f"{self.name}, simulated ({SIMULATOR})"
+        if self.is_cuda:
+            properties = self.xp.cuda.runtime.getDeviceProperties(int(self.name[5:]))
+            return f"{self.name}, {properties['name'].decode()}"
+        return f"the host, {os.cpu_count()} cores" + (f" ({self.why})" if self.why else "")
+
+    def __repr__(self) -> str:
+        return f"Device({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array of `shape` with undefined contents."""
+        return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array of `shape` filled with zeros."""
+        return self.xp.zeros(shape, dtype)
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        """A copy of `values` (NumPy or CuPy array, or nested lists) on this device, C-contiguous."""
+        if self.is_cuda and not self.is_simulated:
+            return self.xp.array(values, dtype=dtype, order="C")
+        return np.array(self.to_host(values), dtype=dtype, order="C")
+
+    @staticmethod
+    def to_host(array: Any) -> np.ndarray:
+        """`array` as a NumPy array; copied only if it lives on a GPU."""
+        return array.get() if hasattr(array, "get") else np.asarray(array)
+
+    def synchronize(self) -> None:
+        """Wait until everything queued on this device is done (for timing)."""
+        if self.is_cuda and not self.is_simulated:
+            self.xp.cuda.runtime.deviceSynchronize()

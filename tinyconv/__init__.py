@@ -1,0 +1,27 @@
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012): composed, fed and trained.
+
+    from tinyconv import Sequential, SGD, alexnet, check_gradients, train, evaluate
+
+The layers themselves are in the package `layers`, which knows nothing of this one.
+"""
+
+from tinyconv.alexnet import alexnet
+from tinyconv.evaluate import evaluate
+from tinyconv.gradient_check import check_gradients
+from tinyconv.initialize import initialize
+from tinyconv.recipes import RECIPES, Recipe
+from tinyconv.sequential import Sequential
+from tinyconv.sgd import SGD
+from tinyconv.train import train
+
+__all__ = [
+    "RECIPES",
+    "SGD",
+    "Recipe",
+    "Sequential",
+    "alexnet",
+    "check_gradients",
+    "evaluate",
+    "initialize",
+    "train",
+]

@@ -1,0 +1,108 @@
+"""AlexNet as one table (paper §3, figure 2), in the paper's one-network form.
+
+Width 1, 224 pixels, 1000 classes: 60,965,224 parameters and 724.4 million multiply-adds an image.
+
+    conv1  96 of 11×11×3, stride 4      55×55×96    ReLU, LRN, pool 3/2 -> 27×27×96
+    conv2  256 of 5×5×48, 2 groups      27×27×256   ReLU, LRN, pool 3/2 -> 13×13×256
+    conv3  384 of 3×3×256               13×13×384   ReLU
+    conv4  384 of 3×3×192, 2 groups     13×13×384   ReLU
+    conv5  256 of 3×3×192, 2 groups     13×13×256   ReLU, pool 3/2      -> 6×6×256
+    fc6    9216 -> 4096                             ReLU, dropout 0.5
+    fc7    4096 -> 4096                             ReLU, dropout 0.5
+    fc8    4096 -> 1000                             softmax (in the loss)
+
+The two groups are the paper's two GPUs: conv2, conv4 and conv5 see the maps of their own GPU only.
+
+The paper's sizes do not add up without help: 224 pixels hold 54¼ steps of 4 for a window of 11.
+The 2012 code let the windows run over the right and bottom edge, where it read zeros; 3 of them
+make 55 whole steps. For another image size `alexnet` adds as many as make the last step whole.
+"""
+
+from layers import (
+    Conv2D,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+)
+from tinyconv.initialize import initialize
+from tinyconv.recipes import Recipe, get_recipe
+from tinyconv.sequential import Sequential
+
+SMALLEST_IMAGE = 64
+"""Below this the last pooling layer has no whole window left."""
+
+
+def alexnet(
+    num_classes: int = 1000,
+    width: float = 1.0,
+    image_size: int = 224,
+    recipe: str | Recipe = "authors",
+    seed: int = 0,
+) -> Sequential:
+    """AlexNet with initial weights, on the host in float32; `net.to(device)` moves it.
+
+    width scales the number of filters and of fully connected units; image_size is the side of the
+    square input in pixels; recipe: "paper", "authors" or "robust". The result has
+    `input_shape` (image_size, image_size, 3) and takes (N, H, W, 3), giving logits (N, classes).
+
+    ValueError for fewer than 1 class, a width or image size too small, an unknown recipe.
+    Source: paper §3.5; for the differences of the recipes docs/paper.md.
+    """
+    recipe = get_recipe(recipe)
+    if num_classes < 1:
+        raise ValueError(f"alexnet: num_classes must be at least 1, not {num_classes}")
+    if not 0.01 <= width <= 8:
+        raise ValueError(f"alexnet: width must be between 0.01 and 8, not {width}")
+    if image_size < SMALLEST_IMAGE:
+        raise ValueError(
+            f"alexnet: image_size must be at least {SMALLEST_IMAGE} pixels, not {image_size}"
+        )
+
+    def wide(units: int) -> int:
+        return 2 * max(1, round(units * width / 2))
+
+    lrn_groups = 2 if recipe.lrn_within_group else 1
+
+    def lrn() -> Layer:
+        return LocalResponseNorm(size=5, k=2.0, alpha=recipe.lrn_alpha, beta=0.75, groups=lrn_groups)
+
+    def pool() -> Layer:
+        return MaxPool2D(kernel_size=3, stride=2)
+
+    overhang = -(image_size - 11) % 4
+    first_block = {"relu1": ReLU(), "norm1": lrn(), "pool1": pool()}
+    if recipe.relu_after_pool1:
+        first_block["relu1"] = first_block.pop("relu1")
+    features: dict[str, Layer] = {
+        "conv1": Conv2D(3, wide(96), 11, stride=4, padding=(0, overhang)),
+        **first_block,
+        "conv2": Conv2D(wide(96), wide(256), 5, padding=2, groups=2),
+        "relu2": ReLU(),
+        "norm2": lrn(),
+        "pool2": pool(),
+        "conv3": Conv2D(wide(256), wide(384), 3, padding=1),
+        "relu3": ReLU(),
+        "conv4": Conv2D(wide(384), wide(384), 3, padding=1, groups=2),
+        "relu4": ReLU(),
+        "conv5": Conv2D(wide(384), wide(256), 3, padding=1, groups=2),
+        "relu5": ReLU(),
+        "pool5": pool(),
+        "flatten": Flatten(),
+    }
+    input_shape = (image_size, image_size, 3)
+    (flat,) = Sequential(features).output_shapes(input_shape)[-1]
+    classifier: dict[str, Layer] = {
+        "fc6": Linear(flat, wide(4096)),
+        "relu6": ReLU(),
+        "drop6": Dropout(0.5, mode=recipe.dropout_mode),
+        "fc7": Linear(wide(4096), wide(4096)),
+        "relu7": ReLU(),
+        "drop7": Dropout(0.5, mode=recipe.dropout_mode),
+        "fc8": Linear(wide(4096), num_classes),
+    }
+    net = Sequential({**features, **classifier}, input_shape)
+    return initialize(net, recipe, seed)

@@ -1,0 +1,95 @@
+"""Three ways to train AlexNet, as one table: what the paper says, what its authors did, what is robust.
+
+* `paper`: the text of Krizhevsky, Sutskever, Hinton (NIPS 2012), to the letter.
+* `authors`: the 2012 code (released by the Computer History Museum in 2025), where it differs.
+* `robust`: He initialization and small inputs; trains at once at any size, width and data set.
+
+Every choice in which the three differ is a field of `Recipe`; nothing else in the project asks
+which recipe is in use. docs/paper.md discusses each.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+HE = 0.0
+"""In the table of standard deviations: √(2 / fan-in) instead of a constant (He et al. 2015)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe fixes. Layer names are those of `tinyconv.alexnet`."""
+
+    name: str
+    summary: str
+    default_std: float
+    """Standard deviation of initial weights, or HE."""
+    std: Mapping[str, float] = field(default_factory=dict)
+    """Layers whose initial weights have another one."""
+    ones: tuple[str, ...] = ()
+    """Layers whose biases start at 1; the others start at 0."""
+    bias_lr_multiplier: float = 1.0
+    bias_decay_multiplier: float = 1.0
+    lrn_alpha: float = 1e-4
+    lrn_within_group: bool = False
+    """Normalize the maps of each of the paper's GPUs (groups) by themselves."""
+    relu_after_pool1: bool = False
+    """Order of the first block: conv, LRN, pool, ReLU instead of conv, ReLU, LRN, pool."""
+    dropout_mode: str = "paper"
+    input_divisor: float = 1.0
+    """The centred image, 0..255 less the mean, is divided by this."""
+
+    def weight_std(self, layer: str, fan_in: int) -> float:
+        """Standard deviation of the initial weights of `layer`, each output of which sums fan_in."""
+        std = self.std.get(layer, self.default_std)
+        return math.sqrt(2 / fan_in) if std == HE else std
+
+    def bias(self, layer: str) -> float:
+        """Initial value of the biases of `layer`."""
+        return 1.0 if layer in self.ones else 0.0
+
+
+_ONES = ("conv2", "conv4", "conv5", "fc6", "fc7")
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="paper",
+            summary="the text of the paper, to the letter",
+            default_std=0.01,
+            ones=_ONES,
+        ),
+        Recipe(
+            name="authors",
+            summary="what the 2012 code did where the text is silent or different",
+            default_std=0.01,
+            std={"conv3": 0.03, "conv4": 0.03, "conv5": 0.03},
+            ones=_ONES,
+            bias_lr_multiplier=2.0,
+            bias_decay_multiplier=0.0,
+            lrn_alpha=1e-4 / 5,
+            lrn_within_group=True,
+            relu_after_pool1=True,
+            input_divisor=1.1,
+        ),
+        Recipe(
+            name="robust",
+            summary="He initialization, zero biases, inputs of about unit size",
+            default_std=HE,
+            bias_lr_multiplier=2.0,
+            bias_decay_multiplier=0.0,
+            input_divisor=64.0,
+        ),
+    )
+}
+"""The three recipes by name."""
+
+
+def get_recipe(recipe: "str | Recipe") -> Recipe:
+    """The recipe of that name; a Recipe is returned as it is. ValueError lists the names."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]

@@ -1,0 +1,145 @@
+"""A net as a list of layers: forward in order, backward in reverse. This loop is the chain rule.
+
+    y = f_L( … f_2( f_1(x) ) … )        dL/dx = f_1'( f_2'( … f_L'(dL/dy) … ) )
+
+`Sequential` holds no arithmetic and keeps no record of what was called: it walks the list one way
+and then the other way.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from layers import Device, Layer, Parameter
+
+
+class Sequential:
+    """Layers that run one after another.
+
+    layers: a list, or a mapping of names to layers ({"conv1": Conv2D(...), ...}); layers of a
+    list are named after their kind and place ("conv2d1", "relu2"). input_shape: (H, W, C) of one
+    image; with it shapes are checked at once and `print(net)` shows them.
+
+    Raises ValueError for no layers, a layer that appears twice, or shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer] | Mapping[str, Layer],
+        input_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        if isinstance(layers, Mapping):
+            named = dict(layers)
+        else:
+            named = {f"{type(layer).__name__.lower()}{i + 1}": layer for i, layer in enumerate(layers)}
+        self.layers: list[Layer] = list(named.values())
+        self.input_shape = input_shape
+        if not self.layers:
+            raise ValueError("Sequential: needs at least one layer")
+        if len({id(layer) for layer in self.layers}) < len(self.layers):
+            raise ValueError("Sequential: a layer appears twice; make one object for each place")
+        for name, layer in named.items():
+            layer.name = name
+            for parameter in layer.parameters():
+                parameter.name = f"{name}.{parameter.name.rpartition('.')[2]}"
+        if input_shape is not None:
+            self.output_shapes(input_shape)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, which: int | str) -> Layer:
+        """The layer at a place, or of a name. KeyError lists the names."""
+        if isinstance(which, int):
+            return self.layers[which]
+        for layer in self.layers:
+            if layer.name == which:
+                return layer
+        raise KeyError(f"no layer {which!r}; there are {', '.join(x.name for x in self.layers)}")
+
+    @property
+    def device(self) -> Device:
+        """Where the layers live."""
+        return self.layers[0].device
+
+    @property
+    def dtype(self) -> Any:
+        """What the layers compute in, a NumPy dtype."""
+        return self.layers[0].dtype
+
+    def to(self, device: Device | str, dtype: Any = None) -> "Sequential":
+        """Move every layer to `device`, computing in `dtype` (None: as before). Returns the net."""
+        device = Device(device)
+        for layer in self.layers:
+            layer.to(device, dtype)
+        return self
+
+    def forward(self, x: Any, train: bool = True) -> Any:
+        """x (N, ...) -> the last layer's output."""
+        for layer in self.layers:
+            x = layer.forward(x, train)
+        return x
+
+    def backward(self, dy: Any) -> Any:
+        """dL/d output -> dL/dx; fills every parameter's `grad`.
+
+        None if the first layer's `input_gradient` is off: nothing learns from the gradient with
+        respect to the photo, and for AlexNet it is a tenth of the backward pass.
+        """
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def parameters(self) -> list[Parameter]:
+        """All learned arrays, first layer first."""
+        return [parameter for layer in self.layers for parameter in layer.parameters()]
+
+    def set_seed(self, seed: int) -> None:
+        """Give every layer that draws random numbers the seed and its place in the net."""
+        for stream, layer in enumerate(self.layers):
+            layer.set_seed(seed, stream)
+
+    def set_step(self, step: int) -> None:
+        """Tell every layer that draws random numbers which training step comes next."""
+        for layer in self.layers:
+            layer.set_step(step)
+
+    def output_shapes(self, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The output shape of each layer for one image of `input_shape`, without N."""
+        shapes = []
+        for layer in self.layers:
+            input_shape = layer.output_shape(input_shape)
+            shapes.append(input_shape)
+        return shapes
+
+    def __str__(self) -> str:
+        """The table: layer, output shape, parameters, multiply-adds of one image."""
+        shape = self.input_shape
+        header = ("layer", "", "output", "parameters", "multiply-adds")
+        rows = [("input", "", _times(shape), "", "")]
+        parameters = operations = 0
+        for layer in self.layers:
+            count = sum(p.value.size for p in layer.parameters())
+            work = layer.multiply_adds(shape) if shape else 0
+            shape = layer.output_shape(shape) if shape else None
+            parameters, operations = parameters + count, operations + work
+            kind = type(layer).__name__
+            rows.append((layer.name, kind, _times(shape), _number(count), _number(work)))
+        rows.append(("total", "", "", _number(parameters), _number(operations)))
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(5)]
+        lines = []
+        for row in [header, *rows]:
+            left = "  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=False))
+            right = "  ".join(cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True))
+            lines.append(f"{left}  {right}".rstrip())
+        return "\n".join(lines)
+
+
+def _times(shape: tuple[int, ...] | None) -> str:
+    return "?" if shape is None else "×".join(str(side) for side in shape)
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value else ""

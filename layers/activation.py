@@ -113,7 +113,7 @@ class ReLU(Layer):
 
 
 class Tanh(Layer):
-    """y = tanh(x), element by element; any shape (the alternative that paper §3.1 argues against)."""
+    """y = tanh(x), element by element; any shape (what paper §3.1 argues against)."""
 
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""

@@ -26,7 +26,7 @@ os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
 # comes next, has threads of its own: on two cores that made small products 500 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from numba import cuda  # noqa: E402  (the settings above have to come first)
+from numba import cuda
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """True when kernels run in the simulator of this process."""
@@ -68,7 +68,7 @@ def _open_gpu(index: int) -> Any:
     try:
         import cupy
     except ImportError:
-        raise DeviceError(f"cuda:{index} needs CuPy, which is not installed: {INSTALL_HINT}") from None
+        raise DeviceError(f"cuda:{index}: CuPy is not installed: {INSTALL_HINT}") from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -148,7 +148,7 @@ class Device:
         return self.xp.zeros(shape, dtype)
 
     def array(self, values: Any, dtype: Any = None) -> Any:
-        """A copy of `values` (NumPy or CuPy array, or nested lists) on this device, C-contiguous."""
+        """A C-contiguous copy of `values` (NumPy or CuPy array, nested lists) on this device."""
         if self.is_cuda and not self.is_simulated:
             return self.xp.array(values, dtype=dtype, order="C")
         return np.array(self.to_host(values), dtype=dtype, order="C")

@@ -12,11 +12,14 @@ next call: a training step allocates nothing. Copy what is to be kept.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layers.device import Device
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -73,26 +76,21 @@ class Buffers:
         return self._views[name]
 
 
-class Layer(ABC):
-    """Base of all layers: where it lives, its buffers, and the checks of what it is given.
-
-    A subclass writes `forward`, `backward`, `output_shape`, and, where it learns,
-    `parameters` and `multiply_adds`. Weights start at zero; `tinyconv.initialize` draws them.
-    """
+class OnDevice:
+    """Something that lives on a device and computes in a dtype, with buffers of its own."""
 
     def __init__(self) -> None:
         self.name = type(self).__name__.lower()
         self.device = Device("cpu")
         self.dtype = np.dtype(np.float32)
-        self.input_gradient = True
         self.y: Any = None
         self.buffer = Buffers(self.device, self.dtype)
 
-    def to(self, device: "Device | str", dtype: Any = None) -> "Layer":
-        """Move the layer to `device` ("cpu", "cuda:0", ...), computing in `dtype` from now on.
+    def to(self, device: "Device | str", dtype: Any = None) -> "Self":
+        """Move to `device` ("cpu", "cuda:0", ...), computing in `dtype` from now on.
 
         dtype: float32 for training, float64 for checking; None keeps the present one.
-        Returns the layer. Raises ValueError for another dtype, DeviceError for no such device.
+        Returns itself. Raises ValueError for another dtype, DeviceError for no such device.
         """
         dtype = np.dtype(self.dtype if dtype is None else dtype)
         if dtype not in DTYPES:
@@ -105,8 +103,33 @@ class Layer(ABC):
         return self
 
     def parameters(self) -> list[Parameter]:
-        """The learned arrays of the layer, weights before biases."""
+        """The learned arrays, weights before biases."""
         return []
+
+    def check_array(self, array: Any, what: str) -> Any:
+        """`array`, C-contiguous, after checking that it is of this device and dtype."""
+        xp = self.device.xp
+        if not isinstance(array, xp.ndarray):
+            raise ValueError(
+                f"{self.name} is on {self.device.name} and needs {what} as a {xp.__name__} array, "
+                f"not {type(array).__module__}.{type(array).__name__}; use layer.device.array(...)"
+            )
+        if array.dtype != self.dtype:
+            raise ValueError(
+                f"{self.name}: {what} is {array.dtype}, the layer computes in {self.dtype}"
+            )
+        return xp.ascontiguousarray(array)
+
+
+class Layer(OnDevice, ABC):
+    """Base of all layers: what they do, and the checks of what they are given.
+
+    A subclass writes `forward`, `backward`, `output_shape`, and, where it learns,
+    `parameters` and `multiply_adds`. Weights start at zero; `tinyconv.initialize` draws them.
+    """
+
+    input_gradient = True
+    """False: `backward` may return None instead of dL/dx (the first layer of a net in training)."""
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one image's output for one image's input, both without N."""
@@ -130,11 +153,9 @@ class Layer(ABC):
     def set_seed(self, seed: int, stream: int) -> None:
         """Tell layers that draw random numbers the run's seed and a number of their own."""
 
-    # --- for subclasses
-
     def check_input(self, x: Any) -> Any:
         """`x`, C-contiguous, after checking its kind, dtype and shape. ValueError names both."""
-        x = self._check_array(x, "x")
+        x = self.check_array(x, "x")
         if x.ndim < 2 or x.shape[0] < 1:
             raise ValueError(f"{self.name}: x has shape {x.shape}, expected (N, ...) with N >= 1")
         self.output_shape(x.shape[1:])
@@ -144,22 +165,9 @@ class Layer(ABC):
         """`dy`, C-contiguous, after checking that it fits the last output, `self.y`."""
         if self.y is None:
             raise RuntimeError(f"{self.name}: backward() needs a forward() before it")
-        dy = self._check_array(dy, "dy")
+        dy = self.check_array(dy, "dy")
         if dy.shape != self.y.shape:
             raise ValueError(
                 f"{self.name}: dy has shape {dy.shape}, the last output has {self.y.shape}"
             )
         return dy
-
-    def _check_array(self, array: Any, what: str) -> Any:
-        xp = self.device.xp
-        if not isinstance(array, xp.ndarray):
-            raise ValueError(
-                f"{self.name} is on {self.device.name} and needs {what} as a {xp.__name__} array, "
-                f"not {type(array).__module__}.{type(array).__name__}; use layer.device.array(...)"
-            )
-        if array.dtype != self.dtype:
-            raise ValueError(
-                f"{self.name}: {what} is {array.dtype}, the layer computes in {self.dtype}"
-            )
-        return xp.ascontiguousarray(array)

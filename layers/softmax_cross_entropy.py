@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit, prange
 
 from layers.device import cuda, grid_for
-from layers.layer import Layer
+from layers.layer import OnDevice
 
 # --- host
 
@@ -89,7 +89,7 @@ def softmax_backward_kernel(probabilities, labels, dlogits):
 # --- layer
 
 
-class SoftmaxCrossEntropy(Layer):
+class SoftmaxCrossEntropy(OnDevice):
     """Mean cross-entropy of softmax(logits) against the labels (paper §3.5).
 
     After `forward`, `probabilities` (N, C) is the softmax. ValueError for labels of another
@@ -102,7 +102,7 @@ class SoftmaxCrossEntropy(Layer):
 
     def forward(self, logits, labels):
         """logits (N, C), labels (N,) on the host or the device -> the mean loss, a float."""
-        logits = self.check_input(logits)
+        logits = self.check_array(logits, "logits")
         self.labels = self._check_labels(labels, logits.shape)
         self.y = logits
         self.probabilities = self.buffer("probabilities", logits.shape)

@@ -68,7 +68,7 @@ def alexnet(
     lrn_groups = 2 if recipe.lrn_within_group else 1
 
     def lrn() -> Layer:
-        return LocalResponseNorm(size=5, k=2.0, alpha=recipe.lrn_alpha, beta=0.75, groups=lrn_groups)
+        return LocalResponseNorm(5, k=2.0, alpha=recipe.lrn_alpha, beta=0.75, groups=lrn_groups)
 
     def pool() -> Layer:
         return MaxPool2D(kernel_size=3, stride=2)

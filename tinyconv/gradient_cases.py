@@ -45,7 +45,7 @@ def with_weights(layer: Layer, rng: np.random.Generator) -> Layer:
 
 
 def small_net(rng: np.random.Generator) -> Sequential:
-    """Every kind of AlexNet's layers in one small net with two groups; input (9, 8, 3), 4 classes."""
+    """Every kind of layer of AlexNet in one net with groups; input (9, 8, 3), 4 classes."""
     net = Sequential(
         {
             "conv1": Conv2D(3, 6, 3, padding=(0, 1)),

@@ -53,7 +53,8 @@ class GradientRow:
         verdict = "ok" if self.ok else f"WRONG: {self.computed:.9g}, measured {self.measured:.9g}"
         shape = "×".join(str(side) for side in self.shape)
         where = ", ".join(str(i) for i in self.where)
-        return f"{self.name:<18} {shape:<14} {self.checked:>6} {self.error:9.1e}  [{where}]  {verdict}"
+        cells = f"{self.name:<18} {shape:<14} {self.checked:>6} {self.error:9.1e}"
+        return f"{cells}  [{where}]  {verdict}"
 
 
 HEADER = f"{'array':<18} {'shape':<14} {'checked':>6} {'error':>9}  where  verdict"
@@ -82,7 +83,8 @@ def check_gradients(
     """
     if layer.dtype != np.float64:
         raise ValueError(
-            f"check_gradients: the layer computes in {layer.dtype}; call .to(device, 'float64') first"
+            f"check_gradients: the layer computes in {layer.dtype}; "
+            "call .to(device, 'float64') first"
         )
     rng = np.random.default_rng(seed)
     device = layer.device
@@ -177,8 +179,8 @@ def _relative_errors(measured: np.ndarray, computed: np.ndarray) -> np.ndarray:
     of the difference, 1e-10 of f, would otherwise be all there is of a slope that is truly 0.
     """
     larger = np.maximum(np.abs(measured), np.abs(computed))
-    errors: np.ndarray = np.abs(measured - computed) / np.maximum(larger, 1e-3 * larger.max() + 1e-12)
-    return errors
+    floor = 1e-3 * larger.max() + 1e-12
+    return np.asarray(np.abs(measured - computed) / np.maximum(larger, floor))
 
 
 def _slope(output: Callable[[], float], array: Any, index: tuple[int, ...]) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of a run: how loss and accuracy went, and what the first filters look like (figure 3)."""
+"""Pictures of a run: how loss and accuracy went, and the first filters (paper, figure 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path

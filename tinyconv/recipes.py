@@ -1,4 +1,4 @@
-"""Three ways to train AlexNet, as one table: what the paper says, what its authors did, what is robust.
+"""Three ways to train AlexNet, as one table: the paper's, its authors', and a robust one.
 
 * `paper`: the text of Krizhevsky, Sutskever, Hinton (NIPS 2012), to the letter.
 * `authors`: the 2012 code (released by the Computer History Museum in 2025), where it differs.
@@ -40,7 +40,7 @@ class Recipe:
     """The centred image, 0..255 less the mean, is divided by this."""
 
     def weight_std(self, layer: str, fan_in: int) -> float:
-        """Standard deviation of the initial weights of `layer`, each output of which sums fan_in."""
+        """Standard deviation of initial weights of `layer`, whose outputs sum fan_in products."""
         std = self.std.get(layer, self.default_std)
         return math.sqrt(2 / fan_in) if std == HE else std
 

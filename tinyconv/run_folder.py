@@ -1,4 +1,4 @@
-"""A folder for each run: weights, metrics and pictures, found before training begins or not at all."""
+"""A folder for each run: weights, metrics and pictures, made before training begins."""
 
 import json
 from collections.abc import Sequence

@@ -30,7 +30,10 @@ class Sequential:
         if isinstance(layers, Mapping):
             named = dict(layers)
         else:
-            named = {f"{type(layer).__name__.lower()}{i + 1}": layer for i, layer in enumerate(layers)}
+            named = {
+                f"{type(layer).__name__.lower()}{place}": layer
+                for place, layer in enumerate(layers, start=1)
+            }
         self.layers: list[Layer] = list(named.values())
         self.input_shape = input_shape
         if not self.layers:

@@ -110,7 +110,7 @@ class SGD:
         for parameter, (value, grad) in zip(self.parameters, self._views, strict=True):
             if parameter.value is not value or parameter.grad is not grad:
                 raise RuntimeError(
-                    f"SGD: {parameter.name} moved after SGD was made; call net.to(...) before SGD(...)"
+                    f"SGD: {parameter.name} moved after SGD was made; call net.to() before SGD()"
                 )
         number = self.dtype.type
         arguments = (

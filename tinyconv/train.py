@@ -29,7 +29,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch gave. Training figures are means over its batches while the net was learning."""
+    """What an epoch gave; training figures are means over its batches, as the net learned."""
 
     epoch: int
     lr: float
@@ -145,7 +145,9 @@ def train(
 
 def _check(net: Sequential, train_set: PhotoSet, epochs: int, batch_size: int) -> None:
     if epochs < 1 or batch_size < 1:
-        raise ValueError(f"train: epochs and batch_size must be at least 1, not {epochs}, {batch_size}")
+        raise ValueError(
+            f"train: epochs and batch_size must be at least 1, not {epochs} and {batch_size}"
+        )
     if not len(train_set):
         raise ValueError("train: the training set has no photos")
     for parameter in net.parameters():
@@ -156,7 +158,7 @@ def _check(net: Sequential, train_set: PhotoSet, epochs: int, batch_size: int) -
 def first_loss_note(first_loss: float, num_classes: int) -> str:
     """One line that compares the first loss with ln(classes), where guessing starts."""
     guess = math.log(num_classes)
-    note = f"first loss {first_loss:.3f}; guessing among {num_classes} classes gives ln {num_classes} = {guess:.3f}"
+    note = f"first loss {first_loss:.3f}; guessing gives ln {num_classes} = {guess:.3f}"
     if first_loss > 3 * guess:
         note += ": far above; are the inputs or the first weights too large?"
     return note
@@ -168,7 +170,7 @@ def stuck_note(history: Sequence[Epoch], num_classes: int) -> str:
     if len(history) < 2 or history[-1].train_loss < 0.98 * guess:
         return ""
     return (
-        f"the loss has not left ln {num_classes} = {guess:.3f}: the net is still guessing. The usual "
-        "causes: initial weights too small for this size (try --recipe robust), a learning rate too "
-        "high or too low, labels that do not belong to their photos"
+        f"the loss has not left ln {num_classes} = {guess:.3f}: the net is still guessing. The "
+        "usual causes: initial weights too small for this size (try --recipe robust), a learning "
+        "rate too high or too low, labels that do not belong to their photos"
     )

@@ -1,10 +1,12 @@
 """Two-dimensional convolution (paper §3.5; the five convolutional layers of AlexNet).
 
-    y[n, p, q, k] = b[k] + Σ_{r, s, c} x[n, p·stride + r − before, q·stride + s − before, c] · w[k, r, s, c]
+    y[n, p, q, k] = b[k] + Σ_{r, s, c} x[n, h, w, c] · w[k, r, s, c]
 
-    dL/dw[k, r, s, c] = Σ_{n, p, q} dL/dy[n, p, q, k] · x[n, p·stride + r − before, q·stride + s − before, c]
-    dL/dx[n, h, w, c] = Σ_{k, r, s} dL/dy[n, p, q, k] · w[k, r, s, c]   over the p, q with
-                        p·stride + r − before = h  and  q·stride + s − before = w
+        with  h = p·stride + r − before   and   w = q·stride + s − before
+
+    dL/dw[k, r, s, c] = Σ_{n, p, q} dL/dy[n, p, q, k] · x[n, h, w, c]         h, w as above
+    dL/dx[n, h, w, c] = Σ_{k, r, s} dL/dy[n, p, q, k] · w[k, r, s, c]         p, q such that
+                                                                              h, w are as above
     dL/db[k]          = Σ_{n, p, q} dL/dy[n, p, q, k]
 
 (No filter is turned around, so strictly this is a correlation, as everywhere in the field.)
@@ -51,11 +53,11 @@ class Conv2D(Layer):
     ):  # fmt: skip
         super().__init__()
         before, after = (padding, padding) if isinstance(padding, int) else padding
-        if min(in_channels, out_channels, kernel_size, stride, groups) < 1 or min(before, after) < 0:
+        sizes = in_channels, out_channels, kernel_size, stride, groups
+        if min(sizes) < 1 or min(before, after) < 0:
             raise ValueError(
                 "Conv2D: channels, kernel_size, stride and groups must be at least 1, padding at "
-                f"least 0; got {in_channels}, {out_channels}, {kernel_size}, {stride}, {groups}, "
-                f"{padding}"
+                f"least 0; got {', '.join(map(str, sizes))} and {padding}"
             )
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -63,7 +65,7 @@ class Conv2D(Layer):
                 f"{out_channels} output channels"
             )
         if algorithm not in ("auto", "host", "direct"):
-            raise ValueError(f"Conv2D: algorithm {algorithm!r}, expected 'auto', 'host' or 'direct'")
+            raise ValueError(f"Conv2D: algorithm {algorithm!r}, not 'auto', 'host' or 'direct'")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.before, self.after, self.groups = before, after, groups

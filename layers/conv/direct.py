@@ -12,9 +12,9 @@ fastest. Threads write only what they own: no races, no atomics, the same bits e
 
 from layers.device import cuda
 
-# One thread per output y[n, p, q, k], k fastest. The threads of a warp share the pixel x[n, h, w, c]
-# (one load, broadcast) and read 32 filters R·S·C/groups elements apart: w is not coalesced, and the
-# cache has to make up for it.
+# One thread per output y[n, p, q, k], k fastest. The threads of a warp share the pixel
+# x[n, h, column, c] (one load, broadcast) and read 32 filters R·S·C/groups elements apart: w is
+# not coalesced, and the cache has to make up for it.
 
 
 @cuda.jit

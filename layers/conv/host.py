@@ -27,34 +27,35 @@ def im2col(x, columns, size, stride, before, rows, width, first, channels):
 
     columns: (N·P·Q, size·size·channels) with P = rows and Q = width. Padded places become 0.
     """
-    images, height, x_width = x.shape[:3]
-    run = channels if channels < x.shape[3] else size * channels
+    images, height, x_width, all_channels = x.shape
+    # Rows of the image as runs of numbers: with all the channels, so is each row of a window.
+    flat = x.reshape(images * height, x_width * all_channels)
+    run = size * channels if channels == all_channels else channels
     for n_p in prange(images * rows):
         n, p = n_p // rows, n_p % rows
         for q in range(width):
-            out = columns[n_p * width + q]
+            out = n_p * width + q
             left = q * stride - before
-            s_low, s_high = max(0, -left), min(size, x_width - left)
-            inside = s_low == 0 and s_high == size
+            inside = left >= 0 and left + size <= x_width
             for r in range(size):
                 h = p * stride + r - before
                 base = r * size * channels
                 if h < 0 or h >= height:
-                    out[base : base + size * channels] = 0
+                    for i in range(base, base + size * channels):
+                        columns[out, i] = 0
                 elif inside and run > channels:
-                    # With all the channels, a window's row is one run of memory.
-                    image_row = x[n, h].reshape(-1)
-                    start = left * channels
                     for i in range(run):
-                        out[base + i] = image_row[start + i]
+                        columns[out, base + i] = flat[n * height + h, left * channels + i]
                 else:
                     for s in range(size):
                         place = base + s * channels
-                        if s < s_low or s >= s_high:
-                            out[place : place + channels] = 0
-                        else:
+                        if left + s < 0 or left + s >= x_width:
                             for c in range(channels):
-                                out[place + c] = x[n, h, left + s, first + c]
+                                columns[out, place + c] = 0
+                        else:
+                            start = (left + s) * all_channels + first
+                            for c in range(channels):
+                                columns[out, place + c] = flat[n * height + h, start + c]
 
 
 @njit(parallel=True, cache=True)
@@ -67,9 +68,8 @@ def col2im(columns, dx, size, stride, before, rows, width, first, channels):
     for n_h in prange(images * height):
         n, h = n_h // height, n_h % height
         for w in range(x_width):
-            out = dx[n, h, w]
             for c in range(first, first + channels):
-                out[c] = 0
+                dx[n, h, w, c] = 0
             for r in range(size):
                 p, p_rest = divmod(h + before - r, stride)
                 if p_rest != 0 or p < 0 or p >= rows:
@@ -78,10 +78,10 @@ def col2im(columns, dx, size, stride, before, rows, width, first, channels):
                     q, q_rest = divmod(w + before - s, stride)
                     if q_rest != 0 or q < 0 or q >= width:
                         continue
-                    row = columns[(n * rows + p) * width + q]
+                    row = (n * rows + p) * width + q
                     base = (r * size + s) * channels
                     for c in range(channels):
-                        out[first + c] += row[base + c]
+                        dx[n, h, w, first + c] += columns[row, base + c]
 
 
 @njit(parallel=True, cache=True)

@@ -1,8 +1,10 @@
 """From stored photos to the net's input: crop, flip, subtract the mean (paper §2, §4.1).
 
-    x[n, h, w, c] = ( image[n, top[n] + h, left[n] + w', c] − mean[top[n] + h, left[n] + w', c] ) / divisor
+    x[n, h, w, c] = (image[n, row, column, c] − mean[row, column, c]) / divisor
 
-with w' = w, or crop − 1 − w where the image is flipped. Training draws top, left and the flip for
+        row = top[n] + h        column = left[n] + w, or left[n] + crop − 1 − w if flipped
+
+Training draws top, left and the flip for
 each image anew each epoch: a 224-pixel crop of a 256-pixel square has 33 · 33 · 2 = 2178 versions,
 which keeps a net of 60 million parameters from learning its photos by heart. Testing takes the
 centre and does not flip.

@@ -1,0 +1,154 @@
+"""The simulator of `layers/simulator.py` beside Numba's own, on the same kernels.
+
+    python benchmarks/simulator.py [--repeats 3]
+
+Prints a Markdown table: the median time of a launch under each, and how many times faster ours
+is. As only one simulator can be in force in a process, each runs in one of its own, in turn, and
+their results must be equal before any time is printed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+import numpy as np
+from numba import cuda, float32
+
+ROOT = Path(__file__).resolve().parents[1]
+N = 32768  # threads of a plain kernel
+SIZE = 64  # of the matrices
+TILE = 16  # a block is TILE by TILE threads
+
+
+@cuda.jit
+def stencil(x, y):
+    i = cuda.grid(1)
+    if 0 < i < x.shape[0] - 1:
+        y[i] = x[i - 1] + x[i] + x[i + 1]
+
+
+@cuda.jit(device=True, inline="always")
+def sum_of_three(a, b, c):
+    return a + b + c
+
+
+@cuda.jit
+def stencil_by_device_function(x, y):
+    i = cuda.grid(1)
+    if 0 < i < x.shape[0] - 1:
+        y[i] = sum_of_three(x[i - 1], x[i], x[i + 1])
+
+
+@cuda.jit
+def tiled_product(a, b, c):
+    a_tile = cuda.shared.array((TILE, TILE), float32)
+    b_tile = cuda.shared.array((TILE, TILE), float32)
+    column, row = cuda.grid(2)
+    tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+    total = float32(0)
+    for k in range(0, a.shape[1], TILE):
+        a_tile[ty, tx] = a[row, k + tx]
+        b_tile[ty, tx] = b[k + ty, column]
+        cuda.syncthreads()
+        for j in range(TILE):
+            total += a_tile[ty, j] * b_tile[j, tx]
+        cuda.syncthreads()
+    c[row, column] = total
+
+
+def cases():
+    """(what it is, kernel, blocks, threads, arguments; the last of them is the result)."""
+    random = np.random.default_rng(0)
+    x = random.random(N, np.float32)
+    y = np.zeros_like(x)
+    a, b = random.random((2, SIZE, SIZE), np.float32)
+    tiles = SIZE // TILE, SIZE // TILE
+    return [
+        (f"three-point stencil, {N} threads", stencil, N // 256, 256, (x, y)),
+        ("the same by a device function", stencil_by_device_function, N // 256, 256, (x, y)),
+        (
+            f"shared-memory product, {SIZE}³ multiply-adds, blocks of {TILE}×{TILE}",
+            tiled_product,
+            tiles,
+            (TILE, TILE),
+            (a, b, np.zeros_like(a)),
+        ),
+    ]
+
+
+def measure() -> None:
+    """Run every case once in this process; print names, seconds and results as JSON."""
+    answers = []
+    for name, kernel, blocks, threads, args in cases():
+        start = time.perf_counter()
+        kernel[blocks, threads](*args)
+        seconds = time.perf_counter() - start
+        answers.append((name, seconds, args[-1].tobytes().hex()))
+    print(json.dumps(answers))
+
+
+def run(simulator: str) -> list:
+    """The answers of `measure` in a new process under "ours" or "stock"."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", simulator],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def machine() -> str:
+    """The processor, its cores, and the versions of what ran."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    versions = [f"{name} {metadata.version(name)}" for name in ("numba-cuda", "greenlet", "numpy")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, " + ", ".join(
+        versions
+    )
+
+
+def main() -> None:
+    """Measure both in turn, compare their results, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", choices=["ours", "stock"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        if options.measure == "ours":
+            from layers import simulator
+
+            simulator.install()
+            if not simulator.installed:
+                sys.exit(simulator.install())
+        return measure()
+
+    runs = [(run("stock"), run("ours")) for _ in range(options.repeats)]
+    first = runs[0][0]
+    for answers in (answers for pair in runs for answers in pair):
+        for (name, _, wanted), (_, _, result) in zip(first, answers, strict=True):
+            if result != wanted:
+                sys.exit(f"{name}: the results differ")
+
+    print("| kernel | Numba's simulator | ours | times faster |\n|---|---:|---:|---:|")
+    for i, (name, _, _) in enumerate(first):
+        stock, ours = (median(pair[side][i][1] for pair in runs) for side in (0, 1))
+        print(f"| {name} | {stock:.2f} s | {ours:.3f} s | {stock / ours:.0f} |")
+    print(f"\nMedians of {options.repeats} runs. {machine()}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Kernels without a GPU: every CUDA thread a greenlet, all of them in one OS thread.
+
+With `NUMBA_ENABLE_CUDASIM=1` Numba runs a kernel as plain Python, one OS thread for each CUDA
+thread. That is slow (the threads fight for the interpreter), in no fixed order, and a barrier
+that some threads never reach hangs for ever. `install()` replaces the part that runs a block:
+`scheduler.py` runs the threads, `arrays.py` is the memory they see.
+
+A *greenlet* is a function call that can be set aside half-way and taken up again later: it has
+a stack of its own, as a thread has, but runs only when told to. A block of CUDA threads is a
+list of them, with a scheduler. It runs thread (0, 0, 0) until it returns or comes
+to a barrier, then thread (1, 0, 0), and so on. When none is left to run it opens the barriers
+whose threads have all arrived, and goes round again; if there is no such barrier the kernel
+would hang on a GPU, and the scheduler says which threads wait where. Blocks run one after
+another, x fastest. The order is always the same, so a wrong result is wrong the same way twice.
+
+What it checks
+    - every index into every array, negative ones too (`arrays.py`);
+    - shared and local memory start poisoned, so reading before writing shows;
+    - all threads of a block meet at the *same* `syncthreads`: a barrier in a branch, or a
+      thread that has returned before the others' barrier, is an error with file and line;
+    - likewise the lanes of a mask at `syncwarp` (hardware exempts lanes that have returned,
+      and so does this; unlike hardware, it wants all lanes at the same call);
+    - an exception names kernel, thread, block, file and line. `breakpoint()` works.
+
+What it cannot show
+    - types: NumPy and Python decide them, so arithmetic that the GPU does in float64 is not
+      seen, and `math.log(0.0)` raises where the GPU gives -inf;
+    - races by timing: between two barriers a thread runs alone, as no GPU would have it;
+    - the memory model: every write is seen at once by all, with or without a fence;
+    - warps in lockstep, coalescing, occupancy, speed.
+
+Where to hook in: `positions` decides the order of blocks and threads, `Launch._enter` is
+called whenever the running thread changes, `Launch._open_barriers` whenever an epoch between
+barriers ends, and `KernelArray` at every read and write.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from layers.simulator.scheduler import Launch, SimulatorError, SimulatorIndexError, greenlet
+
+__all__ = ["SimulatorError", "SimulatorIndexError", "install", "installed"]
+
+TESTED_NUMBA_CUDA = "0.30"
+"""The numba-cuda release, any 0.30.x, whose internals `install` is known to fit."""
+
+LARGEST_BLOCK = 1024
+
+installed = False
+"""Whether kernels run under this scheduler."""
+
+
+def install() -> str:
+    """Run simulated kernels under this scheduler, from now on, in the whole process.
+
+    Call it once `numba.cuda` has been imported; calling it again changes nothing. Returns one
+    line that says what is in force: where something is missing that is Numba's own simulator.
+    """
+    global installed
+    from numba import config
+
+    if not config.ENABLE_CUDASIM:
+        return "off (set NUMBA_ENABLE_CUDASIM=1 before numba is first imported)"
+    if greenlet is None:
+        return _stock_instead("greenlet is missing: pip install greenlet")
+    try:
+        version = metadata.version("numba-cuda")
+    except metadata.PackageNotFoundError:
+        version = "(none)"
+    if not version.startswith(f"{TESTED_NUMBA_CUDA}."):
+        wanted = f'pip install "numba-cuda=={TESTED_NUMBA_CUDA}.*"'
+        return _stock_instead(f"numba-cuda {version} is not a tested release: {wanted}")
+    if not installed:
+        from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+        FakeCUDAKernel.__getitem__ = _configure
+        FakeCUDAKernel.__call__ = _call
+        installed = True
+    return f"greenlets in one OS thread, ordered and checked (numba-cuda {version})"
+
+
+def _stock_instead(reason: str) -> str:
+    return f"Numba's own simulator, slow and unchecked ({reason})"
+
+
+# --- launching: what `kernel[blocks, threads](...)` and a call of a device function do
+
+
+def _configure(kernel: Any, configuration: tuple) -> Any:
+    """`kernel[blocks, threads, stream, shared_bytes]`: the kernel with its launch dimensions."""
+    if not isinstance(configuration, tuple) or not 2 <= len(configuration) <= 4:
+        raise ValueError(f"kernel[blocks, threads(, stream, shared bytes)], not {configuration!r}")
+    # A copy, for Numba's simulator keeps the dimensions in the kernel itself, where two
+    # configurations of one kernel overwrite each other.
+    configured = copy.copy(kernel)
+    configured.grid_dim = _three("blocks", configuration[0])
+    configured.block_dim = _three("threads", configuration[1])
+    if math.prod(configured.block_dim) > LARGEST_BLOCK:
+        raise ValueError(f"{configured.block_dim} threads: a block has {LARGEST_BLOCK} at most")
+    configured.dynshared_size = configuration[3] if len(configuration) == 4 else 0
+    return configured
+
+
+def _three(what: str, size: Any) -> tuple[int, int, int]:
+    sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, (int, np.integer)) for n in sizes):
+        raise ValueError(f"{what} must be one to three integers, not {size!r}")
+    if min(sizes) < 1:
+        raise ValueError(f"{what} must be positive, not {size!r}")
+    x, y, z = (int(n) for n in (*sizes, 1, 1)[:3])
+    return x, y, z
+
+
+_launch: Launch | None = None
+_one_at_a_time = threading.Lock()
+
+
+def _call(kernel: Any, *args: Any) -> Any:
+    """Call a device function, or launch a configured kernel."""
+    global _launch
+    if kernel.grid_dim is None:
+        if _launch is not None:
+            _launch.give_cuda_to(kernel.fn)
+        elif not kernel._device:
+            raise ValueError(f"launch {kernel.fn.__name__} as kernel[blocks, threads](...)")
+        return kernel.fn(*args)
+
+    if not _one_at_a_time.acquire(blocking=False):
+        raise RuntimeError(
+            f"cannot launch {kernel.fn.__name__} while another kernel runs: "
+            "the simulator runs one kernel at a time, in one OS thread"
+        )
+    try:
+        _launch = Launch(kernel, args)
+        _launch.run()
+    finally:
+        _launch = None
+        _one_at_a_time.release()

@@ -1,0 +1,267 @@
+"""What a simulated kernel sees: arrays that check every index, loud fresh memory, and `cuda`.
+
+NumPy forgives what a GPU does not. `x[-1]` is the last element on the host and somebody else's
+memory on a GPU; `np.empty` often holds zeros, while shared and local memory hold whatever the
+last kernel left there. So inside a simulated kernel every array is a `KernelArray`: a thin
+wrapper that refuses negative and out-of-range indices and names the array. Shared and local
+arrays start *poisoned*, so that an element read before it is written shows in the result:
+
+    floating point and complex    NaN
+    signed integers               the most negative value
+    unsigned integers             the largest value, all bits set
+    booleans                      True
+    dynamic shared memory         all bits set (NaN; -1; the largest)
+
+Poison is as loud as arithmetic lets it be: NaN survives every sum, an integer may not.
+
+`KernelArray.__getitem__` and `__setitem__` are the one way from a kernel to its memory: whatever
+is to be known about each read or write (races, coverage, coalescing) belongs in these two.
+`KernelCuda` is what the name `cuda` means there: positions, barriers, shared and local memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy import ndarray
+
+WARP = 32
+
+# --- memory
+
+
+class KernelArray:
+    """A NumPy array as a kernel sees it: shape and elements, each index checked.
+
+    It shares memory with `data`, whatever its strides. Elements are NumPy scalars, so float32
+    stays float32. Fewer indices than dimensions give a row that is checked again; slices are
+    refused.
+    """
+
+    __slots__ = ("data", "dtype", "name", "ndim", "shape", "size", "strides")
+
+    def __init__(self, data: ndarray, name: str):
+        self.data = data
+        self.name = name
+        self.dtype = data.dtype
+        self.ndim = data.ndim
+        self.shape = data.shape
+        self.size = data.size
+        self.strides = data.strides
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            # A short cut for what tiled kernels do most; the lines after it would do as well,
+            # but slower.
+            if self.ndim == 2 and type(index) is tuple:
+                i, j = index
+                if i >= 0 and j >= 0:
+                    return self.data[index]
+            if type(index) is not int or index < 0:
+                _check(index)
+            value = self.data[index]
+        except (IndexError, ValueError) as error:
+            self._refuse(index, error)
+        if type(value) is ndarray:
+            return KernelArray(value, f"{self.name}[{_text(index)}]")
+        return value
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        try:
+            _check(index)
+            self.data[index] = value
+        except IndexError as error:
+            self._refuse(index, error)
+
+    def _refuse(self, index: Any, error: Exception) -> NoReturn:
+        raise IndexError(f"{self.name}[{_text(index)}] of shape {self.shape}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        return f"{self.name} = {self.data!r}"
+
+
+def _check(index: Any) -> None:
+    for i in index if type(index) is tuple else (index,):
+        if i < 0:
+            raise IndexError("negative index")
+
+
+def _text(index: Any) -> str:
+    return ", ".join(map(str, index)) if isinstance(index, tuple) else str(index)
+
+
+@functools.cache
+def _poison(dtype: Any) -> tuple[np.dtype, Any]:
+    """The NumPy type of a NumPy or Numba `dtype`, and the value fresh memory of it holds."""
+    try:
+        numpy_type = np.dtype(dtype)
+    except TypeError:
+        numpy_type = np.dtype(str(dtype))  # Numba's scalar types print as NumPy's names
+    if numpy_type.kind in "fc":
+        return numpy_type, np.nan
+    if numpy_type.kind == "i":
+        return numpy_type, np.iinfo(numpy_type).min
+    if numpy_type.kind == "u":
+        return numpy_type, np.iinfo(numpy_type).max
+    return numpy_type, True
+
+
+def _fresh(shape: Any, dtype: Any, name: str) -> KernelArray:
+    numpy_type, value = _poison(dtype)
+    return KernelArray(np.full(shape, value, numpy_type), name)
+
+
+class LocalMemory:
+    """`cuda.local` in a kernel: every call is one thread's own array."""
+
+    def array(self, shape: Any, dtype: Any) -> KernelArray:
+        """An array of `shape` that no other thread sees, poisoned."""
+        return _fresh(shape, dtype, "local array")
+
+
+class SharedMemory:
+    """`cuda.shared` in a kernel: one block's arrays, each known by the call that made it.
+
+    All threads of a block run the same code, so the place of the call in the bytecode says
+    which array is meant; a line number would not, as one line may hold two calls.
+    """
+
+    def __init__(self, dynamic_bytes: int):
+        self._arrays: dict[tuple[int, int], KernelArray] = {}
+        self._dynamic = np.full(dynamic_bytes, 0xFF, np.uint8)
+
+    def array(self, shape: Any, dtype: Any) -> KernelArray:
+        """The block's array for this call, poisoned; shape 0 is the launch's dynamic memory."""
+        caller = sys._getframe(1)
+        place = id(caller.f_code), caller.f_lasti
+        array = self._arrays.get(place)
+        if array is None:
+            name = f"shared array of line {caller.f_lineno}"
+            if shape == 0:
+                numpy_type, _ = _poison(dtype)
+                whole = self._dynamic.size // numpy_type.itemsize * numpy_type.itemsize
+                array = KernelArray(self._dynamic[:whole].view(numpy_type), name)
+            else:
+                array = _fresh(shape, dtype, name)
+            self._arrays[place] = array
+        return array
+
+
+def as_kernel_sees(value: Any, name: str) -> Any:
+    """Arrays, wrapped but not copied, by the name of their parameter; all else as it is."""
+    from numba.cuda.simulator.args import ArgHint, In
+
+    if isinstance(value, ArgHint):
+        # What goes in only must not come out, so that alone is copied.
+        value = np.array(value.value) if isinstance(value, In) else value.value
+    if getattr(value, "__cuda_ndarray__", False):  # of cuda.to_device and its like
+        value = value._ary
+    if isinstance(value, np.ndarray):
+        return KernelArray(np.asarray(value), name)
+    if type(value) is tuple:
+        return tuple(as_kernel_sees(item, f"{name}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+# --- the name `cuda`
+
+
+@dataclass(slots=True)
+class Dim3:
+    """A position or a size in a grid: `cuda.threadIdx`, `cuda.blockDim`, and so on."""
+
+    x: int
+    y: int
+    z: int
+
+    def __str__(self) -> str:
+        return f"({self.x}, {self.y}, {self.z})"
+
+
+@functools.cache
+def _stock_cuda() -> Any:
+    from numba.cuda.simulator.kernelapi import FakeCUDAModule
+
+    return FakeCUDAModule((1, 1, 1), (1, 1, 1), 0)
+
+
+class KernelCuda:
+    """What the name `cuda` stands for inside a kernel.
+
+    The scheduler writes `threadIdx` and `blockIdx` as it goes from thread to thread. What needs
+    no scheduler (`atomic`, `fma`, `popc`, ...) is that of Numba's own simulator.
+    """
+
+    warpsize = WARP
+    threadIdx: Dim3
+    blockIdx: Dim3
+    shared: SharedMemory
+
+    def __init__(self, wait: Callable[..., Any], grid: Dim3, block: Dim3):
+        self.gridDim = grid
+        self.blockDim = block
+        self.local = LocalMemory()
+        self.atomic = _stock_cuda().atomic
+        self._wait = wait  # expects to be called by one of the methods below, called by a kernel
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "cg":
+            raise NotImplementedError("cooperative groups are not simulated")
+        return getattr(_stock_cuda(), name)
+
+    @property
+    def laneid(self) -> int:
+        """The thread's place in its warp."""
+        size, thread = self.blockDim, self.threadIdx
+        return (thread.x + size.x * (thread.y + size.y * thread.z)) % WARP
+
+    def grid(self, ndim: int) -> Any:
+        """The thread's place in the whole grid: x, (x, y) or (x, y, z)."""
+        block, size, thread = self.blockIdx, self.blockDim, self.threadIdx
+        x = block.x * size.x + thread.x
+        if ndim == 1:
+            return x
+        y = block.y * size.y + thread.y
+        if ndim == 2:
+            return x, y
+        return x, y, block.z * size.z + thread.z
+
+    def gridsize(self, ndim: int) -> Any:
+        """The number of threads in the grid along x, (x, y) or (x, y, z)."""
+        grid, block = self.gridDim, self.blockDim
+        sizes = grid.x * block.x, grid.y * block.y, grid.z * block.z
+        return sizes[0] if ndim == 1 else sizes[:ndim]
+
+    def syncthreads(self) -> None:
+        """Wait for all threads of the block."""
+        self._wait("syncthreads")
+
+    def syncthreads_count(self, predicate: Any) -> int:
+        """Wait for all threads of the block; how many of them came with a true predicate."""
+        return self._wait("syncthreads_count", predicate)
+
+    def syncthreads_and(self, predicate: Any) -> int:
+        """Wait for all threads of the block; 1 if all of them came with a true predicate."""
+        return self._wait("syncthreads_and", predicate)
+
+    def syncthreads_or(self, predicate: Any) -> int:
+        """Wait for all threads of the block; 1 if any of them came with a true predicate."""
+        return self._wait("syncthreads_or", predicate)
+
+    def syncwarp(self, mask: int = 0xFFFFFFFF) -> None:
+        """Wait for those lanes of the warp whose bits are set in `mask` (the caller's must be)."""
+        mask = int(mask) & 0xFFFFFFFF
+        if not mask >> self.laneid & 1:
+            raise ValueError(f"syncwarp({mask:#010x}) by lane {self.laneid}, which is not in it")
+        self._wait("syncwarp", mask=mask)

@@ -1,0 +1,253 @@
+"""The scheduler: one launch of a kernel, block after block, each thread a greenlet.
+
+See `layers/simulator/__init__.py` for what a greenlet is and what is checked. `Launch.run` is the
+way through the grid; `_run_block` through one block; `_work` is what a greenlet does; `wait` is
+where a thread is set aside at a barrier, and `_open_barriers` where it is let go.
+"""
+
+from __future__ import annotations
+
+import bdb
+import contextvars
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from layers.simulator.arrays import WARP, Dim3, KernelCuda, SharedMemory, as_kernel_sees
+
+try:
+    import greenlet
+except ImportError:  # needed only to simulate
+    greenlet = None
+
+SIMULATORS = ("layers.simulator", "numba.cuda.simulator")
+
+
+class SimulatorError(RuntimeError):
+    """A simulated kernel did what it must not do; the text says which thread, and where."""
+
+
+class SimulatorIndexError(SimulatorError, IndexError):
+    """An index outside its array."""
+
+
+def positions(size: Dim3) -> Iterator[Dim3]:
+    """The order in which blocks run and threads start: x fastest, then y, then z."""
+    for z, y, x in itertools.product(range(size.z), range(size.y), range(size.x)):
+        yield Dim3(x, y, z)
+
+
+class Barrier:
+    """Where threads meet: one call in the source, for the whole block or one mask of a warp."""
+
+    def __init__(self, call: str, file: str, line: int, warp: int | None, mask: int | None):
+        self.call = call
+        self.file = file
+        self.line = line
+        self.warp = warp  # None: the whole block
+        self.mask = mask
+        self.waiting: list[Thread] = []
+
+    def is_full(self, threads: list[Thread]) -> bool:
+        """Whether none of the block's `threads` is missing here."""
+        if self.warp is None or self.mask is None:
+            return len(self.waiting) == len(threads)  # who has returned is missing for good
+        lanes = threads[self.warp * WARP : (self.warp + 1) * WARP]
+        named = (lane for i, lane in enumerate(lanes) if self.mask >> i & 1)
+        return len(self.waiting) == sum(not lane.finished for lane in named)
+
+    def open(self) -> list[Thread]:
+        """The threads that waited, each given the answer to its vote."""
+        released, self.waiting = self.waiting, []
+        if self.call in _ANSWERS:
+            answer = int(_ANSWERS[self.call](bool(thread.vote) for thread in released))
+            for thread in released:
+                thread.vote = answer
+        return released
+
+    def __str__(self) -> str:
+        arguments = "" if self.mask is None else f"{self.mask:#010x}"
+        return f"{self.call}({arguments}) in {self.file}:{self.line}"
+
+
+_ANSWERS: dict[str, Callable[[Iterable[bool]], int]] = {
+    "syncthreads_count": sum,
+    "syncthreads_and": all,
+    "syncthreads_or": any,
+}
+
+
+class Thread:
+    """One CUDA thread: where it is in its block, and how far it has come."""
+
+    __slots__ = ("finished", "greenlet", "number", "threadIdx", "vote")
+
+    def __init__(self, number: int, threadIdx: Dim3):
+        self.number = number  # x fastest; 32 in a row are a warp
+        self.threadIdx = threadIdx
+        self.greenlet: Any = None  # None until it first waits
+        self.vote: Any = None  # given to syncthreads_count/and/or; later, their answer
+        self.finished = False
+
+
+class Launch:
+    """A kernel with its arguments, on its way through the blocks of its grid."""
+
+    def __init__(self, kernel: Any, args: tuple):
+        self.fn = kernel.fn
+        self.dynamic_bytes = kernel.dynshared_size
+        names = self.fn.__code__.co_varnames
+        self.args = [
+            as_kernel_sees(arg, names[i] if i < len(names) else f"argument {i}")
+            for i, arg in enumerate(args)
+        ]
+        self.cuda = KernelCuda(self.wait, Dim3(*kernel.grid_dim), Dim3(*kernel.block_dim))
+        self.barriers: dict[tuple, Barrier] = {}
+        self.threads: list[Thread] = []
+        self.thread = Thread(0, Dim3(0, 0, 0))  # the one that runs
+        self.scheduler = greenlet.getcurrent()
+        self._workers: list[Any] = []
+        self._idle: list[Any] = []
+        self._unstarted: Iterator[Thread] = iter(())
+        self._given: dict[int, tuple[dict, dict]] = {}  # by identity: a module's globals
+
+    def run(self) -> None:
+        """Run every block of the grid."""
+        self.give_cuda_to(self.fn)
+        hook = sys.breakpointhook
+        if hook is sys.__breakpointhook__ and "PYTHONBREAKPOINT" not in os.environ:
+            sys.breakpointhook = _breakpoint
+        try:
+            # As on a GPU: integers wrap, x / 0 is inf or NaN, and nobody is warned.
+            with np.errstate(all="ignore"):
+                for block in positions(self.cuda.gridDim):
+                    self._run_block(block)
+        except (SimulatorError, bdb.BdbQuit):  # the second is `q` at the prompt of pdb
+            raise
+        except Exception as error:
+            raise self._explained(error) from error
+        finally:
+            sys.breakpointhook = hook
+            for worker in self._workers:
+                worker.throw()  # ends it, wherever it stands
+            for names, original in self._given.values():
+                names.update(original)
+
+    def give_cuda_to(self, fn: Callable) -> None:
+        """Make `cuda`, among the globals of `fn`, the one that knows the running thread."""
+        names = fn.__globals__
+        if id(names) not in self._given:
+            from numba import cuda
+
+            original = {name: value for name, value in names.items() if value is cuda}
+            self._given[id(names)] = names, original
+            names.update(dict.fromkeys(original, self.cuda))
+
+    def _run_block(self, block: Dim3) -> None:
+        self.cuda.blockIdx = block
+        self.cuda.shared = SharedMemory(self.dynamic_bytes)
+        self.threads = [Thread(i, at) for i, at in enumerate(positions(self.cuda.blockDim))]
+        self._unstarted = iter(self.threads)
+        for thread in self._unstarted:
+            worker = self._idle.pop() if self._idle else self._new_worker()
+            worker.switch(thread)
+        while released := self._open_barriers():
+            for thread in released:
+                self._enter(thread)
+                thread.greenlet.switch()
+
+    def _new_worker(self) -> Any:
+        worker = greenlet.greenlet(self._work)
+        worker.gr_context = contextvars.copy_context()  # np.errstate lives in there
+        self._workers.append(worker)
+        return worker
+
+    def _work(self, thread: Thread) -> None:
+        """What a greenlet does: run thread after thread, for as long as none has to wait.
+
+        So a kernel without barriers needs only one of them. A greenlet is dear to make and
+        cheap to switch to, which is why the next block finds here those of the last.
+        """
+        while True:
+            self._enter(thread)
+            self.fn(*self.args)
+            thread.finished = True
+            following = next(self._unstarted, None)
+            if following is None:
+                self._idle.append(greenlet.getcurrent())
+                following = self.scheduler.switch()
+            thread = following
+
+    def _enter(self, thread: Thread) -> None:
+        self.thread = thread
+        self.cuda.threadIdx = thread.threadIdx
+
+    def wait(self, call: str, vote: Any = None, mask: int | None = None) -> Any:
+        """Set the running thread aside at a barrier; returns when that opens, with its answer."""
+        thread = self.thread
+        frame = sys._getframe(2)  # the kernel's, past the method of KernelCuda
+        warp = None if mask is None else thread.number // WARP
+        place = id(frame.f_code), frame.f_lasti, warp, mask
+        barrier = self.barriers.get(place)
+        if barrier is None:
+            file, line = frame.f_code.co_filename, frame.f_lineno
+            barrier = self.barriers[place] = Barrier(call, file, line, warp, mask)
+        barrier.waiting.append(thread)
+        thread.vote = vote
+        thread.greenlet = greenlet.getcurrent()
+        self.scheduler.switch()
+        return thread.vote
+
+    def _open_barriers(self) -> list[Thread]:
+        """Who may go on, in order, as nobody is missing where they wait; empty at the end."""
+        waiting = [barrier for barrier in self.barriers.values() if barrier.waiting]
+        full = [barrier for barrier in waiting if barrier.is_full(self.threads)]
+        if waiting and not full:
+            raise SimulatorError(self._report(waiting))
+        released = [thread for barrier in full for thread in barrier.open()]
+        return sorted(released, key=attrgetter("number"))
+
+    def _report(self, waiting: list[Barrier]) -> str:
+        lines = [
+            f"kernel {self.fn.__name__}, block {self.cuda.blockIdx}: "
+            "no thread can go on, as barriers wait for threads that never come"
+        ]
+        lines += [f"wait at {barrier}: {_listed(barrier.waiting)}" for barrier in waiting]
+        finished = [thread for thread in self.threads if thread.finished]
+        if finished:
+            lines.append(f"have returned: {_listed(finished)}")
+        return "\n  ".join(lines)
+
+    def _explained(self, error: Exception) -> SimulatorError:
+        """`error` with the kernel, the thread and the line, for raising in its place."""
+        file, line = self.fn.__code__.co_filename, self.fn.__code__.co_firstlineno
+        trace = error.__traceback__
+        while trace is not None:  # the last line that is not the simulator's is the kernel's
+            module = trace.tb_frame.f_globals.get("__name__") or ""
+            if not module.startswith(SIMULATORS):
+                file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+            trace = trace.tb_next
+        kind = SimulatorIndexError if isinstance(error, IndexError) else SimulatorError
+        return kind(
+            f"kernel {self.fn.__name__}, thread {self.thread.threadIdx} "
+            f"of block {self.cuda.blockIdx}, {file}:{line}: {type(error).__name__}: {error}"
+        )
+
+
+def _listed(threads: list[Thread]) -> str:
+    first = ", ".join(str(thread.threadIdx) for thread in threads[:4])
+    more = ", ..." if len(threads) > 4 else ""
+    return f"{len(threads)} thread{'s' * (len(threads) > 1)}: {first}{more}"
+
+
+def _breakpoint() -> None:
+    """`breakpoint()` in a kernel: pdb, whose `s` goes past the simulator's own lines."""
+    import pdb
+
+    debugger = pdb.Pdb(skip=[f"{module}*" for module in SIMULATORS])
+    debugger.set_trace(sys._getframe(1))

@@ -1,0 +1,253 @@
+"""Photos as they are found in the wild: every mode, every kind of damage."""
+
+import io
+
+import numpy as np
+import pytest
+from photo_bytes import encoded, noisy_jpeg, put
+from PIL import Image
+
+from tinyconv.data import PhotoError, PhotoSet, decode_square, photos
+
+# --- modes and formats
+
+
+def test_every_mode_becomes_rgb():
+    orange = (240, 120, 30)
+    palette = Image.new("RGB", (8, 6), orange).quantize(4)
+    grey = (100, 100, 100)
+    cases = {
+        "1": (Image.new("1", (8, 6), 1), (255, 255, 255)),
+        "L": (Image.new("L", (8, 6), 100), grey),
+        "LA opaque": (Image.new("LA", (8, 6), (100, 255)), grey),
+        "LA clear": (Image.new("LA", (8, 6), (100, 0)), (255, 255, 255)),
+        "P": (palette, orange),
+        "RGB": (Image.new("RGB", (8, 6), orange), orange),
+        "RGBA opaque": (Image.new("RGBA", (8, 6), (*orange, 255)), orange),
+        "RGBA clear": (Image.new("RGBA", (8, 6), (*orange, 0)), (255, 255, 255)),
+        "RGBA half": (Image.new("RGBA", (8, 6), (0, 0, 0, 128)), (127, 127, 127)),
+    }
+    for name, (image, colour) in cases.items():
+        for size in (6, 4, 11):
+            square = decode_square(encoded(image), size)
+            assert square.shape == (size, size, 3) and square.dtype == np.uint8
+            assert (square == colour).all(), (name, size, square[0, 0])
+
+
+def test_transparency_by_palette_entry_and_by_colour_key():
+    palette = Image.new("P", (6, 6), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert (decode_square(encoded(palette, transparency=1), 6) == 255).all()
+    assert (decode_square(encoded(palette, transparency=0), 6) == (10, 20, 30)).all()
+    assert (decode_square(encoded(palette, "GIF", transparency=1), 6) == 255).all()
+    colour = Image.new("RGB", (6, 6), (9, 8, 7))
+    assert (decode_square(encoded(colour, transparency=(9, 8, 7)), 6) == 255).all()
+    assert (decode_square(encoded(Image.new("L", (6, 6), 9), transparency=9), 6) == 255).all()
+
+
+def test_half_transparent_edges_do_not_bleed_the_hidden_colour():
+    image = Image.new("RGBA", (40, 40), (0, 255, 0, 0))  # clear, green underneath
+    image.paste((255, 255, 255, 255), (0, 0, 20, 40))
+    assert (decode_square(encoded(image), 7) >= 254).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_greyscale_is_scaled_not_clipped(kind):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    square = decode_square(encoded(Image.fromarray(ramp), kind), 64)
+    np.testing.assert_array_equal(square[..., 0], np.round(ramp / 257).astype(np.uint8))
+
+
+def test_greyscale_without_a_defined_white_is_refused():
+    for values in (np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70000, np.int32)):
+        with pytest.raises(PhotoError, match="what is white"):
+            decode_square(encoded(Image.fromarray(values), "TIFF"), 4)
+
+
+def test_cmyk_jpeg():
+    ink = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
+    square = decode_square(encoded(ink, "JPEG", quality=95), 16).astype(int)
+    assert np.abs(square - (255, 0, 0)).max() < 12  # red, to within JPEG's rounding
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_formats_are_told_by_content_not_by_name(tmp_path, kind):
+    try:
+        content = encoded(Image.new("RGB", (20, 30), (250, 250, 250)), kind).getvalue()
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow cannot write {kind}")
+    square = decode_square(put(tmp_path / "photo.jpg", content), 10)
+    assert np.abs(square.astype(int) - 250).max() <= 2
+
+
+def test_eps_is_refused_because_reading_it_would_run_a_program():
+    with pytest.raises(PhotoError, match="EPS"):
+        decode_square(encoded(Image.new("RGB", (8, 8)), "EPS"), 4)
+
+
+# --- geometry
+
+
+def test_the_central_square_is_kept_exactly():
+    columns = np.broadcast_to((np.arange(500) // 2).astype(np.uint8), (375, 500))
+    wide = decode_square(encoded(Image.fromarray(columns)), 375)
+    np.testing.assert_array_equal(wide[0, :, 0], columns[0, 62 : 62 + 375])
+    tall = decode_square(encoded(Image.fromarray(np.ascontiguousarray(columns.T))), 375)
+    np.testing.assert_array_equal(tall[:, 0, 0], columns[0, 62 : 62 + 375])
+
+
+def test_rescaling_keeps_the_middle_in_the_middle():
+    columns = np.broadcast_to((np.arange(500) // 2).astype(np.uint8), (375, 500))
+    line = decode_square(encoded(Image.fromarray(columns)), 256)[128, :, 1].astype(float)
+    where = 62 + (np.arange(256) + 0.5) * 375 / 256  # in columns of the original
+    # Half a level from the steps in the ramp, half a level from rounding.
+    assert np.abs(line - (where - 0.5) / 2)[2:-2].max() <= 1
+
+
+def test_reducing_averages_instead_of_picking():
+    board = (np.indices((128, 128)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    square = decode_square(encoded(Image.fromarray(board)), 16).astype(int)
+    assert np.abs(square - 127.5).max() < 4
+
+
+def test_small_photos_are_enlarged():
+    assert (decode_square(encoded(Image.new("RGB", (1, 1), (1, 2, 3))), 9) == (1, 2, 3)).all()
+    ramp = Image.fromarray(np.array([[0, 80, 160, 240]] * 3, np.uint8))
+    line = decode_square(encoded(ramp), 30)[15, :, 0].astype(int)
+    assert (np.diff(line) >= 0).all() and line[0] < 10 and line[-1] > 150
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_to_the_same_result():
+    y, x = np.mgrid[0:300, 0:400]
+    waves = 127 + 60 * (np.sin(x / 3) + np.cos(y / 3))  # 19 pixels long, 3 after reducing
+    image = Image.fromarray(waves.astype(np.uint8))
+    png = decode_square(encoded(image), 50).astype(int)
+    jpeg = decode_square(encoded(image, "JPEG", quality=95), 50).astype(int)
+    assert np.abs(jpeg - png).max() <= 8 and png.std() > 30
+
+
+def test_extreme_shapes_cost_nothing():
+    stripe = np.zeros((5000, 1), np.uint8)
+    stripe[2490:2510] = 200
+    assert (decode_square(encoded(Image.fromarray(stripe)), 256) == 200).all()
+    stripe = np.zeros((2, 60000), np.uint8)
+    stripe[:, 29990:30010] = 90
+    assert (decode_square(encoded(Image.fromarray(stripe)), 8) == 90).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation, kind):
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :24], upright[:16, 24:], upright[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[photos.EXIF_ORIENTATION] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    options = {"quality": 95} if kind == "JPEG" else {}
+    square = decode_square(encoded(image, kind, exif=exif, **options), 32).astype(int)
+    for (row, column), colour in {
+        (6, 6): (250, 0, 0),
+        (6, 25): (0, 250, 0),
+        (25, 6): (0, 0, 250),
+        (25, 25): (0, 0, 0),
+    }.items():
+        assert np.abs(square[row, column] - colour).max() < 20
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow remarks on what it sees
+def test_nonsense_in_exif_does_not_cost_the_photo():
+    white = Image.new("RGB", (16, 16), "white")
+    for nonsense in (b"", b"MM\0*\xff\xff\xff\xff", bytes(50), b"no exif at all"):
+        for kind in ("JPEG", "PNG"):
+            exif = b"Exif\0\0" + nonsense
+            assert (decode_square(encoded(white, kind, exif=exif), 8) == 255).all()
+
+
+# --- damage
+
+
+def test_a_truncated_jpeg_is_an_error_wherever_it_is_cut():
+    whole = noisy_jpeg()
+    cuts = np.random.default_rng(1).integers(1, len(whole) - 2, 60)
+    for cut in [*cuts.tolist(), 1, 2, len(whole) - 2]:
+        with pytest.raises(PhotoError) as error:
+            decode_square(io.BytesIO(whole[:cut]), 32)
+        assert "\n" not in str(error.value)
+    decode_square(io.BytesIO(whole), 32)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow remarks on what it sees
+def test_damaged_files_raise_photo_error_or_nothing():
+    random = np.random.default_rng(2)
+    image = Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8))
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP"):
+        whole = np.frombuffer(encoded(image, kind).getvalue(), np.uint8)
+        for _ in range(40):
+            damaged = whole.copy()
+            damaged[random.integers(0, len(whole), 5)] = random.integers(0, 256, 5)
+            try:
+                assert decode_square(io.BytesIO(damaged.tobytes()), 16).shape == (16, 16, 3)
+            except PhotoError as error:
+                assert str(error) and "\n" not in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow remarks on what it sees
+def test_too_many_pixels_are_an_error_not_a_warning(monkeypatch):
+    stream = encoded(Image.new("L", (40, 30)))
+    for limit, refused in ((1200, False), (1199, True), (500, True), (None, False)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        stream.seek(0)
+        if refused:
+            with pytest.raises(PhotoError, match=f"{limit}|exceeds limit"):
+                decode_square(stream, 8)
+        else:
+            decode_square(stream, 8)
+
+
+def test_reasons_are_short(tmp_path):
+    with pytest.raises(PhotoError, match="^No such file or directory$"):
+        decode_square(tmp_path / "missing.jpg", 8)
+    with pytest.raises(PhotoError, match="^not a photo in a format that Pillow reads$"):
+        decode_square(io.BytesIO(b"<html>404</html>"), 8)
+    with pytest.raises(ValueError, match="size"):
+        decode_square(io.BytesIO(noisy_jpeg()), 0)
+
+
+# --- the set
+
+
+def test_the_mean_image_is_exact():
+    images = np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), np.uint8)
+    photo_set = PhotoSet(images, np.zeros(7, np.int64), ("only",))
+    mean = photo_set.mean_image()
+    assert mean.dtype == np.float32 and len(photo_set) == 7
+    np.testing.assert_array_equal(mean, (images.astype(np.float64).sum(0) / 7).astype(np.float32))
+    with pytest.raises(ValueError, match="no images"):
+        PhotoSet(images[:0], np.zeros(0, np.int64), ()).mean_image()
+
+
+@pytest.mark.parametrize(
+    "images, labels",
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 4, 5, 3), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64)),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32)),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 2])),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([-1, 0])),
+    ],
+)
+def test_sets_that_do_not_fit_together_are_refused(images, labels):
+    with pytest.raises(ValueError):
+        PhotoSet(images, labels, ("a", "b"))

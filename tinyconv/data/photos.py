@@ -1,0 +1,171 @@
+"""From files of any kind to one array of square 8-bit photos (paper §2, §4.1).
+
+A convolutional network with fully connected layers on top wants every input to have the same
+shape; photos come in every shape. The paper does the least that helps: the shorter side is
+rescaled to 256 pixels, the central 256×256 is kept, nothing else. The aspect ratio survives, and
+so does the subject, because photographers put it in the middle. What is left is larger than the
+224×224 the network sees, so that training can cut a different 224×224 out of it every time.
+
+The photos stay uint8, as they came: a quarter of the size of float32, and the mean image, the
+crop and the flip are cheap enough to be done anew for every batch (§4.1). Decoding is what
+costs, so it is done once (`folder.py` does it for all the photos of a folder).
+
+What Pillow can read completely becomes RGB; anything else is an error. A photo is never half read:
+a grey lower half would be learned as if it were part of the subject.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+EXIF_ORIENTATION = 0x0112
+# What undoes each EXIF orientation; 1, and anything a camera should not have written, is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PhotoError(ValueError):
+    """A photo, or a folder of them, that cannot be used; the message is one line for the user."""
+
+
+@dataclass(eq=False)
+class PhotoSet:
+    """Labelled square photos in memory.
+
+    images: uint8 (N, S, S, 3), red green blue last. labels: int64 (N,), indices into
+    class_names. Raises ValueError if shapes, types or labels do not fit together.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        self.class_names = tuple(self.class_names)
+        square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
+        if images.dtype != np.uint8 or not square:
+            raise ValueError(
+                f"images must be uint8 (N, S, S, 3), not {images.dtype} {images.shape}"
+            )
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 {images.shape[:1]} for images {images.shape}, "
+                f"not {labels.dtype} {labels.shape}"
+            )
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()}, "
+                f"but there are {len(self.class_names)} class names"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def mean_image(self) -> np.ndarray:
+        """The mean of every pixel over the set, which training subtracts (§2).
+
+        Returns float32 (S, S, 3) on the scale 0 to 255. Summed in integers, hence the same bits
+        whatever the order. Raises ValueError for an empty set.
+        """
+        if not len(self):
+            raise ValueError(f"the mean of no images is not defined: images {self.images.shape}")
+        return (self.images.sum(axis=0, dtype=np.int64) / len(self)).astype(np.float32)
+
+
+# --- one photo
+
+
+def central_square(image: Image.Image, size: int) -> Image.Image:
+    """Rescale so that the shorter side is `size` pixels and keep the central square (§2).
+
+    One resampling does both: bicubic, widened when it reduces so that it averages over all the
+    pixels it replaces (no aliasing), and asked for the square alone, so that the long side of a
+    panorama is never enlarged for nothing. The square begins on a whole pixel: a photo that has
+    the right size already comes through unchanged.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.ndarray:
+    """Decode a photo of any format and mode that Pillow reads into an upright RGB square.
+
+    source: a path or an open binary file. Returns uint8 (size, size, 3). Small photos are
+    enlarged. Transparent pixels become white, the page for which cut-out pictures are made;
+    merely dropping the transparency would show whatever colour lay hidden, mostly black. Raises
+    PhotoError, its message the reason in one line, for a file that is no photo, that ends early,
+    or that has more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, not {size}")
+    try:
+        with Image.open(source) as image:
+            # Pillow merely warns from this limit up to twice as many, and only then refuses.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise PhotoError(
+                    f"{image.width}×{image.height} pixels are more than Pillow's limit of "
+                    f"{Image.MAX_IMAGE_PIXELS}"
+                )
+            if image.format == "EPS":  # a program for a printer, which Pillow would have run
+                raise PhotoError("EPS is a drawing, not a photo; convert it to PNG")
+            # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; with at least
+            # twice the wanted size left, the resampling still decides what the result looks like.
+            image.draft(None, (2 * size, 2 * size))
+            image.load()
+            small = central_square(_eight_bits(image), size)
+            # The middle of a photo stays the middle however it is turned, so the small square can
+            # be turned instead of the large photo.
+            orientation = _orientation(image)
+        if small.mode == "RGBA":
+            small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
+        if orientation in UPRIGHT:
+            small = small.transpose(UPRIGHT[orientation])
+        return np.array(small.convert("RGB"))
+    except PhotoError:
+        raise
+    except Exception as error:  # bad bytes make Pillow's readers raise nearly anything
+        raise PhotoError(_reason(error)) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode that can be resampled: L, RGB, or RGBA if it has transparency."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise PhotoError("32-bit greyscale does not say what is white; save it with 8 bits")
+        # 65535 = 255 · 257, so this is the nearest of the 256 levels. Pillow would clip at 255.
+        return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise PhotoError("floating-point greyscale does not say what is white; save it with 8 bits")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF says nothing against the pixels
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a photo in a format that Pillow reads"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -20,13 +20,15 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
 WARM_UP = 2
 
 
 def make(options):
     """The net and one batch, the same in every process."""
+    # Imported in here, so that each worker loads first what it measures: `layers` tells the
+    # threads of NumPy and Numba how to wait, and PyTorch's must not be told.
+    import numpy as np
+
     from tinyconv import alexnet
 
     net = alexnet(options.classes, options.width, options.image_size, "robust")
@@ -102,6 +104,7 @@ def work(options):
 
 def check(options):
     """Both nets give the same logits in test mode, or there is nothing to compare."""
+    import numpy as np
     import torch
     from torch_twin import channels_first, twin
 
@@ -136,6 +139,9 @@ def main():
     if options.worker:
         return work(options)
 
+    threads = str(options.threads)
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"
+    environment = os.environ | dict.fromkeys(names, threads)
     contestants = ["tinyconv"]
     if importlib.util.find_spec("torch"):
         check(options)
@@ -143,10 +149,6 @@ def main():
     else:
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
 
-    threads = str(options.threads)
-    environment = os.environ | {
-        name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     layers: dict[str, float] = {}
     for _ in range(options.rounds):

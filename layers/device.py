@@ -22,10 +22,6 @@ import numpy as np
 # every launch. All our work is queued on one stream in the order we call it: nothing to wait for.
 os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
 
-# Between two parallel loops OpenMP's threads would spin on their cores, and BLAS, whose product
-# comes next, has threads of its own: on two cores that made small products 500 times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from numba import cuda
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")

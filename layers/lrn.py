@@ -28,34 +28,48 @@ from layers.layer import Layer
 # --- host
 #
 # x, y, dy, dx, scale: (rows, C), one row for each image and place. width: channels in a group.
+# The kernels below take one channel i and walk over its window; here the loops are exchanged, one
+# distance d = j − i at a time for all i, so that the inner loop runs along memory and the compiler
+# makes it work on 8 or 16 channels at once.
 
 
 @njit(parallel=True, cache=True)
 def lrn_forward_host(x, y, scale, width, half, k, alpha, beta):
     rows, channels = x.shape
+    reach = min(half, width - 1)
     for row in prange(rows):
-        for i in range(channels):
-            low = i // width * width
-            total = x.dtype.type(0)
-            for j in range(max(low, i - half), min(low + width, i + half + 1)):
-                total += x[row, j] * x[row, j]
-            scale[row, i] = k + alpha * total
-        for i in range(channels):
-            y[row, i] = x[row, i] * scale[row, i] ** -beta
+        for low in range(0, channels, width):
+            group = slice(low, low + width)
+            a, b, s = x[row, group], y[row, group], scale[row, group]
+            s[:] = 0
+            for d in range(-reach, reach + 1):
+                first, last = max(0, -d), min(width, width - d)
+                total, near = s[first:last], a[first + d : last + d]
+                for i in range(total.size):
+                    total[i] += near[i] * near[i]
+            for i in range(width):
+                s[i] = k + alpha * s[i]
+                b[i] = a[i] * s[i] ** -beta
 
 
 @njit(parallel=True, cache=True)
 def lrn_backward_host(x, y, scale, dy, dx, width, half, two_alpha_beta, beta):
     rows, channels = x.shape
+    reach = min(half, width - 1)
     for row in prange(rows):
-        for j in range(channels):
-            low = j // width * width
-            total = x.dtype.type(0)
-            for i in range(max(low, j - half), min(low + width, j + half + 1)):
-                total += dy[row, i] * y[row, i] / scale[row, i]
-            dx[row, j] = (
-                dy[row, j] * scale[row, j] ** -beta - two_alpha_beta * x[row, j] * total
-            )
+        for low in range(0, channels, width):
+            group = slice(low, low + width)
+            a, b, s = x[row, group], y[row, group], scale[row, group]
+            da, db = dx[row, group], dy[row, group]
+            da[:] = 0
+            for d in range(-reach, reach + 1):
+                first, last = max(0, -d), min(width, width - d)
+                window = slice(first + d, last + d)
+                total, near_db, near_b, near_s = da[first:last], db[window], b[window], s[window]
+                for j in range(total.size):
+                    total[j] += near_db[j] * near_b[j] / near_s[j]
+            for j in range(width):
+                da[j] = db[j] * s[j] ** -beta - two_alpha_beta * a[j] * da[j]
 
 
 # --- kernels

@@ -17,7 +17,7 @@ the backward pass instead of being kept. Groups take turns, each with its slice 
 import numpy as np
 from numba import njit, prange
 
-COLUMN_BYTES = 16 * 2**20
+COLUMN_BYTES = 8 * 2**20
 """Upper limit for the matrix of columns, except that one image is always taken whole."""
 
 
@@ -28,34 +28,36 @@ def im2col(x, columns, size, stride, before, rows, width, first, channels):
     columns: (N·P·Q, size·size·channels) with P = rows and Q = width. Padded places become 0.
     """
     images, height, x_width, all_channels = x.shape
-    # Rows of the image as runs of numbers: with all the channels, so is each row of a window.
     flat = x.reshape(images * height, x_width * all_channels)
-    run = size * channels if channels == all_channels else channels
     for n_p in prange(images * rows):
         n, p = n_p // rows, n_p % rows
         for q in range(width):
-            out = n_p * width + q
             left = q * stride - before
-            inside = left >= 0 and left + size <= x_width
+            inside = range(max(0, -left), min(size, x_width - left))
             for r in range(size):
                 h = p * stride + r - before
-                base = r * size * channels
+                # A slice for each run: Numba copies one at full speed, since its index cannot be
+                # negative, where `columns[row, base + i]` would be checked element by element.
+                out = columns[n_p * width + q, r * size * channels : (r + 1) * size * channels]
                 if h < 0 or h >= height:
-                    for i in range(base, base + size * channels):
-                        columns[out, i] = 0
-                elif inside and run > channels:
-                    for i in range(run):
-                        columns[out, base + i] = flat[n * height + h, left * channels + i]
+                    out[:] = 0
+                    continue
+                out[: inside.start * channels] = 0
+                out[inside.stop * channels :] = 0
+                if channels == all_channels:
+                    # With all the channels, a window's row is one run of memory.
+                    run = flat[
+                        n * height + h,
+                        (left + inside.start) * channels : (left + inside.stop) * channels,
+                    ]
+                    for i in range(run.size):
+                        out[inside.start * channels + i] = run[i]
                 else:
-                    for s in range(size):
-                        place = base + s * channels
-                        if left + s < 0 or left + s >= x_width:
-                            for c in range(channels):
-                                columns[out, place + c] = 0
-                        else:
-                            start = (left + s) * all_channels + first
-                            for c in range(channels):
-                                columns[out, place + c] = flat[n * height + h, start + c]
+                    for s in inside:
+                        start = (left + s) * all_channels + first
+                        run = flat[n * height + h, start : start + channels]
+                        for i in range(channels):
+                            out[s * channels + i] = run[i]
 
 
 @njit(parallel=True, cache=True)
@@ -68,8 +70,8 @@ def col2im(columns, dx, size, stride, before, rows, width, first, channels):
     for n_h in prange(images * height):
         n, h = n_h // height, n_h % height
         for w in range(x_width):
-            for c in range(first, first + channels):
-                dx[n, h, w, c] = 0
+            out = dx[n, h, w, first : first + channels]
+            out[:] = 0
             for r in range(size):
                 p, p_rest = divmod(h + before - r, stride)
                 if p_rest != 0 or p < 0 or p >= rows:
@@ -78,10 +80,10 @@ def col2im(columns, dx, size, stride, before, rows, width, first, channels):
                     q, q_rest = divmod(w + before - s, stride)
                     if q_rest != 0 or q < 0 or q >= width:
                         continue
-                    row = (n * rows + p) * width + q
                     base = (r * size + s) * channels
+                    part = columns[(n * rows + p) * width + q, base : base + channels]
                     for c in range(channels):
-                        dx[n, h, w, first + c] += columns[row, base + c]
+                        out[c] += part[c]
 
 
 @njit(parallel=True, cache=True)

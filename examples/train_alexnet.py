@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from layers import Device, DeviceError
 from tinyconv import RECIPES, alexnet, train
+from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data import PhotoSet, read_folder, synthetic
 from tinyconv.data.augment import Augment
 from tinyconv.run_folder import RunFolder
@@ -41,6 +42,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def load(options: argparse.Namespace) -> tuple[PhotoSet, PhotoSet]:
     # As the paper cuts 224-pixel crops out of 256-pixel squares: 256/224 of the crop.
+    if options.image_size < SMALLEST_IMAGE:
+        raise ValueError(f"--image-size must be at least {SMALLEST_IMAGE} pixels")
     square = round(options.image_size * 256 / 224)
     if options.data is None:
         print(f"drawing textures and shapes, {square}×{square} pixels")
@@ -59,14 +62,9 @@ def load(options: argparse.Namespace) -> tuple[PhotoSet, PhotoSet]:
     return train_set, val_set
 
 
-def run(options: argparse.Namespace) -> int:
-    device = Device(options.device)
-    options.image_size = options.image_size or (224 if device.is_cuda else 96)
-    options.width = options.width or (1.0 if device.is_cuda else 0.25)
+def run(options: argparse.Namespace, device: Device, folder: RunFolder) -> int:
     print(f"device: {device}")
     recipe = RECIPES[options.recipe]
-    folder = RunFolder(options.out)
-
     train_set, val_set = load(options)
     classes = len(train_set.class_names)
     print(f"{len(train_set):,} training and {len(val_set):,} validation photos, {classes} classes")
@@ -122,7 +120,13 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        return run(options)
+        device = Device(options.device)
+        if options.image_size is None:
+            options.image_size = 224 if device.is_cuda else 96
+        if options.width is None:
+            options.width = 1.0 if device.is_cuda else 0.25
+        with RunFolder(options.out) as folder:
+            return run(options, device, folder)
     except (DeviceError, ValueError, OSError) as error:
         print(f"train_alexnet.py: error: {error}", file=sys.stderr)
         return 2

@@ -40,11 +40,11 @@ class Parameter:
         self.lr_multiplier = 1.0
         self.decay_multiplier = 1.0
 
-    def to(self, device: Device, dtype: Any) -> None:
+    def to(self, device: "Device | str", dtype: Any) -> None:
         """Move value and gradient to `device` as `dtype`."""
-        self.device = device
-        self.value = device.array(self.value, dtype)
-        self.grad = device.array(self.grad, dtype)
+        self.device = Device(device)
+        self.value = self.device.array(self.value, dtype)
+        self.grad = self.device.array(self.grad, dtype)
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, {tuple(self.value.shape)}, {self.value.dtype})"

@@ -60,22 +60,30 @@ def load_weights(path: str | Path, net: Sequential) -> tuple[np.ndarray, dict[st
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
                 raise CheckpointError(f"{path}: not a {FORMAT} file of version {VERSION}")
-            stored = {name: data[()] for name, data in file["weights"].items()}
+            values = _read_parameters(path, file["weights"], net)
             mean_image = file["mean_image"][()]
             settings = json.loads(file.attrs["settings"])
-    except (OSError, KeyError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes make HDF5 raise nearly anything
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    for parameter in net.parameters():
-        shape = tuple(parameter.value.shape)
-        if parameter.name not in stored:
-            raise CheckpointError(f"{path}: holds no {parameter.name}; is it of another network?")
-        if stored[parameter.name].shape != shape:
-            raise CheckpointError(
-                f"{path}: {parameter.name} is {stored[parameter.name].shape}, the net has {shape}"
-            )
-    extra = set(stored) - {parameter.name for parameter in net.parameters()}
-    if extra:
-        raise CheckpointError(f"{path}: holds {min(extra)}, which the net does not have")
-    for parameter in net.parameters():
-        parameter.value[...] = parameter.device.array(stored[parameter.name], parameter.value.dtype)
+    for parameter, value in zip(net.parameters(), values, strict=True):
+        parameter.value[...] = parameter.device.array(value, parameter.value.dtype)
     return mean_image, settings
+
+
+def _read_parameters(path: str | Path, weights: h5py.Group, net: Sequential) -> list[np.ndarray]:
+    """The stored array of each parameter. Shapes are compared before anything is read."""
+    values = []
+    for parameter in net.parameters():
+        if parameter.name not in weights:
+            raise CheckpointError(f"{path}: holds no {parameter.name}; is it of another network?")
+        stored, shape = weights[parameter.name], tuple(parameter.value.shape)
+        if stored.shape != shape or stored.dtype.kind != "f":
+            raise CheckpointError(
+                f"{path}: {parameter.name} is {stored.dtype} {stored.shape}, the net has {shape}"
+            )
+        values.append(stored[()])
+    if extra := set(weights) - {parameter.name for parameter in net.parameters()}:
+        raise CheckpointError(f"{path}: holds {min(extra)}, which the net does not have")
+    return values

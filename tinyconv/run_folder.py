@@ -16,7 +16,8 @@ class RunFolder:
     """Where a run writes: weights.h5, metrics.jsonl, curves.png, conv1_filters.png.
 
     out: a folder that does not exist yet or is empty; None takes the next free runs/001,
-    runs/002, ... Made at once, so that a place that cannot be written fails before training.
+    runs/002, ... Made at once, so that a place that cannot be written fails before training;
+    used in a `with` statement, a folder into which nothing was written is taken away again.
     FileExistsError if the folder holds something, OSError if it cannot be made.
     """
 
@@ -30,6 +31,14 @@ class RunFolder:
                 raise FileExistsError(f"{out} is not empty; name another folder with --out")
         self.metrics = self.path / "metrics.jsonl"
         self.metrics.touch()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.metrics.stat().st_size and len(list(self.path.iterdir())) == 1:
+            self.metrics.unlink()
+            self.path.rmdir()
 
     def add(self, epoch: Epoch) -> None:
         """Append one line of JSON to metrics.jsonl, on disk as soon as it is known."""

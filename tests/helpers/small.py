@@ -1,0 +1,32 @@
+"""Small nets and photo sets for the tests of training."""
+
+import numpy as np
+
+from layers.random_bits import normal, words
+from tinyconv import Sequential
+from tinyconv.data import PhotoSet
+from tinyconv.gradient_cases import small_net
+
+
+def random_photos(count: int, classes: int = 3, size: int = 75, seed: int = 0) -> PhotoSet:
+    """Photos that a net can tell apart: noise around a grey level of each class."""
+    labels = np.arange(count) % classes
+    noise = words(seed, 0, 0, np.arange(count * size * size * 3)) % 64
+    level = 60 * labels[:, None, None, None]
+    images = (level + noise.reshape(count, size, size, 3)).astype(np.uint8)
+    return PhotoSet(images, labels.astype(np.int64), tuple(f"class{i}" for i in range(classes)))
+
+
+def seeded_net(device: str = "cpu", dtype: str = "float64") -> Sequential:
+    """The net of the gradient check; the same weights on every device and with every NumPy."""
+    net = small_net(np.random.default_rng(0))
+    for parameter in net.parameters():
+        if parameter.name.endswith("bias"):
+            parameter.value[...] = 0.1
+    return net.to(device, dtype)
+
+
+def seeded_batch(count: int = 4, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Input (N, 9, 8, 3) in float64 and labels (N,) for `seeded_net`."""
+    x = normal((count, 9, 8, 3), 1.0, seed, 0).astype(np.float64)
+    return x, (words(seed, 1, 0, np.arange(count)) % 4).astype(np.int64)

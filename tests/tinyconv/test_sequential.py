@@ -1,0 +1,93 @@
+"""The net as a list: order, names, shapes, the table."""
+
+import numpy as np
+import pytest
+
+from layers import Conv2D, Dropout, Flatten, Linear, ReLU
+from tinyconv import Sequential
+
+
+def linear(inputs, outputs, seed):
+    layer = Linear(inputs, outputs)
+    layer.weight.value[...] = np.random.default_rng(seed).standard_normal((outputs, inputs))
+    return layer
+
+
+def test_forward_and_backward_compose_the_layers():
+    first, second = linear(3, 4, 0), linear(4, 2, 1)
+    net = Sequential([first, second]).to("cpu", "float64")
+    x, dy = np.arange(6.0).reshape(2, 3), np.array([[1.0, -2.0], [0.5, 3.0]])
+    a, b = first.weight.value, second.weight.value
+    np.testing.assert_allclose(net.forward(x), x @ a.T @ b.T, rtol=1e-12)
+    np.testing.assert_allclose(net.backward(dy), dy @ b @ a, rtol=1e-12)
+    np.testing.assert_allclose(first.weight.grad, (dy @ b).T @ x, rtol=1e-12)
+
+
+def test_without_the_input_gradient_the_parameters_get_theirs_all_the_same():
+    net = Sequential([linear(3, 4, 0), linear(4, 2, 1)]).to("cpu", "float64")
+    x, dy = np.ones((2, 3)), np.ones((2, 2))
+    net.forward(x)
+    net.backward(dy)
+    wanted = [p.grad.copy() for p in net.parameters()]
+    net[0].input_gradient = False
+    net.forward(x)
+    assert net.backward(dy) is None
+    for parameter, grad in zip(net.parameters(), wanted, strict=True):
+        np.testing.assert_array_equal(parameter.grad, grad)
+
+
+def test_layers_are_found_by_place_and_by_name():
+    conv, relu = Conv2D(3, 4, 3), ReLU()
+    net = Sequential({"conv1": conv, "relu1": relu})
+    assert net["conv1"] is conv and net[1] is relu and len(net) == 2 and list(net) == [conv, relu]
+    assert [p.name for p in net.parameters()] == ["conv1.weight", "conv1.bias"]
+    assert [layer.name for layer in Sequential([Conv2D(3, 4, 3), ReLU()])] == ["conv2d1", "relu2"]
+    with pytest.raises(KeyError, match="no layer 'conv2'; there are conv1, relu1"):
+        net["conv2"]
+
+
+def test_shapes_that_do_not_fit_are_refused_when_the_net_is_made():
+    with pytest.raises(ValueError, match=r"fc: an input of shape \(48,\).*expected \(50,\)"):
+        Sequential({"flat": Flatten(), "fc": Linear(50, 2)}, input_shape=(4, 4, 3))
+
+
+def test_an_empty_net_and_a_layer_in_two_places_are_refused():
+    with pytest.raises(ValueError, match="at least one layer"):
+        Sequential([])
+    relu = ReLU()
+    with pytest.raises(ValueError, match="appears twice"):
+        Sequential([relu, relu])
+
+
+def test_each_random_layer_gets_a_stream_of_its_own():
+    net = Sequential([Dropout(0.5), Dropout(0.5)])
+    net.set_seed(11)
+    net.set_step(4)
+    assert [(d.seed, d.stream, d.step) for d in net] == [(11, 0, 4), (11, 1, 4)]
+    first = net[0].forward(np.ones((1, 64), np.float32)).copy()
+    assert (first != net[1].forward(np.ones((1, 64), np.float32))).any()
+
+
+def test_moving_the_net_moves_every_parameter(cuda_device):
+    net = Sequential([linear(3, 4, 0), ReLU()]).to(cuda_device, "float64")
+    assert net.device == cuda_device and net.dtype == np.float64
+    assert all(p.value.dtype == p.grad.dtype == np.float64 for p in net.parameters())
+    assert all(p.device == cuda_device for p in net.parameters())
+
+
+def test_the_table_counts_parameters_and_multiply_adds():
+    net = Sequential(
+        {"conv1": Conv2D(3, 4, 3, padding=1), "flat": Flatten(), "fc": Linear(100, 7)},
+        input_shape=(5, 5, 3),
+    )
+    rows = [line.split() for line in str(net).splitlines()]
+    assert rows[0] == ["layer", "output", "parameters", "multiply-adds"]
+    assert rows[1] == ["input", "5×5×3"]
+    # 4 filters of 3·3·3 and 4 biases; 5·5 outputs of 4 · 27 products.
+    assert rows[2] == ["conv1", "Conv2D", "5×5×4", "112", "2,700"]
+    assert rows[4] == ["fc", "Linear", "7", "707", "700"]
+    assert rows[5] == ["total", "819", "3,400"]
+
+
+def test_the_table_of_a_net_without_an_input_shape_still_counts_parameters():
+    assert "112" in str(Sequential({"conv1": Conv2D(3, 4, 3)}))

@@ -1,0 +1,163 @@
+"""The training loop: the trajectory, the order of things, and what it says when it fails."""
+
+import math
+
+import numpy as np
+import pytest
+from small import random_photos, seeded_batch, seeded_net
+
+from layers import Conv2D, Flatten, Linear, SoftmaxCrossEntropy
+from tinyconv import SGD, Sequential, alexnet, initialize, train
+from tinyconv.data.augment import Augment
+from tinyconv.train import TrainingError, first_loss_note, stuck_note
+
+# Printed by trajectory("cpu") when the derivatives had been checked against PyTorch.
+PINNED = [
+    1.2117705653027075,
+    1.5571050074534922,
+    2.2517226698079407,
+    1.392588303614803,
+    1.386911405899467,
+    1.3338732625375807,
+    1.4469697745726444,
+    1.3922020432373627,
+    1.2668168586234891,
+    1.4773120176046386,
+]
+
+
+def trajectory(device: str) -> list[float]:
+    """Ten losses of the small net on ten batches, in float64."""
+    net = seeded_net(device)
+    loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr=0.05)
+    loss.to(device, "float64")
+    losses = []
+    for step in range(10):
+        x, labels = seeded_batch(seed=step % 3)
+        net.set_step(step)
+        losses.append(loss.forward(net.forward(net.device.array(x)), labels))
+        net.backward(loss.backward())
+        optimizer.step()
+    return losses
+
+
+def test_ten_losses_are_what_they_were(device):
+    # float64 keeps ten steps' roundings of sums in other orders far below 1e-9.
+    np.testing.assert_allclose(trajectory(device.name), PINNED, rtol=1e-9)
+
+
+def small_run(net=None, photos=None, **options):
+    photos = photos or random_photos(30)
+    net = net or alexnet(3, 0.05, 64, "robust", seed=1)
+    augment = Augment(photos.mean_image(), 64, 64.0, seed=1)
+    options = {"epochs": 2, "batch_size": 8, "seed": 1, "progress": False} | options
+    return net, train(net, photos, random_photos(9, seed=9), augment, **options)
+
+
+def test_it_learns_and_reports_every_epoch():
+    seen = []
+    _, history = small_run(epochs=6, on_epoch=seen.append, lr=0.02)
+    assert seen == history and [e.epoch for e in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1].train_loss < 0.7 * history[0].first_loss
+    assert history[-1].val_top1 == 1.0 and history[-1].val_top5 == 1.0
+    assert all(e.images_per_second > 0 and e.seconds > 0 for e in history)
+    assert set(history[0].as_dict()) >= {"epoch", "train_loss", "val_top1", "lr"}
+
+
+def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_others():
+    runs = [small_run(seed=seed) for seed in (4, 4, 5)]
+    weights = [np.concatenate([p.value.ravel() for p in net.parameters()]) for net, _ in runs]
+    assert weights[0].tobytes() == weights[1].tobytes() != weights[2].tobytes()
+
+
+def test_the_learning_rate_drops_before_the_named_epochs():
+    _, history = small_run(epochs=4, lr=0.01, lr_drops=[2, 4])
+    assert [e.lr for e in history] == pytest.approx([0.01, 0.001, 0.001, 0.0001])
+
+
+def test_every_step_uses_another_mask_and_the_last_images_of_an_epoch_are_left_out(monkeypatch):
+    net = alexnet(3, 0.05, 64, "robust")
+    steps, sizes = [], []
+    forward = net.forward
+
+    def spy(x, train=True):
+        if train:
+            steps.append(net["drop6"].step)
+            sizes.append(len(x))
+        return forward(x, train)
+
+    monkeypatch.setattr(net, "forward", spy)
+    small_run(net)
+    assert steps == [0, 1, 2, 3, 4, 5] and sizes == [8] * 6
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    _, history = small_run(photos=random_photos(5), batch_size=64)
+    assert len(history) == 2
+
+
+def test_a_step_allocates_nothing_new():
+    """Law 6: the arrays that layers hand out are the same ones from step to step."""
+    net = seeded_net()
+    loss = SoftmaxCrossEntropy()
+    loss.to("cpu", "float64")
+    x, labels = seeded_batch()
+
+    def addresses():
+        y, held = x, []
+        for layer in net:
+            y = layer.forward(y)
+            held.append(y.ctypes.data)
+        loss.forward(y, labels)
+        dy = loss.backward()
+        for layer in reversed(net.layers):
+            dy = layer.backward(dy)
+            held.append(dy.ctypes.data)
+        return held
+
+    assert addresses() == addresses()
+
+
+def test_a_loss_that_is_no_number_ends_training_with_its_step():
+    net = alexnet(3, 0.05, 64, "robust")
+    net["fc8"].bias.value[...] = np.nan
+    with pytest.raises(TrainingError, match=r"became nan in step 1 \(epoch 1\).*learning rate"):
+        small_run(net)
+
+
+def test_weights_that_were_never_drawn_are_refused():
+    net = Sequential({"flat": Flatten(), "fc": Linear(64 * 64 * 3, 3)})
+    with pytest.raises(ValueError, match=r"fc.weight is all zero; call initialize"):
+        small_run(net)
+    small_run(initialize(net))
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"batch_size": 0}])
+def test_settings_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="at least 1"):
+        small_run(**arguments)
+
+
+def test_labels_that_the_net_has_no_class_for_are_refused():
+    net = initialize(
+        Sequential({"conv": Conv2D(3, 2, 64), "flat": Flatten(), "fc": Linear(2, 2)})
+    )
+    with pytest.raises(ValueError, match=r"outside 0\.\.1"):
+        small_run(net)
+
+
+def test_the_first_loss_is_compared_with_guessing():
+    assert first_loss_note(2.4, 10) == "first loss 2.400; guessing gives ln 10 = 2.303"
+    assert "too large" in first_loss_note(30.0, 10)
+
+
+def test_a_net_that_keeps_guessing_is_noticed_after_two_epochs():
+    net = alexnet(3, 0.05, 64, "paper")
+    for parameter in net.parameters():
+        parameter.value *= 0.01
+    _, history = small_run(net, lr=1e-6, epochs=2)
+    assert stuck_note(history[:1], 3) == ""
+    assert "ln 3 = 1.099" in stuck_note(history, 3) and "robust" in stuck_note(history, 3)
+    assert math.isclose(history[0].first_loss, math.log(3), rel_tol=1e-3)
+    _, learned = small_run(epochs=6, lr=0.02)
+    assert stuck_note(learned, 3) == ""

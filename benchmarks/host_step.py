@@ -14,11 +14,12 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
+
+from machine import machine
 
 WARM_UP = 2
 
@@ -115,16 +116,6 @@ def check(options):
     np.testing.assert_allclose(net.forward(x, train=False), theirs, rtol=1e-3, atol=1e-4)
 
 
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or "unknown processor"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--width", type=float, default=1.0)
@@ -164,7 +155,8 @@ def main():
     median = {name: statistics.median(times) for name, times in seconds.items()}
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
-        f" batch {options.batch_size}, float32, {threads} threads, {processor()}\n"
+        f" batch {options.batch_size}, float32, {threads} threads\n"
+        f"{machine('numba', 'numpy', 'torch')}\n"
     )
     print("| | ms a step | fastest to slowest | images/s | ours / theirs |\n|---|---|---|---|---|")
     for name, times in seconds.items():

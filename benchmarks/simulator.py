@@ -1,4 +1,4 @@
-"""The simulator of `layers/simulator.py` beside Numba's own, on the same kernels.
+"""The simulator of `layers/simulator/` beside Numba's own, on the same kernels.
 
     python benchmarks/simulator.py [--repeats 3]
 
@@ -10,17 +10,16 @@ their results must be equal before any time is printed.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np
+from machine import machine
 from numba import cuda, float32
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,18 +108,6 @@ def run(simulator: str) -> list:
     return json.loads(done.stdout)
 
 
-def machine() -> str:
-    """The processor, its cores, and the versions of what ran."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    versions = [f"{name} {metadata.version(name)}" for name in ("numba-cuda", "greenlet", "numpy")]
-    model = models[0] if models else platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, " + ", ".join(
-        versions
-    )
-
-
 def main() -> None:
     """Measure both in turn, compare their results, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -147,7 +134,7 @@ def main() -> None:
     for i, (name, _, _) in enumerate(first):
         stock, ours = (median(pair[side][i][1] for pair in runs) for side in (0, 1))
         print(f"| {name} | {stock:.2f} s | {ours:.3f} s | {stock / ours:.0f} |")
-    print(f"\nMedians of {options.repeats} runs. {machine()}.")
+    print(f"\nMedians of {options.repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ so that one place decides what stands behind the name. Three answers are possibl
 * no GPU: `cuda` still decorates kernels (they are compiled at their first launch, which never
   comes), and every layer runs its host loops on NumPy arrays;
 * `NUMBA_ENABLE_CUDASIM=1` set before Python starts: the same kernels run in plain Python on NumPy
-  arrays, one simulated thread after the other (`layers/simulator.py`), and can be stepped through.
+  arrays, one simulated thread after the other (`layers/simulator/`), and can be stepped through.
 """
 
 import os
@@ -21,6 +21,9 @@ import numpy as np
 # CuPy hands each array to Numba together with its stream, and Numba would wait for that stream at
 # every launch. All our work is queued on one stream in the order we call it: nothing to wait for.
 os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
+
+# Small launches are no mistake here: a bias has few elements.
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 from numba import cuda
 

@@ -2,7 +2,7 @@
 
 All sides of a shape differ and are multiples of nothing, so that a swapped or rounded index shows.
 Constants are large where small ones would hide a mistake: with the paper's α = 1e-4 an LRN over a
-wrong window passes any tolerance, with α = 0.5 it does not. Inputs keep away from the places where
+wrong window is hardly off at all, with α = 0.5 it is. Inputs keep away from the places where
 a function has no derivative: ReLU at 0, pooling with a tie.
 """
 

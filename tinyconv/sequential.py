@@ -89,7 +89,7 @@ class Sequential:
         """dL/d output -> dL/dx; fills every parameter's `grad`.
 
         None if the first layer's `input_gradient` is off: nothing learns from the gradient with
-        respect to the photo, and for AlexNet it is a tenth of the backward pass.
+        respect to the photo, and for AlexNet it is a fourteenth of the backward pass.
         """
         for layer in reversed(self.layers):
             dy = layer.backward(dy)

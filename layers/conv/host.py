@@ -9,7 +9,7 @@ of a matrix, and all outputs are one product (formulas and names as in `layers/c
     dw = dyᵀ · columns
     dx = col2im(dy · w)        each image element gathers what its windows hold for it
 
-The matrix holds each pixel up to R·S times: conv2 of AlexNet would need 300 MB at batch 128. So
+The matrix holds each pixel up to R·S times: each group of conv2 would need 448 MB at batch 128. So
 the images are taken a few at a time, as many as fit COLUMN_BYTES, and the matrix is built anew in
 the backward pass instead of being kept. Groups take turns, each with its slice of the channels.
 """
@@ -33,7 +33,8 @@ def im2col(x, columns, size, stride, before, rows, width, first, channels):
         n, p = n_p // rows, n_p % rows
         for q in range(width):
             left = q * stride - before
-            inside = range(max(0, -left), min(size, x_width - left))
+            # The window's columns inside the image; none, if it lies wholly in the padding.
+            inside = range(min(size, max(0, -left)), max(0, min(size, x_width - left)))
             for r in range(size):
                 h = p * stride + r - before
                 # A slice for each run: Numba copies one at full speed, since its index cannot be

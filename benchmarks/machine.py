@@ -1,0 +1,25 @@
+"""The machine that a figure was measured on, as one line."""
+
+import os
+import platform
+from importlib import metadata
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.partition(":")[2].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
+
+
+def machine(*packages: str) -> str:
+    """Processor, cores, Python, and the versions of `packages` that are installed."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"no {package}")
+    return f"{processor()}, {os.cpu_count()} cores; {', '.join(versions)}"

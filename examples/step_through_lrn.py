@@ -1,0 +1,123 @@
+"""Step through a CUDA kernel with pdb: one thread of local response normalization, no GPU needed.
+
+    python examples/step_through_lrn.py
+    python examples/step_through_lrn.py --thread 6
+
+The numbers are those of the worked example in docs/lrn.md, and a second place beside it. The
+kernel is the real one, `lrn_forward_kernel` in layers/lrn.py; only its threads are simulated.
+"""
+
+import os
+
+# Whether kernels are compiled or simulated is settled when numba is first imported, and the layers
+# import numba. So this has to stand above them; in a shell it would stand before `python`.
+os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+import argparse
+import bdb
+import pdb
+import sys
+
+import numpy as np
+
+from layers import LocalResponseNorm, simulator
+from layers.device import SIMULATOR, THREADS
+from layers.lrn import lrn_forward_kernel
+
+X = np.array([[[[1, 2, 1, 3], [2, 1, 1, 0]]]], np.float32)  # (N, H, W, C) = (1, 1, 2, 4)
+
+WHAT_TO_TYPE = """\
+Type at the prompt, and press Enter after each:
+
+    n                     run this line and show the next
+    p i                   print a name; when its line has run, also p row, p total, p low
+    p x[row, i]           or anything else: arrays answer to an index
+    p cuda.threadIdx      which thread of its block this is
+    ll                    the whole kernel, with an arrow at this line
+    c                     run on to the end
+    q                     stop here
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--thread",
+        type=int,
+        default=1,
+        help=f"the thread to stop in, 0 to {THREADS - 1} (default 1); from {X.size} on there is no "
+        "element left to own",
+    )
+    options = parser.parse_args(arguments)
+    if not 0 <= options.thread < THREADS:
+        parser.error(f"--thread {options.thread}: the block has threads 0 to {THREADS - 1}")
+    return options
+
+
+def call_with_breakpoint(kernel, condition, function, *arguments):
+    """function(*arguments); pdb stops at the top of `kernel` where `condition` holds.
+
+    It is what `b lrn_forward_kernel, condition` and then `c` do at the prompt of pdb.
+    """
+    code = kernel.py_func.__code__
+    # Without `skip`, `s` (step into a call) would show how the simulator looks up an index.
+    debugger = pdb.Pdb(skip=["layers.simulator*", "numba.cuda.simulator*", "numpy*"])
+    debugger.reset()
+    problem = debugger.set_break(
+        code.co_filename, code.co_firstlineno, cond=condition, funcname=code.co_name
+    )
+    if problem:
+        raise RuntimeError(problem)
+    debugger.botframe = sys._getframe()  # the outermost frame, as far as pdb shall know
+    debugger.set_continue()
+    sys.settrace(debugger.trace_dispatch)
+    try:
+        return function(*arguments)
+    finally:
+        sys.settrace(None)
+
+
+def introduce(layer: LocalResponseNorm, thread: int) -> None:
+    print(
+        f"LRN of {X.shape[2]} places with {X.shape[3]} channels each; size {layer.size}, "
+        f"k {layer.k:g}, α {layer.alpha:g}, β {layer.beta:g}."
+    )
+    for row, values in enumerate(X.reshape(-1, X.shape[-1])):
+        print(f"    row {row}: ", *(f"{value:g}" for value in values))
+    print(f"Launched is one block of {THREADS} threads, for {X.size} elements.")
+    if thread < X.size:
+        row, channel = divmod(thread, X.shape[-1])
+        print(f"pdb will stop in thread {thread}, the owner of row {row}, channel {channel}.\n")
+    else:
+        print(f"pdb will stop in thread {thread}, which owns none: see how it leaves.\n")
+    print(WHAT_TO_TYPE)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if not simulator.installed:
+        print(f"step_through_lrn.py: error: cannot step through {SIMULATOR}", file=sys.stderr)
+        return 2
+    layer = LocalResponseNorm(size=3, k=2.0, alpha=0.5, beta=0.75)
+    introduce(layer, options.thread)
+
+    layer.to("cuda:0")
+    condition = f"cuda.grid(1) == {options.thread}"
+    try:
+        y = call_with_breakpoint(lrn_forward_kernel, condition, layer.forward, X)
+    except bdb.BdbQuit:
+        print("stopped; the kernel has not finished")
+        return 0
+
+    host = LocalResponseNorm(size=3, k=2.0, alpha=0.5, beta=0.75).forward(X)
+    print("\nEvery thread has run.     kernel     host loop  difference")
+    for (_, _, row, i), value in np.ndenumerate(y):
+        other = host[0, 0, row, i]
+        print(f"    y[{row}, {i}]             {value:.6f}   {other:.6f}   {value - other:.0e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,7 +49,9 @@ class OurDropout(nn.Module):
         p, paper = self.layer.p, self.layer.mode == "paper"
         if not self.training:
             return x * (1 - p) if paper else x
-        elements = np.arange(x.numel()).reshape(x.shape)
+        # Our elements are numbered with channels last.
+        elements = np.arange(x.numel()).reshape(x.shape[0], *x.shape[2:], *x.shape[1:2])
+        elements = np.moveaxis(elements, -1, 1)
         kept = words(self.layer.seed, self.layer.stream, self.step, elements) >= int(p * 2**32)
         self.step += 1
         return x * torch.from_numpy(kept).to(x.dtype) / (1 if paper else 1 - p)

@@ -148,9 +148,9 @@ class Device:
 
     def array(self, values: Any, dtype: Any = None) -> Any:
         """A C-contiguous copy of `values` (NumPy or CuPy array, nested lists) on this device."""
-        if self.is_cuda and not self.is_simulated:
-            return self.xp.array(values, dtype=dtype, order="C")
-        return np.array(self.to_host(values), dtype=dtype, order="C")
+        if self.xp is np and hasattr(values, "get"):
+            values = values.get()
+        return self.xp.array(values, dtype=dtype, order="C")
 
     @staticmethod
     def to_host(array: Any) -> np.ndarray:

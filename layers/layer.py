@@ -118,7 +118,7 @@ class OnDevice:
             raise ValueError(
                 f"{self.name}: {what} is {array.dtype}, the layer computes in {self.dtype}"
             )
-        return xp.ascontiguousarray(array)
+        return array if array.flags.c_contiguous else xp.ascontiguousarray(array)
 
 
 class Layer(OnDevice, ABC):

@@ -116,7 +116,7 @@ class SoftmaxCrossEntropy(OnDevice):
 
     def backward(self):
         """-> dL/dlogits (N, C) of the last forward pass."""
-        if self.probabilities is None:
+        if self.y is None:
             raise RuntimeError("SoftmaxCrossEntropy: backward() needs a forward() before it")
         dlogits = self.buffer("dlogits", self.probabilities.shape)
         arguments = self.probabilities, self.labels, dlogits

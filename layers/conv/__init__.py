@@ -26,6 +26,8 @@ One operation, several ways to compute it; `algorithm` names one:
 "auto" takes the fastest that the device has: "host" on the CPU, "direct" on a GPU.
 """
 
+from numbers import Integral
+
 from layers.conv.direct import (
     SUM_THREADS,
     conv_bias_gradient_kernel,
@@ -34,7 +36,7 @@ from layers.conv.direct import (
     conv_input_gradient_kernel,
 )
 from layers.conv.host import conv_backward_host, conv_forward_host
-from layers.device import grid_for
+from layers.device import Device, grid_for
 from layers.layer import Layer, Parameter
 
 
@@ -52,7 +54,7 @@ class Conv2D(Layer):
         algorithm="auto",
     ):  # fmt: skip
         super().__init__()
-        before, after = (padding, padding) if isinstance(padding, int) else padding
+        before, after = (padding, padding) if isinstance(padding, Integral) else padding
         sizes = in_channels, out_channels, kernel_size, stride, groups
         if min(sizes) < 1 or min(before, after) < 0:
             raise ValueError(
@@ -80,14 +82,17 @@ class Conv2D(Layer):
 
     def to(self, device, dtype=None):
         """Move the layer; ValueError if its algorithm cannot run there."""
-        super().to(device, dtype)
-        home = "direct" if self.device.is_cuda else "host"
+        device = Device(device)
+        self._check_algorithm(device)
+        return super().to(device, dtype)
+
+    def _check_algorithm(self, device):
+        home = "direct" if device.is_cuda else "host"
         if self.algorithm not in ("auto", home):
             raise ValueError(
-                f"{self.name}: algorithm {self.algorithm!r} does not run on {self.device.name}; "
+                f"{self.name}: algorithm {self.algorithm!r} does not run on {device.name}; "
                 f"use 'auto' or {home!r}"
             )
-        return self
 
     def output_shape(self, input_shape):
         """(H, W, C) -> (P, Q, K)."""
@@ -113,6 +118,7 @@ class Conv2D(Layer):
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, K)."""
+        self._check_algorithm(self.device)
         self.x = x = self.check_input(x)
         self.y = y = self.buffer("y", (x.shape[0], *self.output_shape(x.shape[1:])))
         w, b = self.weight.value, self.bias.value

@@ -1,0 +1,184 @@
+"""Compile every kernel of the project without a GPU, and print as JSON what came out.
+
+Run as a script, with the simulator off (it has no compiler); `test_kernels_compile.py` does that
+and judges the numbers.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from numba import types
+
+ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
+NUMBERS = {"float32": types.float32, "float64": types.float64}
+
+OLDEST: dict[str, tuple[int, int]] = {}
+"""Kernels that need a newer architecture than the oldest one, and which."""
+
+
+def signatures(number):
+    """The argument types of each kernel as the layers launch it, computing in `number`.
+
+    A kernel that knows only one of the two numbers is left out for the other.
+    """
+    integer, key = types.int64, types.uint64
+
+    def array(ndim, dtype=number):
+        return types.Array(dtype, ndim, "C")
+
+    winner, labels, draw = array(4, types.int32), array(1, types.int64), array(1, types.int32)
+    geometry = (integer,) * 3
+    return {
+        "layers.activation.relu_forward_kernel": (array(1),) * 2,
+        "layers.activation.relu_backward_kernel": (array(1),) * 3,
+        "layers.activation.tanh_forward_kernel": (array(1),) * 2,
+        "layers.activation.tanh_backward_kernel": (array(1),) * 3,
+        "layers.conv.direct.conv_forward_kernel": (
+            *(array(4), array(4), array(1), array(4)),
+            *geometry,
+        ),
+        "layers.conv.direct.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.conv.direct.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.conv.direct.conv_bias_gradient_kernel": (array(2), array(1)),
+        "layers.dropout.dropout_kernel": (array(1), array(1), number, key, key, key, key),
+        "layers.lrn.lrn_forward_kernel": (*(array(2),) * 3, integer, integer, *(number,) * 3),
+        "layers.lrn.lrn_backward_kernel": (*(array(2),) * 5, integer, integer, number, number),
+        "layers.max_pool.max_pool_forward_kernel": (array(4), array(4), winner, integer, integer),
+        "layers.max_pool.max_pool_backward_kernel": (array(4), winner, array(4), integer, integer),
+        "layers.softmax_cross_entropy.softmax_forward_kernel": (
+            *(array(2), labels, array(2), array(1)),
+        ),
+        "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, array(2)),
+        "tinyconv.data.augment.crop_kernel": (
+            *(array(4, types.uint8), array(3), draw, draw, draw, number, array(4)),
+        ),
+        "tinyconv.sgd.sgd_kernel": (*(array(1),) * 5, number, number),
+    }
+
+
+def planted_signatures(number):
+    """The kernels below that must be caught."""
+    array = types.Array(number, 1, "C")
+    return {"planted_double": (array,), "planted_local": (array, types.int64)}
+
+
+def planted_kernels():
+    """A kernel with a float64 constant, and one with an array that does not fit registers."""
+    from numba import float32
+
+    from layers.device import cuda
+
+    @cuda.jit
+    def planted_double(x):
+        i = cuda.grid(1)
+        if i < x.size:
+            x[i] *= 0.1
+
+    @cuda.jit
+    def planted_local(x, turns):
+        i = cuda.grid(1)
+        seen = cuda.local.array(100, float32)
+        for turn in range(turns):
+            seen[turn % 100] = x[turn]
+        x[i] = seen[i % 100]
+
+    return {"planted_double": planted_double, "planted_local": planted_local}
+
+
+def kernels():
+    """Every kernel that a module of `layers` or `tinyconv` defines, by its full name."""
+    from layers.device import cuda
+
+    dispatcher = type(cuda.jit(lambda: None))
+    found = {}
+    for package in ("layers", "tinyconv"):
+        path = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(path, f"{package}."):
+            if module.name.endswith(".__main__"):
+                continue
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, dispatcher) and not value.targetoptions.get("device"):
+                    found[f"{value.py_func.__module__}.{value.py_func.__name__}"] = value
+    return found
+
+
+def find_ptxas():
+    """NVIDIA's assembler, out of the CUDA 13 or 12 wheels, or on PATH; None if it is missing."""
+    for folder in sys.path:
+        for wheel in ("cu13/bin", "cuda_nvcc/bin"):
+            path = Path(folder, "nvidia", wheel, "ptxas")
+            if path.is_file():
+                return str(path)
+    return shutil.which("ptxas")
+
+
+def assemble(ptxas, ptx, architecture):
+    """What `ptxas -v` says of the kernel: registers, stack and spills; or its error."""
+    major, minor = architecture
+    command = [ptxas, "-v", f"-arch=sm_{major}{minor}", "-o", "/dev/null", "-"]
+    done = subprocess.run(command, input=ptx, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": done.stdout + done.stderr}
+    said = done.stderr
+
+    def largest(pattern):
+        # A kernel can have functions of its own (pow in float64): the worst of them counts.
+        return max(int(number) for number in re.findall(pattern, said))
+
+    return {
+        "registers": largest(r"Used (\d+) registers"),
+        "stack": largest(r"(\d+) bytes stack frame"),
+        "spill stores": largest(r"(\d+) bytes spill stores"),
+        "spill loads": largest(r"(\d+) bytes spill loads"),
+    }
+
+
+def lines_with(text, ptx):
+    """The first few lines of PTX that hold `text`."""
+    return [line.strip() for line in ptx.splitlines() if text in line][:3]
+
+
+def main():
+    """Compile, assemble, print."""
+    from layers.device import cuda
+
+    ptxas = find_ptxas()
+    real = kernels()
+    planted = planted_kernels()
+    rows = []
+    with ThreadPoolExecutor(1) as assembler:
+        for dtype, number in NUMBERS.items():
+            for name, arguments in {**signatures(number), **planted_signatures(number)}.items():
+                kernel = real.get(name) or planted.get(name)
+                for architecture in ARCHITECTURES:
+                    if kernel is None or architecture < OLDEST.get(name, ARCHITECTURES[0]):
+                        continue
+                    row = {"kernel": name, "dtype": dtype, "architecture": architecture}
+                    rows.append(row)
+                    try:
+                        ptx, _ = cuda.compile(
+                            *(kernel.py_func, arguments),
+                            **{"cc": architecture, "device": False, "abi": "numba"},
+                            output="ptx",
+                        )
+                    except Exception as error:  # any failure to compile is a finding
+                        row["error"] = f"{type(error).__name__}: {error}"
+                        continue
+                    row["doubles"] = lines_with(".f64", ptx)
+                    row["locals"] = lines_with(".local", ptx)
+                    if ptxas:
+                        # ptxas is a process of its own: it assembles while the next one compiles.
+                        job = assembler.submit(assemble, ptxas, ptx, architecture)
+                        job.add_done_callback(lambda job, row=row: row.update(job.result()))
+    json.dump({"ptxas": ptxas, "kernels": sorted(real), "rows": rows}, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

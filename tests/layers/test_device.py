@@ -1,0 +1,190 @@
+"""Devices: their names, their arrays, and what is said where one is missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layers import Device, DeviceError
+from layers.device import SIMULATED, THREADS, grid_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def without_gpu(code):
+    """What a Python process prints that finds neither GPU nor simulator."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("NUMBA_ENABLE_CUDASIM", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "cpu:0", "cuda0", "cuda:x", "cuda:-1", "cuda:0:1", "CUDA:0", " cpu", None]
+)
+def test_a_name_that_makes_no_sense_is_refused_with_those_that_do(name):
+    with pytest.raises(ValueError) as caught:
+        Device(name)
+    assert repr(str(name)) in str(caught.value)
+    for known in ("'cpu'", "'cuda:0'", "'auto'"):
+        assert known in str(caught.value)
+
+
+def test_the_host_is_no_gpu():
+    cpu = Device("cpu")
+    assert (cpu.name, cpu.is_cuda, cpu.is_simulated, cpu.xp) == ("cpu", False, False, np)
+    assert repr(cpu) == "Device('cpu')"
+
+
+def test_cuda_without_a_number_is_the_first(cuda_device):
+    assert Device("cuda").name == Device("cuda:00").name == "cuda:0"
+    assert Device("cuda") == cuda_device
+    assert cuda_device.is_cuda
+
+
+def test_a_device_can_be_made_of_a_device(device):
+    again = Device(device)
+    assert again is not device
+    assert again == device
+    assert hash(again) == hash(device)
+    assert device != device.name
+
+
+def test_host_and_gpu_are_different_devices(cuda_device):
+    assert Device("cpu") != cuda_device
+
+
+@pytest.mark.skipif(not SIMULATED, reason="there is a GPU")
+def test_the_simulator_has_one_device_and_says_that_it_simulates():
+    device = Device("cuda:0")
+    assert device.is_simulated
+    assert "simulated" in str(device)
+    with pytest.raises(DeviceError, match="cuda:1: the simulator has one device"):
+        Device("cuda:1")
+
+
+@pytest.mark.skipif(not SIMULATED, reason="there is a GPU")
+def test_auto_never_takes_the_simulator_and_says_so():
+    device = Device("auto")
+    assert device == Device("cpu")
+    assert "simulator" in str(device)
+
+
+@pytest.mark.skipif(SIMULATED, reason="needs a GPU")
+def test_auto_takes_the_gpu_and_names_it():
+    device = Device("auto")
+    assert device.name == "cuda:0"
+    assert len(str(device)) > len("cuda:0, ")
+
+
+@pytest.mark.skipif(SIMULATED, reason="needs a GPU")
+def test_a_gpu_beyond_the_last_is_refused_with_their_number():
+    with pytest.raises(DeviceError, match=r"cuda:99: this machine has \d+ GPU"):
+        Device("cuda:99")
+
+
+def test_a_missing_gpu_is_an_error_that_names_what_to_install():
+    said = without_gpu(
+        "from layers import Device, DeviceError\n"
+        "try:\n"
+        "    Device('cuda:0')\n"
+        "except DeviceError as error:\n"
+        "    print(error)\n"
+    )
+    assert "cuda:0" in said
+    assert ".[cuda13]" in said
+    assert ".[cuda12]" in said
+    assert "\n" not in said
+
+
+def test_without_a_gpu_auto_is_the_host_and_says_why_in_one_line():
+    said = without_gpu(
+        "from layers import Device\n"
+        "device = Device('auto')\n"
+        "print(device.name, '|', device, '|', device.why)\n"
+    )
+    name, line, why = said.split(" | ")
+    assert name == "cpu"
+    assert "\n" not in line
+    assert why.startswith("cuda:0")
+    assert why in line
+    assert "install the extra" not in line
+
+
+def test_without_a_gpu_every_layer_runs_on_the_host():
+    said = without_gpu(
+        "import numpy as np\n"
+        "from layers import Conv2D\n"
+        "layer = Conv2D(3, 2, 3, padding=1)\n"
+        "y = layer.forward(np.ones((1, 5, 4, 3), np.float32))\n"
+        "print(layer.backward(y).shape)\n"
+    )
+    assert said == "(1, 5, 4, 3)"
+
+
+# --- arrays
+
+
+def test_arrays_are_copies_in_rows(device):
+    source = np.arange(12.0).reshape(3, 4)
+    array = device.array(source.T)
+    assert array.flags.c_contiguous
+    assert array.dtype == np.float64
+    source[...] = 0
+    np.testing.assert_array_equal(device.to_host(array), np.arange(12.0).reshape(3, 4).T)
+    again = device.array(array, np.float32)
+    again[...] = 1
+    assert again.dtype == np.float32
+    assert float(array[1, 1]) == 5
+
+
+def test_lists_become_arrays_without_losing_a_digit(device):
+    assert device.array([[1, 2], [3, 4]]).shape == (2, 2)
+    largest = device.array([2**64 - 1, 7], np.uint64)
+    np.testing.assert_array_equal(device.to_host(largest), np.array([2**64 - 1, 7], np.uint64))
+
+
+def test_arrays_move_from_any_device_to_any_other(device, cuda_device):
+    values = np.arange(6.0).reshape(2, 3)
+    for other in (Device("cpu"), cuda_device):
+        moved = device.array(other.array(values))
+        assert isinstance(moved, device.xp.ndarray)
+        np.testing.assert_array_equal(device.to_host(moved), values)
+
+
+def test_empty_and_zero_arrays_have_shape_and_dtype(device):
+    for array in (device.empty((2, 3), np.float32), device.zeros((2, 3), np.float32)):
+        assert isinstance(array, device.xp.ndarray)
+        assert array.shape == (2, 3)
+        assert array.dtype == np.float32
+    assert not device.to_host(device.zeros((4,), np.int64)).any()
+
+
+def test_host_arrays_are_not_copied_on_the_way_to_the_host():
+    array = np.ones(3)
+    assert Device.to_host(array) is array
+
+
+def test_synchronizing_is_allowed_everywhere(device):
+    device.synchronize()
+
+
+# --- launches
+
+
+@pytest.mark.parametrize("count", [0, 1, THREADS - 1, THREADS, THREADS + 1, 10**6, 2**31 + 1])
+def test_a_grid_has_a_thread_for_each_element_and_no_idle_block(count):
+    blocks, threads = grid_for(count)
+    assert threads == THREADS
+    assert blocks * threads >= count
+    assert blocks >= 1
+    assert blocks == 1 or (blocks - 1) * threads < count

@@ -1,0 +1,162 @@
+"""Every kernel is compiled without a GPU and assembled: no spills, no float64 by accident.
+
+The simulator has no compiler, so `compile_kernels.py` does it in a process of its own, once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from layers import (
+    Conv2D,
+    Device,
+    Dropout,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+    SoftmaxCrossEntropy,
+    Tanh,
+    simulator,
+)
+from layers.device import SIMULATED
+from tinyconv import SGD
+from tinyconv.data.augment import Augment
+
+from . import compile_kernels, oracles
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FLOAT32 = list(compile_kernels.signatures(numba.float32))
+COMPILED = [
+    (name, dtype, architecture)
+    for dtype, number in compile_kernels.NUMBERS.items()
+    for name in compile_kernels.signatures(number)
+    for architecture in compile_kernels.ARCHITECTURES
+    if architecture >= compile_kernels.OLDEST.get(name, (0, 0))
+]
+
+
+def label(value):
+    """sm_75 for (7, 5), and a kernel without its package."""
+    return f"sm_{value[0]}{value[1]}" if isinstance(value, tuple) else value.rpartition(".")[2]
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """What the worker printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("NUMBA_ENABLE_CUDASIM", None)
+    worker = Path(compile_kernels.__file__)
+    done = subprocess.run(
+        [sys.executable, str(worker)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def row(compiled):
+    """A function: what became of one kernel for one dtype and architecture."""
+
+    def find(name, dtype, architecture):
+        wanted = name, dtype, list(architecture)
+        (found,) = (
+            r for r in compiled["rows"] if (r["kernel"], r["dtype"], r["architecture"]) == wanted
+        )
+        return found
+
+    return find
+
+
+@pytest.fixture
+def assembled(compiled, row):
+    """The same, where there is an assembler."""
+    if compiled["ptxas"] is None:
+        pytest.skip("ptxas is missing: pip install -e '.[test]' (or '.[test-cuda12]') brings it")
+    return row
+
+
+def test_every_kernel_of_the_project_has_its_argument_types_in_the_table(compiled):
+    in_table = {
+        name
+        for number in compile_kernels.NUMBERS.values()
+        for name in compile_kernels.signatures(number)
+    }
+    assert set(compiled["kernels"]) == in_table, "add it to compile_kernels.signatures"
+
+
+@pytest.mark.parametrize(("name", "dtype", "architecture"), COMPILED, ids=label)
+def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, architecture, assembled):
+    found = assembled(name, dtype, architecture)
+    assert "error" not in found, found["error"]
+    assert found["locals"] == []
+    assert (found["stack"], found["spill stores"], found["spill loads"]) == (0, 0, 0)
+    assert 0 < found["registers"] <= 255
+
+
+@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+@pytest.mark.parametrize("name", FLOAT32, ids=label)
+def test_a_float32_kernel_computes_nothing_in_float64(name, architecture, row):
+    if architecture >= compile_kernels.OLDEST.get(name, (0, 0)):
+        found = row(name, "float32", architecture)
+        assert "error" not in found, found["error"]
+        assert found["doubles"] == []
+
+
+@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+def test_a_planted_float64_constant_is_caught(architecture, row):
+    assert row("planted_double", "float32", architecture)["doubles"]
+
+
+@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+def test_a_planted_local_array_is_caught(architecture, assembled):
+    found = assembled("planted_local", "float32", architecture)
+    assert found["locals"]
+    assert found["stack"] >= 400
+
+
+# --- the table tells the truth
+
+
+def launch_everything(device, dtype):
+    """Each layer, the optimizer and the augmentation once, forward and backward."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 4, 3))
+    conv = Conv2D(3, 2, 3)
+    for layer in (conv, MaxPool2D(), LocalResponseNorm(), ReLU(), Tanh(), Dropout()):
+        layer.to(device, dtype)
+        dy = np.ones((2, *layer.output_shape(x.shape[1:])))
+        oracles.run(layer, x, dy)
+    loss = SoftmaxCrossEntropy().to(device, dtype)
+    loss.forward(device.array(np.eye(2, 3), dtype), np.array([1, 2]))
+    loss.backward()
+    optimizer = SGD(conv.parameters())
+    optimizer.step()
+    # As in training, where weights and gradients are parts of the optimizer's arrays.
+    oracles.run(conv, x, np.ones((2, 3, 2, 2)))
+    augment = Augment(np.zeros((6, 6, 3)), 4).to(device, dtype)
+    augment.random(np.zeros((2, 6, 6, 3), np.uint8), np.arange(2), 0)
+
+
+@pytest.mark.parametrize("dtype", compile_kernels.NUMBERS)
+def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype, monkeypatch):
+    if not SIMULATED or not simulator.installed:
+        pytest.skip("the launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
+    launched = {}
+
+    class Recorded(simulator.Launch):
+        def __init__(self, kernel, args):
+            name = f"{kernel.fn.__module__}.{kernel.fn.__name__}"
+            launched.setdefault(name, set()).add(tuple(numba.typeof(arg) for arg in args))
+            super().__init__(kernel, args)
+
+    monkeypatch.setattr(simulator, "Launch", Recorded)
+    launch_everything(Device("cuda:0"), dtype)
+    table = compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
+    assert launched == {name: {arguments} for name, arguments in table.items()}

@@ -15,6 +15,7 @@ ln(C), 6.908 for a thousand classes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -98,7 +99,7 @@ class SoftmaxCrossEntropy(OnDevice):
 
     def __init__(self):
         super().__init__()
-        self.probabilities = None
+        self.probabilities: Any = None
 
     def forward(self, logits, labels):
         """logits (N, C), labels (N,) on the host or the device -> the mean loss, a float."""

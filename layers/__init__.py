@@ -9,7 +9,7 @@ import os
 # The loops' threads (OpenMP) and those of the matrix products (OpenBLAS) take turns on the same
 # cores. Each kind would go on spinning for a while after its turn, in the other's way; these two
 # send it to sleep at once. Both are read when NumPy and Numba are first loaded: a script that
-# imports `layers` before `numpy` gets the benefit. benchmarks/host_step.py measures it.
+# imports `layers` before `numpy` gets the benefit.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")  # 2^14 clock cycles
 

@@ -29,24 +29,36 @@ What it cannot show
     - the memory model: every write is seen at once by all, with or without a fence;
     - warps in lockstep, coalescing, occupancy, speed.
 
-Where to hook in: `positions` decides the order of blocks and threads, `Launch._enter` is
-called whenever the running thread changes, `Launch._open_barriers` whenever an epoch between
-barriers ends, and `KernelArray` at every read and write.
+`record()` notes every access of the launches inside it, and `shuffled(seed)` runs blocks and
+threads in another order (`trace.py`): that is what the checks in `tinyconv/lab/` look at.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
+from random import Random
 from typing import Any
 
 import numpy as np
 
 from layers.simulator.scheduler import Launch, SimulatorError, SimulatorIndexError, greenlet
+from layers.simulator.trace import Trace
 
-__all__ = ["SimulatorError", "SimulatorIndexError", "install", "installed"]
+__all__ = [
+    "SimulatorError",
+    "SimulatorIndexError",
+    "Trace",
+    "install",
+    "installed",
+    "record",
+    "shuffled",
+]
 
 TESTED_NUMBA_CUDA = "0.30"
 """The numba-cuda release, any 0.30.x, whose internals `install` is known to fit."""
@@ -90,6 +102,43 @@ def _stock_instead(reason: str) -> str:
     return f"Numba's own simulator, slow and unchecked ({reason})"
 
 
+# --- looking on: what the launches in a `with` block did, and other orders of their threads
+
+
+@contextmanager
+def record() -> Iterator[list[Trace]]:
+    """Record every launch inside the `with` block; the list has a Trace for each, in order.
+
+    A launch that fails leaves the trace of what it did until then. RuntimeError if the scheduler
+    is not installed, for Numba's own simulator cannot be watched.
+    """
+    global _traces
+    if not installed:
+        raise RuntimeError(f"recording needs the scheduler: {install()}")
+    before, _traces = _traces, []
+    # Notes are many small objects that live on; to look through them for garbage, again and
+    # again, would take half of the time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield _traces
+    finally:
+        _traces = before
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def shuffled(seed: int) -> Iterator[None]:
+    """Run blocks, and threads between barriers, in an order drawn by `seed`."""
+    global _order
+    before, _order = _order, Random(seed)
+    try:
+        yield
+    finally:
+        _order = before
+
+
 # --- launching: what `kernel[blocks, threads](...)` and a call of a device function do
 
 
@@ -119,6 +168,8 @@ def _three(what: str, size: Any) -> tuple[int, int, int]:
 
 
 _launch: Launch | None = None
+_traces: list[Trace] | None = None
+_order: Random | None = None
 _one_at_a_time = threading.Lock()
 
 
@@ -138,8 +189,10 @@ def _call(kernel: Any, *args: Any) -> Any:
             "the simulator runs one kernel at a time, in one OS thread"
         )
     try:
-        _launch = Launch(kernel, args)
+        _launch = Launch(kernel, args, _order, record=_traces is not None)
         _launch.run()
     finally:
+        if _launch is not None and _launch.recorder is not None and _traces is not None:
+            _traces.append(_launch.recorder.finish())
         _launch = None
         _one_at_a_time.release()

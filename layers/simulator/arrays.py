@@ -14,8 +14,8 @@ arrays start *poisoned*, so that an element read before it is written shows in t
 
 Poison is as loud as arithmetic lets it be: NaN survives every sum, an integer may not.
 
-`KernelArray.__getitem__` and `__setitem__` are the one way from a kernel to its memory: whatever
-is to be known about each read or write (races, coverage, coalescing) belongs in these two.
+`KernelArray.__getitem__` and `__setitem__` are the one way from a kernel to its memory; where a
+launch is recorded, its arrays are of a subclass that notes each access (`trace.py`).
 `KernelCuda` is what the name `cuda` means there: positions, barriers, shared and local memory.
 """
 
@@ -117,17 +117,30 @@ def _poison(dtype: Any) -> tuple[np.dtype, Any]:
     return numpy_type, True
 
 
-def _fresh(shape: Any, dtype: Any, name: str) -> KernelArray:
+Make = Callable[[ndarray, str, str], KernelArray]
+"""Turns memory, its name and its space ("global", "shared", "local") into what a kernel sees."""
+
+
+def unwatched(data: ndarray, name: str, space: str) -> KernelArray:
+    """`data` as a kernel sees it when nobody records what it does."""
+    return KernelArray(data, name)
+
+
+def _fresh(shape: Any, dtype: Any) -> ndarray:
     numpy_type, value = _poison(dtype)
-    return KernelArray(np.full(shape, value, numpy_type), name)
+    return np.full(shape, value, numpy_type)
 
 
 class LocalMemory:
     """`cuda.local` in a kernel: every call is one thread's own array."""
 
+    def __init__(self, make: Make):
+        self._make = make
+
     def array(self, shape: Any, dtype: Any) -> KernelArray:
         """An array of `shape` that no other thread sees, poisoned."""
-        return _fresh(shape, dtype, "local array")
+        name = f"local array of line {sys._getframe(1).f_lineno}"
+        return self._make(_fresh(shape, dtype), name, "local")
 
 
 class SharedMemory:
@@ -137,7 +150,8 @@ class SharedMemory:
     which array is meant; a line number would not, as one line may hold two calls.
     """
 
-    def __init__(self, dynamic_bytes: int):
+    def __init__(self, dynamic_bytes: int, make: Make):
+        self._make = make
         self._arrays: dict[tuple[int, int], KernelArray] = {}
         self._dynamic = np.full(dynamic_bytes, 0xFF, np.uint8)
 
@@ -151,14 +165,14 @@ class SharedMemory:
             if shape == 0:
                 numpy_type, _ = _poison(dtype)
                 whole = self._dynamic.size // numpy_type.itemsize * numpy_type.itemsize
-                array = KernelArray(self._dynamic[:whole].view(numpy_type), name)
+                memory = self._dynamic[:whole].view(numpy_type)
             else:
-                array = _fresh(shape, dtype, name)
-            self._arrays[place] = array
+                memory = _fresh(shape, dtype)
+            array = self._arrays[place] = self._make(memory, name, "shared")
         return array
 
 
-def as_kernel_sees(value: Any, name: str) -> Any:
+def as_kernel_sees(value: Any, name: str, make: Make) -> Any:
     """Arrays, wrapped but not copied, by the name of their parameter; all else as it is."""
     from numba.cuda.simulator.args import ArgHint, In
 
@@ -168,9 +182,9 @@ def as_kernel_sees(value: Any, name: str) -> Any:
     if getattr(value, "__cuda_ndarray__", False):  # of cuda.to_device and its like
         value = value._ary
     if isinstance(value, np.ndarray):
-        return KernelArray(np.asarray(value), name)
+        return make(np.asarray(value), name, "global")
     if type(value) is tuple:
-        return tuple(as_kernel_sees(item, f"{name}[{i}]") for i, item in enumerate(value))
+        return tuple(as_kernel_sees(item, f"{name}[{i}]", make) for i, item in enumerate(value))
     return value
 
 
@@ -208,10 +222,10 @@ class KernelCuda:
     blockIdx: Dim3
     shared: SharedMemory
 
-    def __init__(self, wait: Callable[..., Any], grid: Dim3, block: Dim3):
+    def __init__(self, wait: Callable[..., Any], grid: Dim3, block: Dim3, make: Make):
         self.gridDim = grid
         self.blockDim = block
-        self.local = LocalMemory()
+        self.local = LocalMemory(make)
         self.atomic = _stock_cuda().atomic
         self._wait = wait  # expects to be called by one of the methods below, called by a kernel
 

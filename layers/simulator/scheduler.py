@@ -14,11 +14,21 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
+from random import Random
 from typing import Any
 
 import numpy as np
 
-from layers.simulator.arrays import WARP, Dim3, KernelCuda, SharedMemory, as_kernel_sees
+from layers.simulator.arrays import (
+    WARP,
+    Dim3,
+    KernelArray,
+    KernelCuda,
+    SharedMemory,
+    as_kernel_sees,
+    unwatched,
+)
+from layers.simulator.trace import LOCAL, Recorder, Trace
 
 try:
     import greenlet
@@ -36,10 +46,10 @@ class SimulatorIndexError(SimulatorError, IndexError):
     """An index outside its array."""
 
 
-def positions(size: Dim3) -> Iterator[Dim3]:
-    """The order in which blocks run and threads start: x fastest, then y, then z."""
-    for z, y, x in itertools.product(range(size.z), range(size.y), range(size.x)):
-        yield Dim3(x, y, z)
+def positions(size: Dim3) -> list[Dim3]:
+    """Every position in a grid or block, in the order of their numbers: x fastest, then y, z."""
+    ranges = range(size.z), range(size.y), range(size.x)
+    return [Dim3(x, y, z) for z, y, x in itertools.product(*ranges)]
 
 
 class Barrier:
@@ -98,15 +108,22 @@ class Thread:
 class Launch:
     """A kernel with its arguments, on its way through the blocks of its grid."""
 
-    def __init__(self, kernel: Any, args: tuple):
+    def __init__(self, kernel: Any, args: tuple, order: Random | None, record: bool):
         self.fn = kernel.fn
         self.dynamic_bytes = kernel.dynshared_size
-        names = self.fn.__code__.co_varnames
+        self.order = order  # None: by number
+        grid, block = Dim3(*kernel.grid_dim), Dim3(*kernel.block_dim)
+        code = self.fn.__code__
+        self.trace = Trace(code.co_name, code.co_filename, code.co_firstlineno, grid, block)
+        self.recorder = Recorder(self.trace) if record else None
+        self.make = self._watched if record else unwatched
+        names = code.co_varnames
         self.args = [
-            as_kernel_sees(arg, names[i] if i < len(names) else f"argument {i}")
+            as_kernel_sees(arg, names[i] if i < len(names) else f"argument {i}", self.make)
             for i, arg in enumerate(args)
         ]
-        self.cuda = KernelCuda(self.wait, Dim3(*kernel.grid_dim), Dim3(*kernel.block_dim))
+        self.trace.arguments = args
+        self.cuda = KernelCuda(self.wait, grid, block, self.make)
         self.barriers: dict[tuple, Barrier] = {}
         self.threads: list[Thread] = []
         self.thread = Thread(0, Dim3(0, 0, 0))  # the one that runs
@@ -125,8 +142,8 @@ class Launch:
         try:
             # As on a GPU: integers wrap, x / 0 is inf or NaN, and nobody is warned.
             with np.errstate(all="ignore"):
-                for block in positions(self.cuda.gridDim):
-                    self._run_block(block)
+                for number, block in self._ordered(list(enumerate(positions(self.cuda.gridDim)))):
+                    self._run_block(number, block)
         except (SimulatorError, bdb.BdbQuit):  # the second is `q` at the prompt of pdb
             raise
         except Exception as error:
@@ -148,11 +165,22 @@ class Launch:
             self._given[id(names)] = names, original
             names.update(dict.fromkeys(original, self.cuda))
 
-    def _run_block(self, block: Dim3) -> None:
+    def _ordered(self, items: list[Any]) -> list[Any]:
+        """As they are, or shuffled: a GPU promises no order of blocks or threads."""
+        return items if self.order is None else self.order.sample(items, len(items))
+
+    def _watched(self, data: np.ndarray, name: str, space: str) -> KernelArray:
+        assert self.recorder is not None
+        owner = self.thread.number if space == LOCAL else None
+        return self.recorder.watch(data, name, space, owner)
+
+    def _run_block(self, number: int, block: Dim3) -> None:
+        if self.recorder is not None:
+            self.recorder.begin_block(number)
         self.cuda.blockIdx = block
-        self.cuda.shared = SharedMemory(self.dynamic_bytes)
+        self.cuda.shared = SharedMemory(self.dynamic_bytes, self.make)
         self.threads = [Thread(i, at) for i, at in enumerate(positions(self.cuda.blockDim))]
-        self._unstarted = iter(self.threads)
+        self._unstarted = iter(self._ordered(self.threads))
         for thread in self._unstarted:
             worker = self._idle.pop() if self._idle else self._new_worker()
             worker.switch(thread)
@@ -186,6 +214,8 @@ class Launch:
     def _enter(self, thread: Thread) -> None:
         self.thread = thread
         self.cuda.threadIdx = thread.threadIdx
+        if self.recorder is not None:
+            self.recorder.begin_segment(thread.number)
 
     def wait(self, call: str, vote: Any = None, mask: int | None = None) -> Any:
         """Set the running thread aside at a barrier; returns when that opens, with its answer."""
@@ -209,8 +239,14 @@ class Launch:
         full = [barrier for barrier in waiting if barrier.is_full(self.threads)]
         if waiting and not full:
             raise SimulatorError(self._report(waiting))
-        released = [thread for barrier in full for thread in barrier.open()]
-        return sorted(released, key=attrgetter("number"))
+        released = []
+        for barrier in full:
+            met = barrier.open()
+            released += met
+            if self.recorder is not None:
+                numbers = [thread.number for thread in met]
+                self.recorder.open_barrier(barrier.call, barrier.file, barrier.line, numbers)
+        return self._ordered(sorted(released, key=attrgetter("number")))
 
     def _report(self, waiting: list[Barrier]) -> str:
         lines = [

@@ -1,4 +1,4 @@
-"""The contract of `layers/layer.py`, held against every layer: buffers, refusals, gradients."""
+"""The contract of `layers/layer.py`, held against every layer: buffers, refusals, moves."""
 
 import tracemalloc
 
@@ -18,8 +18,6 @@ from layers import (
     Tanh,
 )
 from layers.layer import Buffers
-from tinyconv import check_gradients
-from tinyconv.gradient_cases import gradient_cases
 
 from . import oracles
 
@@ -327,42 +325,3 @@ def test_a_parameter_says_its_name_shape_and_dtype():
     parameter = Parameter("conv1.weight", (2, 3))
     assert repr(parameter) == "Parameter('conv1.weight', (2, 3), float32)"
     assert parameter.lr_multiplier == parameter.decay_multiplier == 1
-
-
-# --- gradients against differences
-
-CASES = {title: rest for title, *rest in gradient_cases()}
-ON_KERNELS = [title for title in CASES if title != "small net with its loss"]
-
-
-def check(layer, x, labels, samples=None):
-    rows = check_gradients(layer, x, labels, samples=samples)
-    assert all(row.ok for row in rows), "\n".join(str(row) for row in rows)
-    assert len(rows) == 1 + len(layer.parameters())
-
-
-@pytest.mark.parametrize("title", CASES)
-def test_host_gradients_are_the_slopes_that_the_function_shows(title):
-    layer, x, labels = CASES[title]
-    check(layer.to("cpu", np.float64), x, labels)
-
-
-@pytest.mark.parametrize("title", ON_KERNELS)
-def test_kernel_gradients_are_the_slopes_that_the_function_shows(title, cuda_device):
-    layer, x, labels = CASES[title]
-    check(layer.to(cuda_device, np.float64), x, labels, samples=4)
-
-
-def test_a_wrong_gradient_is_found():
-    """The check itself: a hundredth of a per mille on one element is enough."""
-
-    class Wrong(Tanh):
-        def backward(self, dy):
-            dx = super().backward(dy)
-            dx[1, 2] *= 1 + 1e-5
-            return dx
-
-    x = np.random.default_rng(0).standard_normal((2, 5))
-    (row,) = check_gradients(Wrong().to("cpu", np.float64), x)
-    assert not row.ok
-    assert row.where == (1, 2)

@@ -5,6 +5,7 @@ The choice has to be made before numba is imported, so the driver is asked direc
 
 import ctypes
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,7 +25,7 @@ def gpu_count() -> int:
 if not gpu_count():
     os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
-from layers import Device, DeviceError  # noqa: E402
+from layers import Device, DeviceError, simulator  # noqa: E402
 
 
 def pytest_report_header() -> str:
@@ -51,3 +52,36 @@ def device(request) -> Device:
         return Device(request.param)
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --unchecked` where only speed is wanted."""
+    parser.addoption(
+        "--unchecked",
+        action="store_true",
+        help="do not check the accesses of simulated kernels for races and the like",
+    )
+
+
+@pytest.fixture(autouse=True)
+def checked_launches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test is about, each simulated launch in it is checked as well.
+
+    For races, for reads of memory that nothing wrote, and for outputs not written exactly once
+    (`tinyconv/lab/checks.py`). Tests of faulty kernels have a conftest that switches this off.
+    """
+    if not simulator.installed or request.config.getoption("--unchecked"):
+        yield
+        return
+    from tinyconv.lab.checks import check_trace
+    from tinyconv.lab.subjects import OUTPUTS, REWRITTEN
+
+    found = []
+
+    def check(trace: simulator.Trace) -> None:
+        outputs, rewritten = OUTPUTS.get(trace.kernel, ()), REWRITTEN.get(trace.kernel)
+        found.extend(check_trace(trace, outputs, rewritten=rewritten))
+
+    with simulator.record(check):
+        yield
+    assert not found, "\n\n".join(str(finding) for finding in found[:5])

@@ -1,13 +1,19 @@
 """`python -m tinyconv COMMAND`: the project's tools on the command line.
 
-    gradcheck   compare every derivative with the slope of its function
+    gradcheck     compare every derivative with the slope of its function
+    check         look for races, stray accesses, and outputs not written, in every kernel
+    traffic       what a kernel's memory accesses cost
+    draw-kernel   a page that shows a kernel at work, step by step
+
+The last three look at simulated kernels and need no GPU.
 """
 
 import argparse
 import os
 import sys
 
-from layers import Device, DeviceError
+from layers import Device, DeviceError, simulator
+from layers.device import SIMULATED, SIMULATOR
 from tinyconv.gradient_cases import gradient_cases
 from tinyconv.gradient_check import HEADER, check_gradients
 
@@ -29,22 +35,46 @@ def gradcheck(device_name: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0, 1 for a failed check, 2 for wrong usage)."""
+    from tinyconv.lab import check_command, picture_command, traffic_command
+
     parser = argparse.ArgumentParser(
         prog="python -m tinyconv", description="tinyconv's tools. COMMAND --help tells more."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check = commands.add_parser(
+    gradients = commands.add_parser(
         "gradcheck",
         help="compare every derivative with the slope of its function",
         description=gradcheck.__doc__,
     )
-    check.add_argument("--device", default="cpu", help="cpu (default), cuda:0 or auto")
+    gradients.add_argument("--device", default="cpu", help="cpu (default), cuda:0 or auto")
+    laboratory = {
+        "check": (check_command, "look for races, stray accesses and outputs not written"),
+        "traffic": (traffic_command, "what a kernel's memory accesses cost"),
+        "draw-kernel": (picture_command, "a page that shows a kernel at work, step by step"),
+    }
+    for name, (module, purpose) in laboratory.items():
+        module.options(commands.add_parser(name, help=purpose, description=module.__doc__))
     options = parser.parse_args(arguments)
     try:
-        return gradcheck(options.device)
-    except (DeviceError, ValueError) as error:
+        if options.command == "gradcheck":
+            return gradcheck(options.device)
+        if not SIMULATED:
+            _start_again_with_the_simulator()
+        if not simulator.installed:
+            raise DeviceError(f"needs the simulator: pip install -e '.[simulator]' ({SIMULATOR})")
+        return laboratory[options.command][0].main(options)
+    except BrokenPipeError:
+        raise
+    except (DeviceError, ValueError, OSError) as error:
         print(f"python -m tinyconv {options.command}: error: {error}", file=sys.stderr)
         return 2
+
+
+def _start_again_with_the_simulator() -> None:
+    """Numba reads the setting when it is first imported, which has happened by now."""
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
+    command = [sys.executable, "-m", "tinyconv", *sys.argv[1:]]
+    os.execve(sys.executable, command, environment)
 
 
 if __name__ == "__main__":

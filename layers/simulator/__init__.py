@@ -39,7 +39,7 @@ import copy
 import gc
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from random import Random
@@ -106,16 +106,18 @@ def _stock_instead(reason: str) -> str:
 
 
 @contextmanager
-def record() -> Iterator[list[Trace]]:
+def record(then: Callable[[Trace], None] | None = None) -> Iterator[list[Trace]]:
     """Record every launch inside the `with` block; the list has a Trace for each, in order.
 
-    A launch that fails leaves the trace of what it did until then. RuntimeError if the scheduler
-    is not installed, for Numba's own simulator cannot be watched.
+    then: is given each Trace as soon as its launch is over, and the list stays empty: a trace of
+    a large launch takes much memory. A launch that fails leaves the trace of what it did until
+    then. RuntimeError if the scheduler is not installed, for Numba's own simulator cannot be
+    watched.
     """
-    global _traces
+    global _traces, _then
     if not installed:
         raise RuntimeError(f"recording needs the scheduler: {install()}")
-    before, _traces = _traces, []
+    before, _traces, _then = (_traces, _then), [], then
     # Notes are many small objects that live on; to look through them for garbage, again and
     # again, would take half of the time.
     collecting = gc.isenabled()
@@ -123,7 +125,7 @@ def record() -> Iterator[list[Trace]]:
     try:
         yield _traces
     finally:
-        _traces = before
+        _traces, _then = before
         if collecting:
             gc.enable()
 
@@ -169,6 +171,7 @@ def _three(what: str, size: Any) -> tuple[int, int, int]:
 
 _launch: Launch | None = None
 _traces: list[Trace] | None = None
+_then: Callable[[Trace], None] | None = None
 _order: Random | None = None
 _one_at_a_time = threading.Lock()
 
@@ -192,7 +195,8 @@ def _call(kernel: Any, *args: Any) -> Any:
         _launch = Launch(kernel, args, _order, record=_traces is not None)
         _launch.run()
     finally:
-        if _launch is not None and _launch.recorder is not None and _traces is not None:
-            _traces.append(_launch.recorder.finish())
+        recorder = _launch.recorder if _launch is not None else None
         _launch = None
         _one_at_a_time.release()
+        if recorder is not None and _traces is not None:
+            (_then or _traces.append)(recorder.finish())

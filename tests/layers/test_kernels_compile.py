@@ -145,18 +145,16 @@ def launch_everything(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", compile_kernels.NUMBERS)
-def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype, monkeypatch):
+def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype):
     if not SIMULATED or not simulator.installed:
         pytest.skip("the launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     launched = {}
 
-    class Recorded(simulator.Launch):
-        def __init__(self, kernel, args):
-            name = f"{kernel.fn.__module__}.{kernel.fn.__name__}"
-            launched.setdefault(name, set()).add(tuple(numba.typeof(arg) for arg in args))
-            super().__init__(kernel, args)
+    def note(trace):
+        types = tuple(numba.typeof(argument) for argument in trace.arguments)
+        launched.setdefault(trace.kernel, set()).add(types)
 
-    monkeypatch.setattr(simulator, "Launch", Recorded)
-    launch_everything(Device("cuda:0"), dtype)
+    with simulator.record(note):
+        launch_everything(Device("cuda:0"), dtype)
     table = compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
-    assert launched == {name: {arguments} for name, arguments in table.items()}
+    assert launched == {name.rpartition(".")[2]: {types} for name, types in table.items()}

@@ -55,6 +55,13 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 """Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v: it
 reads them before it writes them."""
 
+REWRITTEN: dict[str, dict[str, str]] = {
+    "softmax_forward_kernel": {
+        "probabilities": "the thread that owns the row stores the exponentials, then divides them"
+    },
+}
+"""By kernel and output, why elements are written more than once; all others are written once."""
+
 KERNELS: dict[str, Any] = {
     name: value
     for module in (activation, direct, dropout, lrn, max_pool, softmax_cross_entropy, sgd, augment)

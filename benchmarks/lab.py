@@ -1,0 +1,101 @@
+"""What it costs to check a kernel: a launch in the simulator, recorded, and checked.
+
+    python benchmarks/lab.py [--repeats 5]
+
+Prints a Markdown table: the median time of a plain launch, and how many times longer it takes
+when recorded, and when recorded and checked for everything but other orders (each of which is one
+more plain launch). The three take turns, so that a slow moment of the machine meets them all.
+"""
+
+import argparse
+import os
+import time
+from statistics import median
+
+os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+from machine import machine
+from simulator import cases
+
+from layers import simulator
+from tinyconv.lab.checks import check_kernel
+from tinyconv.lab.subjects import subjects
+
+SHAPES = {
+    "conv": (2, 13, 13, 8),
+    "max_pool": (2, 13, 13, 32),
+    "lrn": (2, 13, 13, 32),
+    "softmax": (64, 100),
+}
+
+
+def launches():
+    """(what it is, kernel, grid, block, arguments, outputs) of each row."""
+    for title, kernel, grid, block, args in cases():
+        names = kernel.py_func.__code__.co_varnames
+        yield title, kernel, grid, block, args, (names[len(args) - 1],)
+    for name, shape in SHAPES.items():
+        seen = set()
+        for subject in subjects(name, shape):
+            if subject.name not in seen:  # of one layer's settings
+                seen.add(subject.name)
+                title = f"{subject.name}, {subject.title}"
+                yield (title, *(getattr(subject, part) for part in PARTS))
+
+
+PARTS = "kernel", "grid", "block", "args", "outputs"
+
+
+def seconds(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(kernel, grid, block, args, outputs, repeats) -> tuple[int, list[list[float]]]:
+    """Accesses; and of plain, recorded and checked launches the seconds of each repeat."""
+    accesses = 0
+
+    def plain():
+        kernel[grid, block](*args)
+
+    def recorded():
+        with simulator.record():
+            plain()
+
+    def checked():
+        nonlocal accesses
+        # A stencil leaves the edges of its output as they are; softmax fills its own in two steps.
+        excuse = dict.fromkeys(outputs, "as it should be")
+        report = check_kernel(
+            kernel, grid, block, args, outputs, rewritten=excuse, partial=excuse, orders=0
+        )
+        assert report.ok, str(report)
+        accesses = report.accesses
+
+    times = [[seconds(run) for run in (plain, recorded, checked)] for _ in range(repeats)]
+    return accesses, [list(column) for column in zip(*times, strict=True)]
+
+
+def main() -> None:
+    """Measure each case, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    simulator.install()
+    print("| kernel | accesses | plain | recorded | checked |\n|---|---:|---:|---:|---:|")
+    worst = 0.0
+    for title, *launch in launches():
+        accesses, times = measure(*launch, options.repeats)
+        plain, recorded, checked = map(median, times)
+        worst = max(worst, checked / plain)
+        print(
+            f"| {title} | {accesses:,} | {1000 * plain:.1f} ms | {recorded / plain:.1f} × | "
+            f"{checked / plain:.1f} × |"
+        )
+    print(f"\nAt most {worst:.1f} times a plain launch. Medians of {options.repeats} runs.")
+    print(f"{machine('numba-cuda', 'greenlet', 'numpy')}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`python -m tinyconv check [NAME...] [--shape 2,6,7,5]`: the checks, on the project's kernels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from layers import simulator
+from tinyconv.lab.checks import check_subject
+from tinyconv.lab.findings import indented
+from tinyconv.lab.subjects import SHAPES, Subject, subjects
+
+HEADER = f"{'kernel':28}{'launched by':60}{'accesses':>9}  verdict"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Give the command's arguments to its parser."""
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(SHAPES)} (default: all)"
+    )
+    parser.add_argument(
+        "--shape", help="of the input, such as 2,6,7,5 (default: shapes chosen to be hostile)"
+    )
+    parser.add_argument(
+        "--orders", type=int, default=3, help="shuffled orders of threads (default: %(default)s)"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print a row for each launch, its findings below; 1 if there are any, else 0.
+
+    ValueError for an unknown name, a shape that does not fit, or without the simulator.
+    """
+    if not simulator.installed:
+        raise ValueError(f"kernels are checked in the simulator, which is {simulator.install()}")
+    names = options.names or list(SHAPES)
+    for name in names:
+        if name not in SHAPES:
+            raise ValueError(f"no kernels named {name!r}, only {', '.join(SHAPES)}")
+    if options.shape and not options.names:
+        raise ValueError(f"--shape is for the NAMEs it fits: {', '.join(SHAPES)}")
+    if options.orders < 0:
+        raise ValueError(f"--orders cannot be negative: {options.orders}")
+    launches = found = 0
+    for name in names:
+        for subject in _subjects(name, options.shape):
+            report = check_subject(subject, options.orders)
+            if not launches:
+                print(HEADER)
+            verdict = "ok" if report.ok else f"{len(report.findings)} found"
+            print(f"{subject.name:28}{subject.title:60}{report.accesses:>9}  {verdict}")
+            for finding in report.findings:
+                print(indented(finding))
+            launches += 1
+            found += len(report.findings)
+    print(f"{launches} launches, {found or 'nothing'} found")
+    return 1 if found else 0
+
+
+def _subjects(name: str, text: str | None) -> Iterator[Subject]:
+    """The launches of `name` on an input of shape `text`; None: on the hostile ones."""
+    if text is None:
+        return subjects(name)
+    known = SHAPES[name]
+    try:
+        shape = tuple(int(side) for side in text.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) not in {len(one) for one in known} or min(shape) < 1:
+        example = ",".join(map(str, known[0]))
+        raise ValueError(f"--shape of {name} is positive numbers such as {example}, not {text!r}")
+    return subjects(name, shape)

@@ -1,0 +1,261 @@
+"""What a kernel does wrong, found without a GPU.
+
+On a GPU `compute-sanitizer` watches a kernel and tells of races, stray indices and memory that is
+read before it is written. The simulator sees every access as well, so here a laptop does the same:
+
+    report = check_kernel(kernel, grid, block, args, outputs=("y",))
+    report.ok, report.findings
+    print(report)
+
+What is looked for (KINDS in `findings.py`):
+
+    race        two threads touch one element, one of them writes, and no barrier orders them:
+                `races.py` explains what a race is and how it is found
+    unwritten   an element of a shared or local array, or of an output, is read before anything
+                has written it. A GPU gives whatever was there before
+    index       an index is outside its array: on a GPU, somebody else's memory
+    barrier     threads wait at a barrier that others never reach: on a GPU, for ever or worse
+    error       any other exception that the simulator raised in the kernel
+    missing     an element of an output is never written
+    rewritten   an element of an output is written more than once, by one thread or several: at
+                best wasted work, at worst a wrong index
+    order       the same launch, its blocks and threads taken in another order, gives other bits.
+                Laws of this project: one thread owns one output, and the same seed gives the same
+                bits
+
+Outputs are parameters that come in empty and go out full. Who fills them in two steps, or not in
+full, says so and why: `rewritten={"probabilities": "exp first, then divided by the sum"}`.
+
+What cannot be found: faults that this launch does not have, but another shape would (so try
+hostile ones, `SHAPES` in `subjects.py`); results that are wrong without any of the above; and what
+the simulator cannot show (`layers/simulator/__init__.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from layers import simulator
+from layers.simulator import SimulatorError, Trace
+from tinyconv.lab.coverage import coverage, lines_of, unraveled, unwritten
+from tinyconv.lab.findings import Finding, Report, element, failure, more
+from tinyconv.lab.races import races, touches
+from tinyconv.lab.subjects import REWRITTEN, Subject
+
+Reasons = Mapping[str, str]
+
+# --- one call
+
+
+def check_kernel(
+    kernel: Any,
+    grid: int | tuple[int, ...],
+    block: int | tuple[int, ...],
+    args: tuple[Any, ...],
+    outputs: Iterable[str] = (),
+    *,
+    rewritten: Reasons | None = None,
+    partial: Reasons | None = None,
+    orders: int = 3,
+    seed: int = 0,
+    shared_bytes: int = 0,
+) -> Report:
+    """Launch `kernel[grid, block](*args)` in the simulator and report what it does wrong.
+
+    outputs: names of the parameters that come in empty. rewritten, partial: by name, why an
+    output is written more than once, or not in full. orders: how many more times to run it,
+    blocks and threads shuffled, seeds `seed`, `seed + 1`, ..., up to the first that differs.
+    shared_bytes: dynamic shared memory of a block.
+
+    The arrays of `args` are written, as by any launch, and end with the results of threads in
+    their usual order. Before every run outputs are filled with NaN, or the most extreme integer,
+    so that an element nobody writes shows in the result too; an output that overlaps another
+    argument is left as it is. ValueError for a name that is no array parameter; RuntimeError if
+    the simulator is not installed.
+    """
+    outputs = tuple(outputs)
+    excused = {**(rewritten or {}), **(partial or {})}
+    arrays = dict(_arrays(list(inspect.signature(kernel.py_func).parameters), args))
+    for name in (*outputs, *excused):
+        if name not in arrays:
+            raise ValueError(
+                f"{kernel.__name__}: no array parameter {name!r}, only {', '.join(arrays)}"
+            )
+    memory = Memory(arrays, outputs)
+    launch = kernel[grid, block, 0, shared_bytes]
+    error: SimulatorError | None = None
+    with simulator.record() as traces:
+        memory.prepare()
+        try:
+            launch(*args)
+        except SimulatorError as raised:
+            error = raised
+    (trace,) = traces
+    report = Report(
+        kernel=trace.kernel,
+        grid=(trace.grid.x, trace.grid.y, trace.grid.z),
+        block=(trace.block.x, trace.block.y, trace.block.z),
+        accesses=len(trace.accesses),
+        excused=excused,
+    )
+    if error is not None:
+        # What is not yet written is no fault of its own then, and other orders would fail too.
+        report.findings = [failure(error), *_accesses(trace, outputs)]
+        return report
+    report.findings = check_trace(trace, outputs, rewritten=rewritten, partial=partial)
+    result = memory.contents()
+    for number in range(seed, seed + orders):
+        memory.prepare()
+        try:
+            with simulator.shuffled(number):
+                launch(*args)
+            found = _differences(trace, result, memory.contents(), number)
+        except SimulatorError as raised:
+            found = [failure(raised, f"\n  Only with its threads in the order of seed {number}.")]
+        report.orders += 1
+        report.findings += found
+        if found:  # one order that differs proves it
+            break
+    memory.restore(result)
+    return report
+
+
+def check_subject(subject: Subject, orders: int = 3) -> Report:
+    """The report on one launch of the project's own kernels (`subjects.py`)."""
+    return check_kernel(
+        subject.kernel,
+        subject.grid,
+        subject.block,
+        subject.args,
+        subject.outputs,
+        rewritten=REWRITTEN.get(subject.name),
+        orders=orders,
+    )
+
+
+def check_trace(
+    trace: Trace,
+    outputs: Iterable[str] = (),
+    *,
+    rewritten: Reasons | None = None,
+    partial: Reasons | None = None,
+) -> list[Finding]:
+    """The races, unwritten reads and gaps in the outputs of a recorded launch that succeeded.
+
+    For names and reasons see `check_kernel`.
+    """
+    outputs = tuple(outputs)
+    found = _accesses(trace, outputs)
+    for number, array in enumerate(trace.arrays):
+        if array.name in outputs:
+            skip = {"rewritten"} if array.name in (rewritten or ()) else set()
+            skip |= {"missing"} if array.name in (partial or ()) else set()
+            found += [gap for gap in coverage(trace, number) if gap.kind not in skip]
+    return found
+
+
+def _accesses(trace: Trace, outputs: tuple[str, ...]) -> list[Finding]:
+    if not len(trace.accesses):
+        return []
+    sorted_touches = touches(trace, outputs)
+    return races(trace, sorted_touches) + unwritten(trace, sorted_touches)
+
+
+# --- other orders
+
+
+class Memory:
+    """The arrays of a launch and what they held before it, to run it again from there.
+
+    The arrays stay the same ones, only their contents are put back: parameters that overlap go on
+    doing so.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], outputs: tuple[str, ...]) -> None:
+        self.arrays = {name: array for name, array in arrays.items() if array.flags.writeable}
+        self.before = self.contents()
+        self.empty = [
+            name
+            for name in outputs
+            if name in self.arrays
+            and not any(
+                np.may_share_memory(arrays[name], other)
+                for key, other in arrays.items()
+                if key != name
+            )
+        ]
+
+    def contents(self) -> dict[str, np.ndarray]:
+        """A copy of what the arrays hold now."""
+        return {name: array.copy() for name, array in self.arrays.items()}
+
+    def restore(self, contents: dict[str, np.ndarray]) -> None:
+        """Put `contents` into the arrays."""
+        for name, array in self.arrays.items():
+            array[...] = contents[name]
+
+    def prepare(self) -> None:
+        """As before the launch, the outputs poisoned."""
+        self.restore(self.before)
+        for name in self.empty:
+            self.arrays[name][...] = _loudest(self.arrays[name].dtype)
+
+
+def _arrays(names: list[str], args: tuple[Any, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays among a launch's arguments, by the names that the simulator gives them."""
+    for i, value in enumerate(args):
+        name = names[i] if i < len(names) else f"argument {i}"
+        value = getattr(value, "value", value)  # of cuda.In, Out, InOut
+        value = getattr(value, "_ary", value)  # of cuda.to_device
+        if isinstance(value, tuple):
+            yield from _arrays([f"{name}[{j}]" for j in range(len(value))], value)
+        elif isinstance(value, np.ndarray):
+            yield name, value
+
+
+def _loudest(dtype: np.dtype) -> Any:
+    """The value of `dtype` that is hardest to overlook."""
+    if dtype.kind in "fc":
+        return np.nan
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return limits.min if dtype.kind == "i" else limits.max
+    return True
+
+
+def _differences(
+    trace: Trace, result: dict[str, np.ndarray], other: dict[str, np.ndarray], seed: int
+) -> list[Finding]:
+    """A finding for each array that has other bits in `other` than in `result`."""
+    findings = []
+    for name, array in result.items():
+        bits, others = (
+            np.frombuffer(values[name].tobytes(), np.uint8).reshape(array.size, array.itemsize)
+            for values in (result, other)
+        )
+        differ = np.flatnonzero((bits != others).any(axis=1))
+        if not len(differ):
+            continue
+        index = unraveled(differ[0], array)
+        numbers = [i for i, info in enumerate(trace.arrays) if info.name == name]
+        writes = trace.accesses["write"] & np.isin(trace.accesses["array"], numbers)
+        lines = lines_of(trace, np.flatnonzero(writes))
+        where = "".join(f"\n  It is written at {line}" for line in lines)
+        findings.append(
+            Finding(
+                kind="order",
+                array=name,
+                index=index,
+                lines=lines,
+                threads=(),
+                message=f"{element(name, index)}{more(len(differ))}: {array[index]} with threads "
+                f"and blocks in order of their numbers,\n  {other[name][index]} in the order of "
+                f"seed {seed}.{where}",
+                count=len(differ),
+            )
+        )
+    return findings

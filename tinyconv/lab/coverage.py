@@ -1,0 +1,157 @@
+"""What a launch leaves out: elements read before they are written, outputs not written, or twice.
+
+Elements are known by their addresses, as in `races.py`; a second parameter for the same memory
+makes no difference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layers.simulator.trace import ArrayInfo, Trace
+from tinyconv.lab.findings import (
+    Finding,
+    Line,
+    element,
+    element_of,
+    line_at,
+    line_numbers,
+    line_of,
+    more,
+    told,
+    worker_of,
+)
+from tinyconv.lab.races import Touches, memories, ordered
+
+# --- reads of memory that nothing wrote
+
+
+def unwritten(trace: Trace, t: Touches) -> list[Finding]:
+    """One finding for each array and line that reads what nothing has written before."""
+    if not len(t.row):
+        return []
+    # Of each element, its first write; what was read before that is poison.
+    never = len(t.row)
+    here = np.arange(never)
+    first = np.minimum.reduceat(np.where(t.write, here, never), t.starts)
+    first = np.repeat(first, np.diff(t.starts, append=never))
+    early = np.flatnonzero(t.empty & ~t.write & (here < first))
+    # Where nothing orders the two, they race, which is said elsewhere.
+    written = early[first[early] < never]
+    racing = written[~ordered(trace, t, written, first[written])]
+    early = np.setdiff1d(early, racing)
+    lines = line_numbers(trace)
+    groups: dict[tuple[str, int], list[int]] = {}
+    for at in early[np.argsort(t.row[early])].tolist():
+        access = trace.accesses[t.row[at]]
+        key = trace.arrays[access["array"]].name, int(lines[access["place"]])
+        groups.setdefault(key, []).append(at)
+    findings = []
+    for (name, _), group in groups.items():
+        row = int(t.row[group[0]])
+        _, index = element_of(trace, row)
+        count = len(np.unique(t.address[group]))
+        later = "nothing ever writes it" if first[group[0]] == never else "it is written only later"
+        findings.append(
+            Finding(
+                kind="unwritten",
+                array=name,
+                index=index,
+                lines=(line_of(trace, row),),
+                threads=(worker_of(trace, row),),
+                message=f"{element(name, index)}{more(count)}:\n  {told(trace, row)}\n"
+                f"  before anything has written it ({later}).",
+                count=count,
+            )
+        )
+    return findings
+
+
+# --- coverage: each element of an output is written once
+
+
+def coverage(trace: Trace, number: int) -> list[Finding]:
+    """What of array `number` is never written, or more than once; by any parameter it overlaps."""
+    array, memory = trace.arrays[number], memories(trace)
+    accesses = trace.accesses
+    rows = np.flatnonzero(accesses["write"] & (memory[accesses["array"]] == memory[number]))
+    arrays = accesses["array"][rows]
+    first = np.array([info.address for info in trace.arrays])
+    size = np.array([info.data.itemsize for info in trace.arrays])
+    written = first[arrays] + accesses["offset"][rows] * size[arrays]
+    elements = _addresses(array).ravel()
+    inside = np.isin(written, elements)
+    return [
+        *_missing(trace, array, np.flatnonzero(~np.isin(elements, written)), rows),
+        *_rewritten(trace, array, rows[inside], written[inside]),
+    ]
+
+
+def unraveled(number: int, data: np.ndarray) -> tuple[int, ...]:
+    """The index of an element by its number in `data`, the last axis fastest."""
+    return tuple(int(i) for i in np.unravel_index(number, data.shape))
+
+
+def _addresses(array: ArrayInfo) -> np.ndarray:
+    """The address of each element, in the array's shape."""
+    addresses = np.array(array.address)
+    for size, stride in zip(array.data.shape, array.data.strides, strict=True):
+        addresses = addresses[..., None] + np.arange(size) * stride
+    return addresses
+
+
+def lines_of(trace: Trace, rows: np.ndarray) -> tuple[Line, ...]:
+    """The different lines that made the accesses in `rows`."""
+    places = np.unique(trace.accesses["place"][rows])
+    return tuple(dict.fromkeys(line_at(trace.places[place]) for place in places))
+
+
+def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarray) -> list[Finding]:
+    if not len(gaps):
+        return []
+    index = unraveled(gaps[0], array.data)
+    lines = lines_of(trace, writes)
+    where = "others are written" if len(gaps) < array.data.size else "memory near it is written"
+    where = "\n  ".join(f"{where} at {line}" for line in lines) or "no line that ran writes to it"
+    return [
+        Finding(
+            kind="missing",
+            array=array.name,
+            index=index,
+            lines=lines,
+            threads=(),
+            message=f"{element(array.name, index)}{more(len(gaps))}, of {array.data.size}: "
+            f"no thread writes it;\n  {where}",
+            count=len(gaps),
+        )
+    ]
+
+
+def _rewritten(
+    trace: Trace, array: ArrayInfo, rows: np.ndarray, written: np.ndarray
+) -> list[Finding]:
+    order = np.argsort(written, kind="stable")
+    again = np.flatnonzero(np.diff(written[order]) == 0)
+    lines = line_numbers(trace)[trace.accesses["place"][rows[order]]]
+    pairs = np.sort(np.stack([lines[again], lines[again + 1]], axis=1), axis=1)
+    keys, which = np.unique(pairs, axis=0, return_inverse=True)
+    findings = []
+    for key in range(len(keys)):
+        group = again[which.ravel() == key]
+        at = group[np.argmin(rows[order[group + 1]])]  # the first in time
+        a, b = rows[order[at]], rows[order[at + 1]]
+        name, index = element_of(trace, a)
+        count = len(np.unique(written[order[group]]))
+        findings.append(
+            Finding(
+                kind="rewritten",
+                array=array.name,
+                index=index,
+                lines=(line_of(trace, a), line_of(trace, b)),
+                threads=(worker_of(trace, a), worker_of(trace, b)),
+                message=f"{element(name, index)}{more(count)}, written more than once:\n"
+                f"  {told(trace, a)}\n  {told(trace, b)}",
+                count=count,
+            )
+        )
+    return findings

@@ -1,0 +1,226 @@
+"""What the checks of `checks.py` have to say: a Finding for each fault, a Report for a kernel."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from layers.simulator import SimulatorError
+from layers.simulator.arrays import Dim3
+from layers.simulator.trace import Place, Trace
+
+KINDS = {
+    "race": "two threads touch one element, one of them writes, and nothing orders them",
+    "unwritten": "an element is read that nothing has written",
+    "index": "an index is outside its array",
+    "barrier": "a barrier waits for threads that never come",
+    "error": "the kernel raised an exception",
+    "missing": "an element of an output is never written",
+    "rewritten": "an element of an output is written more than once",
+    "order": "the result depends on the order of threads or blocks",
+}
+"""The kinds of findings, and what each means."""
+
+Position = tuple[int, int, int]
+
+
+class Worker(NamedTuple):
+    """A thread of the launch: (x, y, z) of its block in the grid, and its own in the block."""
+
+    block: Position
+    thread: Position
+
+    def __str__(self) -> str:
+        return f"thread {self.thread} of block {self.block}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the kernel's source."""
+
+    file: str
+    line: int
+    source: str
+    """Its text, without indentation."""
+
+    @classmethod
+    def of(cls, file: str, line: int) -> Line:
+        """The line, with its text."""
+        return cls(file, line, linecache.getline(file, line).strip())
+
+    def __str__(self) -> str:
+        near = os.path.relpath(self.file)
+        return f"{self.file if near.startswith('..') else near}:{self.line}: {self.source}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of a kernel: the first example of it, and how often it was met."""
+
+    kind: str
+    """A key of KINDS."""
+    array: str
+    """Name of the parameter, or "shared array of line 12"; "" if no array is concerned."""
+    index: tuple[int, ...] | None
+    """Of the element, in the first example."""
+    lines: tuple[Line, ...]
+    threads: tuple[Worker, ...]
+    """Who did it in the first example, in the order of `lines`; empty if nobody is known."""
+    message: str
+    """The paragraph that says it all."""
+    count: int = 1
+    """Elements concerned (for "barrier": threads that wait; for "index" and "error": 1, as the
+    launch ends there)."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+@dataclass
+class Report:
+    """What was found in one kernel."""
+
+    kernel: str
+    grid: Position
+    block: Position
+    accesses: int
+    """Reads and writes that were looked at."""
+    findings: list[Finding] = field(default_factory=list)
+    orders: int = 0
+    """Other orders of blocks and threads in which the kernel was run as well."""
+    excused: dict[str, str] = field(default_factory=dict)
+    """By array, why it may be written more than once, or not in full."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        title = (
+            f"{self.kernel}, grid {self.grid}, block {self.block}: "
+            f"{self.accesses} accesses, {self.orders} other orders"
+        )
+        verdict = "nothing found" if self.ok else f"{len(self.findings)} found"
+        excuses = [f"  declared: {name}: {reason}" for name, reason in self.excused.items()]
+        return "\n".join([f"{title}: {verdict}", *excuses, *map(indented, self.findings)])
+
+
+def indented(finding: Finding) -> str:
+    """The paragraph of a finding, set off from the margin."""
+    return "  " + str(finding).replace("\n", "\n  ")
+
+
+# --- from the numbers of a trace to what a reader calls them
+
+
+def position(number: int, size: Dim3) -> Position:
+    """(x, y, z) of a block in a grid, or of a thread in a block, by its number: x fastest."""
+    return number % size.x, number // size.x % size.y, number // (size.x * size.y)
+
+
+def line_at(place: Place) -> Line:
+    """The line of a recorded instruction."""
+    return Line(place.file, place.line, place.source)
+
+
+def line_numbers(trace: Trace) -> np.ndarray:
+    """Of each place of the trace, a number that places of the same line have in common."""
+    lines = [(place.file, place.line) for place in trace.places]
+    return np.array([lines.index(line) for line in lines], np.int64)
+
+
+def worker_of(trace: Trace, row: int) -> Worker:
+    """Who made the access in `row`."""
+    segment = trace.segments[trace.accesses["segment"][row]]
+    return Worker(
+        position(int(segment["block"]), trace.grid), position(int(segment["thread"]), trace.block)
+    )
+
+
+def line_of(trace: Trace, row: int) -> Line:
+    """The line that made the access in `row`."""
+    return line_at(trace.places[trace.accesses["place"][row]])
+
+
+def element_of(trace: Trace, row: int) -> tuple[str, tuple[int, ...]]:
+    """The array's name, and the index in it, of the access in `row`."""
+    access = trace.accesses[row]
+    array = trace.arrays[access["array"]]
+    return array.name, array.index(int(access["offset"]))
+
+
+def told(trace: Trace, row: int) -> str:
+    """Who did what, where, in the access in `row`."""
+    access = trace.accesses[row]
+    does = "writes it" if access["write"] else "reads it"
+    if trace.places[access["place"]].atomic:
+        does = "changes it atomically"
+    return f"{worker_of(trace, row)} {does}\n    at {line_of(trace, row)}"
+
+
+def element(name: str, index: tuple[int, ...]) -> str:
+    """`y[2, 3]`, or `[2, 3] of the shared array of line 12`."""
+    inside = ", ".join(map(str, index)) or "()"
+    return f"{name}[{inside}]" if name.isidentifier() else f"[{inside}] of the {name}"
+
+
+def more(count: int) -> str:
+    """`, and 30 more elements`, if there are others than the example."""
+    others = count - 1
+    return f", and {others} more element{'s' * (others > 1)}" if others else ""
+
+
+# --- what the simulator refuses
+
+_ERROR = re.compile(
+    r"kernel \S+, thread (?P<thread>\(.*?\)) of block (?P<block>\(.*?\)), "
+    r"(?P<file>.*?):(?P<line>\d+): (?P<what>.*)",
+    re.DOTALL,
+)
+_STRAY = re.compile(r"IndexError: (?P<array>.+)\[(?P<index>[^\]]*)\] of shape ")
+_WAIT = re.compile(
+    r"wait at .* in (?P<file>.*):(?P<line>\d+): (?P<count>\d+) threads?: (?P<first>\(.*?\))"
+)
+_BLOCK = re.compile(r"kernel \S+, block (?P<block>\(.*?\)): ")
+
+
+def failure(error: SimulatorError, remark: str = "") -> Finding:
+    """The simulator's error as a finding."""
+    text = str(error)
+    waits = list(_WAIT.finditer(text))
+    if waits and (there := _BLOCK.match(text)):
+        block = _position(there["block"])
+        return Finding(
+            kind="barrier",
+            array="",
+            index=None,
+            lines=tuple(Line.of(wait["file"], int(wait["line"])) for wait in waits),
+            threads=tuple(Worker(block, _position(wait["first"])) for wait in waits),
+            message=text + remark,
+            count=sum(int(wait["count"]) for wait in waits),
+        )
+    match = _ERROR.match(text)
+    if match is None:
+        return Finding("error", "", None, (), (), text + remark)
+    worker = Worker(_position(match["block"]), _position(match["thread"]))
+    line = Line.of(match["file"], int(match["line"]))
+    stray = _STRAY.match(match["what"])
+    return Finding(
+        kind="index" if stray else "error",
+        array=stray["array"] if stray else "",
+        index=tuple(int(i) for i in stray["index"].split(",") if i.strip()) if stray else None,
+        lines=(line,),
+        threads=(worker,),
+        message=f"{match['what']}\n  {worker}\n    at {line}{remark}",
+    )
+
+
+def _position(text: str) -> Position:
+    x, y, z = (int(number) for number in text.strip("()").split(","))
+    return x, y, z

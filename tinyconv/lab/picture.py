@@ -1,0 +1,248 @@
+"""What the page and pictures of `draw-kernel` show: launches, their source, the page's data.
+
+`steps.py` says what a step is, `page.js` what becomes of the data.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layers import simulator
+from layers.simulator.trace import Place
+from tinyconv.lab.steps import Block, Launch
+from tinyconv.lab.subjects import SHAPES, Subject, subjects
+
+MOST_CELLS, MOST_ACCESSES = 20_000, 1_000_000
+"""Of a page: beyond these a browser is slow and nobody finds anything."""
+
+# --- launches
+
+
+def launches(name: str, shape: tuple[int, ...] | None = None) -> list[Launch]:
+    """Every launch of `name`, a key of SHAPES, on an input of `shape` (None: one that shows well).
+
+    ValueError for a name or shape that cannot be drawn.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"there is no {name!r} to draw; choose from {', '.join(SHAPES)}")
+    shape = DRAWN[name] if shape is None else shape
+    if len(shape) != SIDES.get(name, len(shape)) or (name == "crop" and shape[-1] != 3):
+        wanted = ",".join(map(str, DRAWN[name]))
+        raise ValueError(f"{name} cannot be drawn for a shape of {shape}; try --shape {wanted}")
+    if math.prod(shape) > MOST_CELLS:
+        raise ValueError(f"a shape of {shape} is too large to be drawn: {MOST_CELLS:,} elements")
+    return [recorded(subject) for subject in subjects(name, shape)]
+
+
+def recorded(subject: Subject) -> Launch:
+    """Launch `subject` and make it ready to be drawn. ValueError if it is too large for that."""
+    with simulator.record() as traces:
+        subject.kernel[subject.grid, subject.block](*subject.args)
+    (trace,) = traces
+    launch = Launch(subject.title, trace, getattr(subject.kernel, "fn", None))
+    cells = sum(math.prod(array.shape) for array in launch.arrays)
+    if cells > MOST_CELLS or len(trace.accesses) > MOST_ACCESSES:
+        raise ValueError(
+            f"{trace.kernel} touches {cells:,} elements {len(trace.accesses):,} times, too many "
+            f"to be drawn ({MOST_CELLS:,} and {MOST_ACCESSES:,}): choose a smaller shape"
+        )
+    return launch
+
+
+DRAWN: dict[str, tuple[int, ...]] = {
+    "conv": (1, 5, 6, 8),
+    "max_pool": (1, 7, 9, 8),
+    "lrn": (2, 3, 3, 16),
+    "relu": (2, 3, 5, 8),
+    "tanh": (2, 3, 5, 8),
+    "dropout": (2, 3, 5, 8),
+    "softmax": (40, 8),
+    "sgd": (24, 16),
+    "crop": (2, 10, 10, 3),
+}
+"""By name, a shape that shows well: 8 channels of float32 fill a sector."""
+
+SIDES = {"conv": 4, "max_pool": 4, "crop": 4, "softmax": 2}
+"""How many sides a shape must have; those not named here take any."""
+
+
+# --- the source beside it
+
+
+@dataclass(frozen=True)
+class Source:
+    """The lines of one function, with the comment above it."""
+
+    file: str
+    """From the project's folder on, as far as it is in there."""
+    function: str
+    first: int
+    lines: tuple[str, ...]
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def short_path(file: str) -> str:
+    """`file` from the project's folder on; its name alone if it is elsewhere."""
+    path = Path(file).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def source_of(file: str, line: int, function: str) -> Source:
+    """The function `function` around `line` of `file`; that line alone if it is not found."""
+    lines = linecache.getlines(file)
+    first = line
+    while first > 1 and not re.match(rf"\s*def {re.escape(function)}\b", lines[first - 1]):
+        first -= 1
+    if not lines or not re.match(rf"\s*def {re.escape(function)}\b", lines[first - 1]):
+        return Source(short_path(file), function, line, (linecache.getline(file, line).rstrip(),))
+    while first > 1 and lines[first - 2].lstrip().startswith("@"):
+        first -= 1
+    code = inspect.getblock(lines[first - 1 :])
+    comment = first - 1
+    while comment > 0 and lines[comment - 1].strip() == "":
+        comment -= 1
+    while comment > 0 and lines[comment - 1].startswith("#"):
+        comment -= 1
+    if not lines[comment].startswith("#"):
+        comment = first - 1
+    above = lines[comment : first - 1]
+    return Source(
+        short_path(file),
+        function,
+        comment + 1,
+        tuple(text.rstrip() for text in [*above, *code]),
+    )
+
+
+def columns_of(place: Place, function: Callable | None) -> tuple[int, int] | None:
+    """Where in its line the place's expression stands, as far as Python (3.11 on) tells."""
+    if function is not None and function.__name__ != place.function:
+        function = getattr(function, "__globals__", {}).get(place.function)
+        function = getattr(function, "fn", function)
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_filename != place.file or not hasattr(code, "co_positions"):
+        return None
+    positions = list(code.co_positions())
+    if place.instruction // 2 >= len(positions):
+        return None
+    first, last, start, end = positions[place.instruction // 2]
+    if first is None or first != last or start is None or end is None:
+        return None
+    text = linecache.getline(place.file, first).encode()
+    return len(text[:start].decode()), len(text[:end].decode())
+
+
+# --- the page's data
+
+
+def page_data(name: str, drawn: list[Launch]) -> dict[str, Any]:
+    """Everything the page shows, as JSON knows it."""
+    return {"name": name, "launches": [_launch_data(launch) for launch in drawn]}
+
+
+def _launch_data(launch: Launch) -> dict[str, Any]:
+    trace = launch.trace
+    sources: dict[Source, int] = {}
+    kernel = source_of(trace.file, trace.line + 1, trace.kernel)
+    sources[kernel] = 0
+    places = []
+    for place in trace.places:
+        source = source_of(place.file, place.line, place.function)
+        places.append(
+            {
+                "source": sources.setdefault(source, len(sources)),
+                "line": place.line,
+                "text": place.source,
+                "columns": columns_of(place, launch.function),
+            }
+        )
+    blocks = [launch.block(number) for number in range(trace.blocks)]
+    return {
+        "title": launch.title,
+        "kernel": trace.kernel,
+        "grid": [trace.grid.x, trace.grid.y, trace.grid.z],
+        "block": [trace.block.x, trace.block.y, trace.block.z],
+        "arrays": [
+            {
+                "name": array.name,
+                "space": array.space,
+                "shape": array.shape,
+                "dtype": array.dtype,
+                "itemsize": array.itemsize,
+                "in_order": array.in_order,
+                "skew": array.skew,
+                "values": {
+                    "all" if block is None else str(block): [_number(v) for v in values.tolist()]
+                    for block, values in array.values.items()
+                },
+            }
+            for array in launch.arrays
+        ],
+        "sources": [
+            {"file": s.file, "function": s.function, "first": s.first, "lines": s.lines}
+            for s in sources
+        ],
+        "places": places,
+        "blocks": [_block_data(block) for block in blocks],
+        "totals": totals(launch),
+    }
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if np.isfinite(value) else str(value)
+    return value
+
+
+def _block_data(block: Block) -> dict[str, Any]:
+    return {
+        "number": block.number,
+        "marks": [[m.after, m.call, m.line, short_path(m.file)] for m in block.marks],
+        # Lists without names, for there are many: place, k, whether it writes, requests.
+        "steps": [
+            [
+                step.place,
+                step.occurrence,
+                int(step.write),
+                [
+                    [r.warp, r.array, r.lanes, r.cells, r.sectors, r.ideal, r.ways, int(r.bad)]
+                    for r in step.requests
+                ],
+            ]
+            for step in block.steps
+        ],
+    }
+
+
+def totals(launch: Launch) -> list[dict[str, Any]]:
+    """For each load and store of the source, over all blocks: requests and what they cost."""
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for number in range(launch.trace.blocks):
+        for step in launch.block(number).steps:
+            for r in step.requests:
+                row = rows.setdefault(
+                    (step.place, r.array),
+                    {
+                        "place": step.place,
+                        "array": r.array,
+                        "write": step.write,
+                        **dict.fromkeys(("requests", "sectors", "ideal", "ways", "bad"), 0),
+                    },
+                )
+                row["requests"] += 1
+                row["sectors"] += r.sectors
+                row["ideal"] += r.ideal
+                row["ways"] = max(row["ways"], r.ways)
+                row["bad"] += r.bad
+    return [rows[key] for key in sorted(rows)]

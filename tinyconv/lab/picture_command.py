@@ -1,0 +1,142 @@
+"""`python -m tinyconv draw-kernel NAME`: a page, or a picture, of what kernels do to memory.
+
+The page is one file that needs no network: a browser opens it from the disk. An existing file is
+overwritten, for it can be made anew from the kernels at any time. `steps.py` says what a step is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from html import escape
+from pathlib import Path
+
+from tinyconv.lab.picture import DRAWN, launches, page_data
+from tinyconv.lab.picture_svg import svg_of
+from tinyconv.lab.steps import Launch
+from tinyconv.lab.subjects import KERNELS, SHAPES
+
+SIGHTS: dict[str, tuple[str, int, int]] = {
+    "conv_forward_kernel": ("conv", 0, 2),
+    "conv_input_gradient_kernel": ("conv", 0, 1),
+    "conv_filter_gradient_kernel": ("conv", 0, 1),
+    "conv_bias_gradient_kernel": ("conv", 0, 2),
+    "max_pool_forward_kernel": ("max_pool", 0, 4),
+    "max_pool_backward_kernel": ("max_pool", 0, 0),
+    "lrn_forward_kernel": ("lrn", 0, 2),
+    "lrn_backward_kernel": ("lrn", 0, 4),
+    "relu_forward_kernel": ("relu", 0, 0),
+    "relu_backward_kernel": ("relu", 0, 1),
+    "tanh_forward_kernel": ("tanh", 0, 1),
+    "tanh_backward_kernel": ("tanh", 0, 0),
+    "dropout_kernel": ("dropout", 0, 1),
+    "softmax_forward_kernel": ("softmax", 0, 2),
+    "softmax_backward_kernel": ("softmax", 0, 0),
+    "sgd_kernel": ("sgd", 1, 3),
+    "crop_kernel": ("crop", 0, 3),
+}
+"""The pictures of `docs/kernels.md`, by kernel: what to launch (its first launch is drawn), block,
+step."""
+
+
+def page(name: str, drawn: list[Launch]) -> str:
+    """The whole page for these launches of `name`, as text: `page.html`, filled in."""
+    here = Path(__file__).parent
+    html, css, arrays, js = (
+        (here / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "page_arrays.js", "page.js")
+    )
+    data = json.dumps(page_data(name, drawn), ensure_ascii=False, separators=(",", ":"))
+    # Inside a script nothing but "<" can end it, or open a comment.
+    data = data.replace("<", "\\u003c")
+    parts = {"title": escape(f"{name} · tinyconv"), "css": css, "js": arrays + js, "data": data}
+    before, *pieces = html.split("{{")
+    return before + "".join(
+        parts[key] + rest for key, rest in (piece.split("}}", 1) for piece in pieces)
+    )
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options to `parser`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(SHAPES)}")
+    parser.add_argument("--shape", help="of the input, such as 2,3,3,6 (default: a small one)")
+    parser.add_argument("--out", metavar="FILE", help="default: NAME.html, or KERNEL.svg")
+    parser.add_argument("--svg", action="store_true", help="draw one step instead of the page")
+    parser.add_argument("--kernel", help="with --svg: which kernel (default: the first launched)")
+    parser.add_argument("--block", type=int, metavar="N", help="with --svg: which block, from 0")
+    parser.add_argument("--step", type=int, metavar="N", help="with --svg: which step, from 1")
+    parser.add_argument(
+        "--all-pictures",
+        metavar="FOLDER",
+        help="write the picture of every kernel, as in docs/pictures",
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Write what was asked for and say where. ValueError for what cannot be drawn."""
+    still = (options.kernel, options.block, options.step)
+    if options.all_pictures is not None:
+        others = (options.name, options.shape, options.out, *still)
+        if options.svg or any(other is not None for other in others):
+            raise ValueError("--all-pictures FOLDER goes alone")
+        return all_pictures(Path(options.all_pictures))
+    if options.name is None:
+        raise ValueError(f"a NAME is missing: one of {', '.join(SHAPES)}")
+    if not options.svg and still != (None, None, None):
+        raise ValueError("--kernel, --block and --step choose a picture: they need --svg")
+    drawn = launches(options.name, None if options.shape is None else parse_shape(options.shape))
+    if options.svg:
+        launch = find(options.name, drawn, options.kernel)
+        name = f"{launch.trace.kernel}.svg"
+        step = 1 if options.step is None else options.step
+        if step < 1:
+            raise ValueError(f"steps are numbered from 1, there is no step {step}")
+        text = svg_of(launch, options.block or 0, step - 1)
+    else:
+        name, text = f"{options.name}.html", page(options.name, drawn)
+    out = Path(options.out or name)
+    write(out, text)
+    print(f"{out}: {len(text.encode()) / 1000:.0f} kB; open it in a browser")
+    return 0
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """ "2,3,3,6" -> (2, 3, 3, 6); ValueError for anything else."""
+    try:
+        shape = tuple(int(side) for side in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(f"--shape must be positive whole numbers, such as 2,3,3,6, not {text!r}")
+    return shape
+
+
+def find(name: str, drawn: list[Launch], kernel: str | None) -> Launch:
+    """The first of the launches, or the first of `kernel`; ValueError if there is none."""
+    for launch in drawn:
+        if kernel is None or launch.trace.kernel == kernel:
+            return launch
+    kernels = dict.fromkeys(launch.trace.kernel for launch in drawn)
+    raise ValueError(f"{name} launches no {kernel}; choose from {', '.join(kernels)}")
+
+
+def write(file: Path, text: str) -> None:
+    """Write `text`; ValueError if that is not possible."""
+    try:
+        file.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror}") from None
+
+
+def all_pictures(folder: Path) -> int:
+    """Write the picture of every kernel into `folder`."""
+    drawn = {name: launches(name) for name in DRAWN}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make {folder}: {error.strerror}") from None
+    for kernel in KERNELS:
+        name, block, step = SIGHTS[kernel]
+        write(folder / f"{kernel}.svg", svg_of(find(name, drawn[name], kernel), block, step))
+    print(f"{folder}: {len(KERNELS)} pictures")
+    return 0

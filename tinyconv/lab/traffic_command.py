@@ -1,0 +1,64 @@
+"""`python -m tinyconv traffic NAME`: a table of what each kernel of a layer asks of memory."""
+
+import argparse
+import json
+import math
+
+from layers import simulator
+from tinyconv.lab.subjects import SHAPES, _runs
+from tinyconv.lab.traffic import measure
+
+LARGEST = {"conv": 5_000}
+LARGEST_OTHER = 100_000
+"""Elements of an input: each access is recorded, which takes some hundred bytes."""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Give the command's arguments to its parser."""
+    parser.add_argument("name", metavar="NAME", help=", ".join(SHAPES))
+    parser.add_argument(
+        "--shape", help="of the input, such as 2,13,13,96 for (N, H, W, C); a small one if missing"
+    )
+    parser.add_argument("--json", action="store_true", help="a list with all numbers, as JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the traffic of each kernel of a layer, its first settings; ValueError for wrong usage.
+
+    Kernels run in the simulator: RuntimeError if that is off.
+    """
+    if options.name not in SHAPES:
+        raise ValueError(f"no kernels are called {options.name!r}: {', '.join(SHAPES)}")
+    shape = SHAPES[options.name][0] if options.shape is None else _shape(options)
+    title, run = next(iter(_runs(options.name, shape).items()))
+    try:
+        with simulator.record() as traces:
+            run()
+    except IndexError as error:
+        raise ValueError(f"{options.name} has no use for an input of {shape}: {error}") from error
+    measured = [measure(trace) for trace in traces]
+    if options.json:
+        print(json.dumps([traffic.as_dict() for traffic in measured], indent=2))
+        return 0
+    print(f"{title}, input {shape}")
+    for traffic in measured:
+        print(f"\n{traffic}")
+    return 0
+
+
+def _shape(options: argparse.Namespace) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(side) for side in options.shape.split(","))
+    except ValueError:
+        raise ValueError(f"--shape is numbers with commas, not {options.shape!r}") from None
+    known = SHAPES[options.name]
+    if len(shape) not in {len(one) for one in known} or min(shape) < 1:
+        example = ",".join(map(str, known[0]))
+        raise ValueError(f"--shape of {options.name} is like {example}, not {options.shape}")
+    largest = LARGEST.get(options.name, LARGEST_OTHER)
+    if math.prod(shape) > largest:
+        raise ValueError(
+            f"--shape {options.shape} has {math.prod(shape):,} elements: each access is recorded, "
+            f"so {options.name} takes {largest:,} at most"
+        )
+    return shape

@@ -134,7 +134,7 @@ def _crop(shape: tuple[int, ...]) -> Callable[[], Any]:
     return lambda: cutter.random(images, np.arange(shape[0]), 0)
 
 
-def _runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
+def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     """What to run for `name` on an input of `shape`, by title; ValueError if it does not fit."""
     channels = shape[-1]
     layers: dict[str, Layer]
@@ -191,7 +191,7 @@ def subjects(name: str, shape: tuple[int, ...] | None = None) -> Iterator[Subjec
     KeyError for another name; ValueError for a shape that does not fit.
     """
     for one in SHAPES[name] if shape is None else (shape,):
-        for title, run in _runs(name, one).items():
+        for title, run in runs(name, one).items():
             with simulator.record() as traces:
                 run()
             for trace in traces:

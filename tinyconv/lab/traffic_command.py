@@ -5,7 +5,7 @@ import json
 import math
 
 from layers import simulator
-from tinyconv.lab.subjects import SHAPES, _runs
+from tinyconv.lab.subjects import SHAPES, runs
 from tinyconv.lab.traffic import measure
 
 LARGEST = {"conv": 5_000}
@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
     if options.name not in SHAPES:
         raise ValueError(f"no kernels are called {options.name!r}: {', '.join(SHAPES)}")
     shape = SHAPES[options.name][0] if options.shape is None else _shape(options)
-    title, run = next(iter(_runs(options.name, shape).items()))
+    title, run = next(iter(runs(options.name, shape).items()))
     try:
         with simulator.record() as traces:
             run()

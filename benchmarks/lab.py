@@ -14,7 +14,9 @@ from statistics import median
 
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
+import numpy as np
 from machine import machine
+from numba import cuda, float32
 from simulator import cases
 
 from layers import simulator
@@ -29,11 +31,25 @@ SHAPES = {
 }
 
 
+@cuda.jit
+def local_sums(x, y):
+    mine = cuda.local.array(4, float32)
+    i = cuda.grid(1)
+    for j in range(4):
+        mine[j] = x[i] * j
+    total = float32(0)
+    for j in range(4):
+        total += mine[j]
+    y[i] = total
+
+
 def launches():
     """(what it is, kernel, grid, block, arguments, outputs) of each row."""
     for title, kernel, grid, block, args in cases():
         names = kernel.py_func.__code__.co_varnames
         yield title, kernel, grid, block, args, (names[len(args) - 1],)
+    x, y = np.ones((2, 8192), np.float32)
+    yield "a local array in each of 8192 threads", local_sums, 32, 256, (x, y), ("y",)
     for name, shape in SHAPES.items():
         seen = set()
         for subject in subjects(name, shape):

@@ -15,6 +15,7 @@ from numba import cuda, float32
 
 SIZE = 64  # of the matrices
 TILE = 32  # of the transposes, by blocks of TILE × ROWS threads: each thread has TILE / ROWS rows
+PADDED = TILE + 1  # Numba wants the sides of a shared array as constants, not as sums
 ROWS = 8
 SQUARE = 16  # tile and block of the matrix product
 
@@ -78,7 +79,7 @@ def transpose(size: int = SIZE) -> Textbook:
 
 @cuda.jit
 def transpose_padded_kernel(x, y):
-    tile = cuda.shared.array((TILE, TILE + 1), float32)
+    tile = cuda.shared.array((TILE, PADDED), float32)
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
     column, row = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
     for i in range(ty, TILE, ROWS):

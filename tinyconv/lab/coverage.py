@@ -21,7 +21,7 @@ from tinyconv.lab.findings import (
     told,
     worker_of,
 )
-from tinyconv.lab.races import Touches, memories, ordered
+from tinyconv.lab.races import Touches, ordered
 
 # --- reads of memory that nothing wrote
 
@@ -70,20 +70,16 @@ def unwritten(trace: Trace, t: Touches) -> list[Finding]:
 # --- coverage: each element of an output is written once
 
 
-def coverage(trace: Trace, number: int) -> list[Finding]:
+def coverage(trace: Trace, t: Touches, number: int) -> list[Finding]:
     """What of array `number` is never written, or more than once; by any parameter it overlaps."""
-    array, memory = trace.arrays[number], memories(trace)
-    accesses = trace.accesses
-    rows = np.flatnonzero(accesses["write"] & (memory[accesses["array"]] == memory[number]))
-    arrays = accesses["array"][rows]
-    first = np.array([info.address for info in trace.arrays])
-    size = np.array([info.data.itemsize for info in trace.arrays])
-    written = first[arrays] + accesses["offset"][rows] * size[arrays]
-    elements = _addresses(array).ravel()
-    inside = np.isin(written, elements)
+    memory = t.memory[trace.accesses["array"][t.row]]
+    writes = np.flatnonzero(t.write & (memory == t.memory[number]))
+    elements = _addresses(trace.arrays[number]).ravel()
+    gaps = np.flatnonzero(~np.isin(elements, t.address[writes]))
+    inside = writes[np.isin(t.address[writes], elements)]
     return [
-        *_missing(trace, array, np.flatnonzero(~np.isin(elements, written)), rows),
-        *_rewritten(trace, array, rows[inside], written[inside]),
+        *_missing(trace, trace.arrays[number], gaps, t.row[writes]),
+        *_rewritten(trace, trace.arrays[number], t.row[inside], t.address[inside]),
     ]
 
 
@@ -130,18 +126,18 @@ def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarra
 def _rewritten(
     trace: Trace, array: ArrayInfo, rows: np.ndarray, written: np.ndarray
 ) -> list[Finding]:
-    order = np.argsort(written, kind="stable")
-    again = np.flatnonzero(np.diff(written[order]) == 0)
-    lines = line_numbers(trace)[trace.accesses["place"][rows[order]]]
+    """`rows` are writes of the elements `written`, sorted by these and then by time."""
+    again = np.flatnonzero(np.diff(written) == 0)
+    lines = line_numbers(trace)[trace.accesses["place"][rows]]
     pairs = np.sort(np.stack([lines[again], lines[again + 1]], axis=1), axis=1)
     keys, which = np.unique(pairs, axis=0, return_inverse=True)
     findings = []
     for key in range(len(keys)):
         group = again[which.ravel() == key]
-        at = group[np.argmin(rows[order[group + 1]])]  # the first in time
-        a, b = rows[order[at]], rows[order[at + 1]]
+        at = group[np.argmin(rows[group + 1])]  # the first in time
+        a, b = rows[at], rows[at + 1]
         name, index = element_of(trace, a)
-        count = len(np.unique(written[order[group]]))
+        count = len(np.unique(written[group]))
         findings.append(
             Finding(
                 kind="rewritten",

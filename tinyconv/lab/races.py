@@ -81,7 +81,15 @@ def memories(trace: Trace) -> np.ndarray:
     """A number for each array of the trace: arrays of the same number overlap in memory."""
     if not trace.arrays:
         return np.empty(0, np.int64)
-    bounds = np.array([np.lib.array_utils.byte_bounds(array.data) for array in trace.arrays])
+    bounds = np.array(
+        [
+            # The general answer takes its time, and there may be a local array of each thread.
+            (array.address, array.address + array.data.nbytes)
+            if array.data.flags.c_contiguous
+            else np.lib.array_utils.byte_bounds(array.data)
+            for array in trace.arrays
+        ]
+    )
     order = np.argsort(bounds[:, 0], kind="stable")
     # In order of their first bytes, a new memory begins where all arrays so far have ended.
     reach = np.maximum.accumulate(bounds[order, 1])
@@ -102,7 +110,8 @@ def _empty_arrays(trace: Trace, memory: np.ndarray, outputs: tuple[str, ...]) ->
         [
             array.space != GLOBAL or (array.name in outputs and shared_by[number] == 1)
             for array, number in zip(trace.arrays, memory, strict=True)
-        ]
+        ],
+        bool,
     )
 
 
@@ -115,8 +124,8 @@ def touches(trace: Trace, outputs: tuple[str, ...]) -> Touches:
     written = np.bincount(memory[array[write]], minlength=len(memory)) > 0
     row = np.flatnonzero((written[memory] | empty)[array])
     array = array[row]
-    first = np.array([info.address for info in trace.arrays])
-    size = np.array([info.data.itemsize for info in trace.arrays])
+    first = np.array([info.address for info in trace.arrays], np.int64)
+    size = np.array([info.data.itemsize for info in trace.arrays], np.int64)
     address = first[array] + accesses["offset"][row] * size[array]
     order = np.argsort(address, kind="stable")
     address, row = address[order], row[order]
@@ -213,10 +222,12 @@ def _unordered_lanes(trace: Trace, t: Touches, runs: np.ndarray, thread: np.ndar
         within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         a, b = chosen[np.repeat(part, n)], chosen[np.repeat(first[part], n) + within]
         racing = _racing(trace, t, np.stack([a, b], axis=1)[~ordered(trace, t, a, b)])
-        # One pair of each element and pair of instructions is enough.
-        places = trace.accesses["place"][t.row[racing]]
-        same = np.column_stack([t.address[racing[:, 0]], places, t.write[racing]])
-        pairs.append(racing[np.unique(same, axis=0, return_index=True)[1]])
+        # One pair of each run and pair of instructions is enough.
+        kind = trace.accesses["place"][t.row[racing]] * 2 + t.write[racing]
+        kinds = 2 * len(trace.places)
+        run_of = np.searchsorted(runs, racing[:, 0], "right")
+        key = (run_of * kinds + kind[:, 0]) * kinds + kind[:, 1]
+        pairs.append(racing[np.unique(key, return_index=True)[1]])
     return np.concatenate(pairs)
 
 

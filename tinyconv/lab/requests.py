@@ -6,13 +6,10 @@ columns of a trace at once, one row for each access.
 
 from __future__ import annotations
 
-import dis
-from dataclasses import replace
-
 import numpy as np
 
 from layers.simulator.arrays import WARP
-from layers.simulator.trace import Place, Trace, warp_of
+from layers.simulator.trace import Trace, warp_of
 
 SECTOR = 32
 """Bytes that global memory moves at once."""
@@ -40,27 +37,6 @@ def starts(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
         starts.append(array.address - numpys + cudas)
     sizes = [array.data.itemsize for array in trace.arrays]
     return np.array(starts or [0], np.int64), np.array(sizes or [0], np.int64)
-
-
-def _cached() -> int:
-    """How many bytes of inline cache Python puts behind the instruction for `a[i]`."""
-    *_, subscript, following = dis.get_instructions(lambda a, i: a[i])
-    return following.offset - subscript.offset - 2
-
-
-_CACHED = _cached()
-
-
-def instructions(places: list[Place]) -> np.ndarray:
-    """For each place, the one that stands for its instruction.
-
-    Where an `a[i]` runs often, Python 3.11 and later take a short cut into `__getitem__`, and then
-    the frame says that it is at the end of the instruction's inline cache, not at its beginning:
-    one instruction shows up as two places.
-    """
-    numbers = {place: number for number, place in enumerate(places)}
-    twins = (replace(place, instruction=place.instruction - _CACHED) for place in places)
-    return np.array([numbers.get(twin, number) for number, twin in enumerate(twins)] or [0])
 
 
 def number_requests(

@@ -36,7 +36,7 @@ import numpy as np
 
 from layers.simulator.arrays import WARP
 from layers.simulator.trace import GLOBAL, LOCAL, SHARED, ArrayInfo, Trace
-from tinyconv.lab.requests import BANKS, SECTOR, WORD, instructions, starts
+from tinyconv.lab.requests import BANKS, SECTOR, WORD, starts
 
 # --- requests
 
@@ -156,7 +156,6 @@ class Launch:
         self._draw_arrays()
         blocks = trace.segments["block"][trace.accesses["segment"]]
         self._rows = np.searchsorted(blocks, np.arange(trace.blocks + 1)).tolist()
-        self._instructions = instructions(trace.places).tolist()
         self._blocks: dict[int, Block] = {}
 
     def _draw_arrays(self) -> None:
@@ -219,7 +218,6 @@ class Launch:
         for row, (array, offset, write, segment, place) in enumerate(accesses.tolist(), first):
             if array not in self._drawn or (trace.places[place].atomic and not write):
                 continue
-            place = self._instructions[place]
             _, thread, epoch, _ = segments[segment]
             turn = epoch, thread, place
             key = epoch, seen[turn], place

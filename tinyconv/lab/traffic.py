@@ -62,7 +62,6 @@ from tinyconv.lab.requests import (
     count_sectors,
     count_wavefronts,
     floor,
-    instructions,
     number_requests,
     starts,
 )
@@ -240,7 +239,7 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
     addresses, shared, atomic = addresses[once], shared[once], atomic[once]
 
     operation = np.where(atomic, OPERATIONS.index("atomic"), accesses["write"])
-    spots = (instructions(trace.places)[accesses["place"]] * len(OPERATIONS) + operation) * 2
+    spots = (accesses["place"].astype(np.int64) * len(OPERATIONS) + operation) * 2
     kinds, line = np.unique(spots + shared, return_inverse=True)
     request, thread = number_requests(trace, accesses["segment"], line)
     count = int(request.max(initial=-1)) + 1

@@ -4,6 +4,7 @@ import numpy as np
 import planted
 import pytest
 import textbook
+from numba import cuda, float32
 from planted import N
 from simulated import line_of
 
@@ -222,6 +223,45 @@ def test_names_must_be_those_of_arrays():
     with pytest.raises(ValueError, match="no array parameter 'stride'"):
         kernel, grid, block, args, outputs = textbook.strided_copy()
         check_kernel(kernel, grid, block, args, outputs, partial={"stride": "no array"})
+
+
+@cuda.jit
+def of_pairs(pairs, y):
+    tile = cuda.shared.array(0, float32)
+    i = cuda.threadIdx.x
+    tile[i] = pairs[0][i]
+    cuda.syncthreads()
+    y[i] = tile[i ^ 1] * pairs[1][i]
+
+
+@cuda.jit
+def of_nothing(n):
+    cuda.syncthreads()
+
+
+def test_tuples_device_arrays_and_dynamic_shared_memory():
+    y = cuda.to_device(zeros())
+    pairs = floats(), floats()
+    report = check(of_pairs, pairs, y, shared_bytes=4 * N)
+    assert report.ok and y.copy_to_host()[:2].tolist() == [2, 2]
+    said = check(of_pairs, pairs, y, outputs=("pairs[1]",), shared_bytes=4 * N)
+    assert {finding.array for finding in said.findings} == {"pairs[1]"}
+    finding = only(check(of_pairs, pairs, y, shared_bytes=4 * N - 4), "index")
+    assert finding.array.startswith("shared array") and finding.index == (N - 1,)
+
+
+def test_a_kernel_of_no_arrays_and_an_array_of_no_dimensions():
+    assert check(of_nothing, 3, outputs=()).ok
+    finding = only(check(of_nothing, np.zeros(()), outputs=("n",)), "missing")
+    assert finding.index == () and "n[()]" in str(finding)
+    assert check(of_nothing, np.zeros((0, 3)), outputs=("n",)).ok
+
+
+def test_a_trace_knows_its_arrays_only():
+    with simulator.record() as traces:
+        textbook.copy_kernel[1, N](floats(), zeros())
+    with pytest.raises(ValueError, match="copy_kernel: no array 'z', only x, y"):
+        check_trace(traces[0], ("z",))
 
 
 def test_a_trace_of_a_layer_can_be_checked():

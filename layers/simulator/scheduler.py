@@ -28,7 +28,8 @@ from layers.simulator.arrays import (
     as_kernel_sees,
     unwatched,
 )
-from layers.simulator.trace import LOCAL, Recorder, Trace
+from layers.simulator.recorder import Recorder
+from layers.simulator.trace import LOCAL, Trace
 
 try:
     import greenlet

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
 from layers import simulator
 from tinyconv.lab.checks import check_subject
 from tinyconv.lab.findings import indented
-from tinyconv.lab.subjects import SHAPES, Subject, subjects
+from tinyconv.lab.subjects import SHAPES, checked_shape, subjects
 
 HEADER = f"{'kernel':28}{'launched by':60}{'accesses':>9}  verdict"
 
@@ -34,16 +33,14 @@ def main(options: argparse.Namespace) -> int:
     if not simulator.installed:
         raise ValueError(f"kernels are checked in the simulator, which is {simulator.install()}")
     names = options.names or list(SHAPES)
-    for name in names:
-        if name not in SHAPES:
-            raise ValueError(f"no kernels named {name!r}, only {', '.join(SHAPES)}")
     if options.shape and not options.names:
         raise ValueError(f"--shape is for the NAMEs it fits: {', '.join(SHAPES)}")
+    shapes = {name: checked_shape(name, options.shape) for name in names}
     if options.orders < 0:
         raise ValueError(f"--orders cannot be negative: {options.orders}")
     launches = found = 0
-    for name in names:
-        for subject in _subjects(name, options.shape):
+    for name, shape in shapes.items():
+        for subject in subjects(name, shape):
             report = check_subject(subject, options.orders)
             if not launches:
                 print(HEADER)
@@ -56,17 +53,3 @@ def main(options: argparse.Namespace) -> int:
     print(f"{launches} launches, {found or 'nothing'} found")
     return 1 if found else 0
 
-
-def _subjects(name: str, text: str | None) -> Iterator[Subject]:
-    """The launches of `name` on an input of shape `text`; None: on the hostile ones."""
-    if text is None:
-        return subjects(name)
-    known = SHAPES[name]
-    try:
-        shape = tuple(int(side) for side in text.split(","))
-    except ValueError:
-        shape = ()
-    if len(shape) not in {len(one) for one in known} or min(shape) < 1:
-        example = ",".join(map(str, known[0]))
-        raise ValueError(f"--shape of {name} is positive numbers such as {example}, not {text!r}")
-    return subjects(name, shape)

@@ -19,7 +19,7 @@ import numpy as np
 from layers import simulator
 from layers.simulator.trace import Place
 from tinyconv.lab.steps import Block, Launch
-from tinyconv.lab.subjects import SHAPES, Subject, subjects
+from tinyconv.lab.subjects import Subject, subjects
 
 MOST_CELLS, MOST_ACCESSES = 20_000, 1_000_000
 """Of a page: beyond these a browser is slow and nobody finds anything."""
@@ -32,8 +32,6 @@ def launches(name: str, shape: tuple[int, ...] | None = None) -> list[Launch]:
 
     ValueError for a name or shape that cannot be drawn.
     """
-    if name not in SHAPES:
-        raise ValueError(f"there is no {name!r} to draw; choose from {', '.join(SHAPES)}")
     shape = DRAWN[name] if shape is None else shape
     if len(shape) != SIDES.get(name, len(shape)) or (name == "crop" and shape[-1] != 3):
         wanted = ",".join(map(str, DRAWN[name]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from tinyconv.lab.picture import DRAWN, launches, page_data
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch
-from tinyconv.lab.subjects import KERNELS, SHAPES
+from tinyconv.lab.subjects import KERNELS, SHAPES, checked_shape
 
 SIGHTS: dict[str, tuple[str, int, int]] = {
     "conv_forward_kernel": ("conv", 0, 2),
@@ -84,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError(f"a NAME is missing: one of {', '.join(SHAPES)}")
     if not options.svg and still != (None, None, None):
         raise ValueError("--kernel, --block and --step choose a picture: they need --svg")
-    drawn = launches(options.name, None if options.shape is None else parse_shape(options.shape))
+    drawn = launches(options.name, checked_shape(options.name, options.shape))
     if options.svg:
         launch = find(options.name, drawn, options.kernel)
         name = f"{launch.trace.kernel}.svg"
@@ -98,17 +98,6 @@ def main(options: argparse.Namespace) -> int:
     write(out, text)
     print(f"{out}: {len(text.encode()) / 1000:.0f} kB; open it in a browser")
     return 0
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """ "2,3,3,6" -> (2, 3, 3, 6); ValueError for anything else."""
-    try:
-        shape = tuple(int(side) for side in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise ValueError(f"--shape must be positive whole numbers, such as 2,3,3,6, not {text!r}")
-    return shape
 
 
 def find(name: str, drawn: list[Launch], kernel: str | None) -> Launch:

@@ -185,6 +185,27 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 element, one more than a block of threads. Of conv, max_pool, lrn, crop: (N, H, W, C)."""
 
 
+def checked_shape(name: str, text: str | None) -> tuple[int, ...] | None:
+    """The shape that a user gave for `name`, "2,13,13,96"; None for None.
+
+    ValueError, in one line, for an unknown name, for text that is no shape, and for a shape of
+    the wrong number of sides.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"no kernels are called {name!r}: choose from {', '.join(SHAPES)}")
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(side) for side in text.split(","))
+    except ValueError:
+        shape = ()
+    example = SHAPES[name][0]
+    if len(shape) not in {len(known) for known in SHAPES[name]} or min(shape) < 1:
+        sides = ",".join(map(str, example))
+        raise ValueError(f"--shape of {name} is positive numbers such as {sides}, not {text!r}")
+    return shape
+
+
 def subjects(name: str, shape: tuple[int, ...] | None = None) -> Iterator[Subject]:
     """The launches of `name` (a key of SHAPES) for an input of `shape`; None: the hostile ones.
 

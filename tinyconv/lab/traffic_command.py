@@ -5,7 +5,7 @@ import json
 import math
 
 from layers import simulator
-from tinyconv.lab.subjects import SHAPES, runs
+from tinyconv.lab.subjects import SHAPES, checked_shape, runs
 from tinyconv.lab.traffic import measure
 
 LARGEST = {"conv": 5_000}
@@ -27,9 +27,13 @@ def main(options: argparse.Namespace) -> int:
 
     Kernels run in the simulator: RuntimeError if that is off.
     """
-    if options.name not in SHAPES:
-        raise ValueError(f"no kernels are called {options.name!r}: {', '.join(SHAPES)}")
-    shape = SHAPES[options.name][0] if options.shape is None else _shape(options)
+    shape = checked_shape(options.name, options.shape) or SHAPES[options.name][0]
+    largest = LARGEST.get(options.name, LARGEST_OTHER)
+    if math.prod(shape) > largest:
+        raise ValueError(
+            f"--shape {options.shape} has {math.prod(shape):,} elements: each access is recorded, "
+            f"so {options.name} takes {largest:,} at most"
+        )
     title, run = next(iter(runs(options.name, shape).items()))
     try:
         with simulator.record() as traces:
@@ -45,20 +49,3 @@ def main(options: argparse.Namespace) -> int:
         print(f"\n{traffic}")
     return 0
 
-
-def _shape(options: argparse.Namespace) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(side) for side in options.shape.split(","))
-    except ValueError:
-        raise ValueError(f"--shape is numbers with commas, not {options.shape!r}") from None
-    known = SHAPES[options.name]
-    if len(shape) not in {len(one) for one in known} or min(shape) < 1:
-        example = ",".join(map(str, known[0]))
-        raise ValueError(f"--shape of {options.name} is like {example}, not {options.shape}")
-    largest = LARGEST.get(options.name, LARGEST_OTHER)
-    if math.prod(shape) > largest:
-        raise ValueError(
-            f"--shape {options.shape} has {math.prod(shape):,} elements: each access is recorded, "
-            f"so {options.name} takes {largest:,} at most"
-        )
-    return shape

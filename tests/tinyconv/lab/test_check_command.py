@@ -32,7 +32,7 @@ def test_a_row_for_each_launch(capsys):
 def test_findings_stand_below_their_row(capsys, monkeypatch):
     x, y = textbook.copy(planted.N).args
     faulty = Subject("a fault", planted.missing_barrier, 1, planted.N, (x, y), ("y",))
-    monkeypatch.setattr(check_command, "subjects", lambda name: iter([faulty]))
+    monkeypatch.setattr(check_command, "subjects", lambda name, shape: iter([faulty]))
     assert run("relu", "--orders", "0") == 1
     out = capsys.readouterr().out
     assert "1 found\n  race: [" in out and out.endswith("1 launches, 1 found\n")
@@ -42,7 +42,7 @@ def test_findings_stand_below_their_row(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["relux"], "no kernels named 'relux', only conv, max_pool, lrn, relu"),
+        (["relux"], "no kernels are called 'relux': choose from conv, max_pool, lrn"),
         (["--shape", "1,1"], "--shape is for the NAMEs it fits"),
         (["lrn", "--shape", "2,3"], "--shape of lrn is positive numbers such as 2,6,7,5, not"),
         (["lrn", "--shape", "2,3,0,1"], "positive numbers"),

@@ -11,7 +11,7 @@ from simulated import line_of
 from textbook import TEXTBOOK
 
 from layers import simulator
-from layers.simulator import trace
+from layers.simulator import recorder
 from tinyconv.lab.checks import check_kernel, check_trace
 
 
@@ -275,7 +275,7 @@ def test_a_trace_worked_out_in_batches_is_the_same(monkeypatch):
         return traces[0]
 
     whole = recorded()
-    monkeypatch.setattr(trace, "BATCH", 50)
+    monkeypatch.setattr(recorder, "BATCH", 50)
     batches = recorded()
     assert (whole.segments == batches.segments).all()
     for column in ("array", "offset", "write", "segment"):

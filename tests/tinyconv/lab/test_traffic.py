@@ -1,9 +1,7 @@
 """Requests, sectors, wavefronts and floors, against counts made by hand in the comments."""
 
-import argparse
 import json
 
-import ncu_traffic
 import numpy as np
 import pytest
 import textbook
@@ -13,7 +11,6 @@ from simulated import line_of
 from layers import simulator
 from layers.lrn import lrn_forward_kernel
 from layers.simulator.trace import GLOBAL, SHARED
-from tinyconv.lab import traffic_command
 from tinyconv.lab.flops import FLOPS
 from tinyconv.lab.subjects import KERNELS, subjects
 from tinyconv.lab.traffic import measure
@@ -449,129 +446,7 @@ def test_operations_of_convolution():
     assert set(FLOPS) <= set(KERNELS)
 
 
-# --- the command
-
-
-def command(capsys, *arguments):
-    parser = argparse.ArgumentParser()
-    traffic_command.options(parser)
-    status = traffic_command.main(parser.parse_args(arguments))
-    return status, capsys.readouterr().out
-
-
-def test_command(capsys):
-    status, text = command(capsys, "lrn", "--shape", "1,2,3,8")
-    assert status == 0
-    assert "lrn_forward_kernel, grid (1, 1, 1)" in text and "lrn_backward_kernel" in text
-    assert "total += x[row, j] * x[row, j]" in text and "(1, 2, 3, 8)" in text
-
-
-def test_command_json(capsys):
-    status, text = command(capsys, "max_pool", "--json")
-    kernels = [traffic["kernel"] for traffic in json.loads(text)]
-    assert (status, kernels) == (0, ["max_pool_forward_kernel", "max_pool_backward_kernel"])
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["pool"], "no kernels are called 'pool': conv, max_pool"),
-        (["lrn", "--shape", "2,x"], "numbers with commas, not '2,x'"),
-        (["lrn", "--shape", "2,13"], "is like 2,6,7,5, not 2,13"),
-        (["lrn", "--shape", "2,0,3,4"], "is like 2,6,7,5"),
-        (["lrn", "--shape", "128,55,55,96"], "37,171,200 elements"),
-        (["max_pool", "--shape", "1,1,1,1"], "no whole window of 3x3"),
-    ],
-)
-def test_command_refuses(capsys, arguments, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        command(capsys, *arguments)
-    assert "\n" not in str(caught.value)
-
-
 def test_spaces():
     traffic = textbook_traffic("transpose")
     assert {line.space for line in traffic.lines} == {GLOBAL, SHARED}
     assert traffic.total("requests", op="read") == 128 == traffic.total("requests", SHARED, "read")
-
-
-# --- benchmarks/ncu_traffic.py: as much of it as can be tested without a GPU
-
-HEADER = (
-    '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size",'
-    '"Grid Size","Device","CC","Section Name","Metric Name","Metric Unit","Metric Value"'
-)
-
-
-def ncu_csv(*kernels):
-    """A sample of ncu's CSV, put together by hand: a row for each metric of each kernel."""
-    rows = ["==PROF== Connected to process 77 (/usr/bin/python3)", "==PROF== Profiling", HEADER]
-    for number, (kernel, metrics) in enumerate(kernels):
-        for name, value in metrics.items():
-            rows.append(
-                f'"{number}","77","python3","127.0.0.1","{kernel}","1","7","(256, 1, 1)",'
-                f'"(16, 1, 1)","0","9.0","Command line profiler metrics","{name}","","{value}"'
-            )
-    return "\n".join([*rows, "==PROF== Disconnected from process 77"])
-
-
-def test_ncus_table_is_read():
-    text = ncu_csv(
-        ("_ZN8textbook11copy_kernel(Array, Array)", {"a.sum": "1,024", "b.sum": "3", "c": "n/a"}),
-        ("other", {"a.sum": "7.0"}),
-    )
-    assert ncu_traffic.parsed(text) == [
-        ("_ZN8textbook11copy_kernel(Array, Array)", {"a.sum": 1024, "b.sum": 3}),
-        ("other", {"a.sum": 7}),
-    ]
-    with pytest.raises(ValueError, match="no table"):
-        ncu_traffic.parsed("==ERROR== no permission")
-
-
-@pytest.fixture(scope="module")
-def ours():
-    return ncu_traffic.predicted()
-
-
-def test_predictions_are_compared(ours):
-    assert list(ours) == list(textbook.TEXTBOOK)
-    assert ours["transpose"]["shared read wavefronts"] == 4096
-    assert ours["strided copy"]["global read sectors"] == 1024
-    rows, wrong = ncu_traffic.compared(ours, ours)
-    assert wrong == 0 and len(rows) == 2 + 5 * len(ncu_traffic.METRICS)
-    theirs = {name: dict(counts) for name, counts in ours.items()}
-    theirs["copy"]["global read sectors"] += 1
-    theirs["transpose"].pop("shared read wavefronts")
-    theirs["matrix product"]["shared read wavefronts"] -= 1
-    rows, wrong = ncu_traffic.compared(ours, theirs)
-    assert wrong == 2
-    assert "| copy | global read sectors | 500 | 501 | DIFFERENT |" in rows
-    assert "| transpose | shared read wavefronts | 4,096 | n/a | NOT MEASURED |" in rows
-    assert sum("fewer" in row for row in rows) == 1
-
-
-def test_measured_by_a_stand_in_for_ncu(ours, tmp_path):
-    kernels = [
-        (
-            f"{textbook.TEXTBOOK[name]().kernel.__name__}(Array, Array)",
-            {ncu_traffic.METRICS[title]: f"{count:,}" for title, count in counts.items()},
-        )
-        for name, counts in ours.items()
-    ]
-    program = tmp_path / "ncu"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{ncu_csv(*kernels)}\nEND\n")
-    program.chmod(0o755)
-    assert ncu_traffic.measured(str(program)) == ours
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{ncu_csv(*kernels[1:])}\nEND\n")
-    with pytest.raises(RuntimeError, match="ncu saw"):
-        ncu_traffic.measured(str(program))
-    program.write_text("#!/bin/sh\necho no permission\nexit 1\n")
-    with pytest.raises(RuntimeError, match="no permission"):
-        ncu_traffic.measured(str(program))
-
-
-def test_without_ncu_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(ncu_traffic, "gpu_count", lambda: 0)
-    assert ncu_traffic.main(["--ncu", "no-such-program"]) == 2
-    error = capsys.readouterr().err
-    assert error == "nothing to compare with: a GPU and no-such-program not found\n"

@@ -85,7 +85,7 @@ class Device:
 
     `auto` takes the first GPU if one works, else the host; `str(device)` says in one line which
     and why. Under NUMBA_ENABLE_CUDASIM=1 `cuda:0` is the simulator and its arrays are NumPy's
-    (`auto` then still means the host, which is thousands of times faster).
+    (`auto` then still means the host, which is far faster).
 
     Attributes: `name` ("cpu", "cuda:0"); `is_cuda`, kernels are launched here; `is_simulated`;
     `xp`, the array library (NumPy or CuPy). Two devices of one name are equal.

@@ -30,7 +30,7 @@ from layers.layer import Layer
 # x, y, dy, dx, scale: (rows, C), one row for each image and place. width: channels in a group.
 # The kernels below take one channel i and walk over its window; here the loops are exchanged, one
 # distance d = j − i at a time for all i, so that the inner loop runs along memory and the compiler
-# makes it work on 8 or 16 channels at once.
+# can make it work on several channels at once.
 
 
 @njit(parallel=True, cache=True)

@@ -119,7 +119,7 @@ def record(then: Callable[[Trace], None] | None = None) -> Iterator[list[Trace]]
         raise RuntimeError(f"recording needs the scheduler: {install()}")
     before, _traces, _then = (_traces, _then), [], then
     # Notes are many small objects that live on; to look through them for garbage, again and
-    # again, would take half of the time.
+    # again, takes a good part of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:

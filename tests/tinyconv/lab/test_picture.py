@@ -1,10 +1,8 @@
 """Pictures of kernels: steps put together from a trace, the page's data, and the still pictures."""
 
-import argparse
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +16,7 @@ from tinyconv.lab import picture, picture_command
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch, conflict_ways, in_program_order, scattered
 from tinyconv.lab.steps import sectors_and_ideal as sectors
-from tinyconv.lab.subjects import KERNELS, SHAPES
+from tinyconv.lab.subjects import SHAPES
 from tinyconv.lab.traffic import measure
 
 # --- steps
@@ -285,78 +283,3 @@ def test_a_still_picture_has_the_cells_of_its_step(turned):
     columns = {x for x, _ in squares(grid, "var(--w0)")}
     assert len(squares(grid, "var(--w0)")) == len(squares(grid, "var(--w1)")) == 32
     assert len(columns) == 16 and len({(a - min(columns)) % 24 for a in columns}) == 1
-
-
-def test_every_kernel_has_its_picture_in_the_documents(tmp_path, capsys):
-    folder = ROOT / "docs" / "pictures"
-    assert run("--all-pictures", tmp_path / "new") == 0
-    assert str(len(KERNELS)) in capsys.readouterr().out
-    made = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
-    assert set(made) == {f"{kernel}.svg" for kernel in KERNELS}
-    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    for name, picture_now in made.items():
-        ElementTree.fromstring(picture_now)
-        assert len(picture_now) < 60_000, name
-        assert f"](pictures/{name})" in text, f"docs/kernels.md does not show {name}"
-    kept = {file.name for file in folder.glob("*.svg")}
-    assert kept == set(made)
-    if hasattr(turns.fn.__code__, "co_positions"):  # marks an expression, not a whole line
-        stale = [name for name, now in made.items() if (folder / name).read_bytes() != now]
-        assert not stale, "draw them anew: python -m tinyconv draw-kernel --all-pictures " + str(
-            folder.relative_to(ROOT)
-        )
-
-
-# --- the command
-
-
-def run(*arguments):
-    parser = argparse.ArgumentParser()
-    picture_command.options(parser)
-    return picture_command.main(parser.parse_args([str(a) for a in arguments]))
-
-
-def test_command_writes_a_page_and_says_where(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run("max_pool", "--shape", "1,5,5,3") == 0
-    assert "max_pool.html" in capsys.readouterr().out
-    assert "max_pool_forward_kernel" in Path("max_pool.html").read_text(encoding="utf-8")
-    # It is made anew from the kernels at any time, so it may be overwritten.
-    assert run("max_pool", "--shape", "1,5,5,3") == 0
-
-
-def test_command_writes_a_still_picture(tmp_path):
-    out = tmp_path / "one.svg"
-    arguments = ("lrn", "--svg", "--kernel", "lrn_backward_kernel", "--block", 1, "--step", 2)
-    assert run(*arguments, "--out", out) == 0
-    assert "block 1 of 3, step 2 of" in out.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "arguments, complaint",
-    [
-        (["pool"], "no kernels are called 'pool': choose from conv, max_pool"),
-        ([], "a NAME is missing"),
-        (["lrn", "--shape", "2,x"], "--shape of lrn is positive numbers such as"),
-        (["lrn", "--shape", "2,0,3,4"], "not '2,0,3,4'"),
-        (["max_pool", "--shape", "4"], "--shape of max_pool is positive numbers such as"),
-        (["max_pool", "--shape", "1,2,2,3"], "no whole window"),
-        (["crop", "--shape", "1,8,9,3"], "do not fit"),
-        (["crop", "--shape", "1,8,8,4"], "try --shape"),
-        (["relu", "--shape", "900,900"], "too large"),
-        (["relu", "--step", "1"], "need --svg"),
-        (["relu", "--svg", "--kernel", "lrn_forward_kernel"], "relu launches no lrn_forward"),
-        (["relu", "--svg", "--step", "4"], "there is no step 4"),
-        (["relu", "--svg", "--step", "0"], "there is no step 0"),
-        (["relu", "--svg", "--block", "2"], "there is no block 2"),
-        (["relu", "--svg", "--block", "-1"], "there is no block -1"),
-        (["relu", "--out", "no/such/folder.html"], "cannot write"),
-        (["relu", "--all-pictures", "x"], "goes alone"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(arguments, complaint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=complaint) as refused:
-        run(*arguments)
-    assert "\n" not in str(refused.value)
-    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,17 @@
-"""A whole training step on the host, ours beside PyTorch's: images a second.
+"""A training step on the host, layer by layer, ours beside PyTorch's.
 
     python benchmarks/host_step.py                              # the full net, batch 64
-    python benchmarks/host_step.py --width 0.5 --image-size 128
+    python benchmarks/host_step.py --width 0.25 --image-size 96 --classes 10 --steps 10
 
 Forward, loss, backward and SGD of one AlexNet (recipe robust: ReLU, LRN, groups, dropout) in
-float32. The two take turns, each in a process of its own with the same number of threads, and
-medians are compared: a machine that slows down slows both. PyTorch's net is built from its own
-modules with our weights; that both give the same logits is checked before anything is timed.
-Without PyTorch only ours is timed.
+float32. Each contestant has a process of its own with the same number of threads, and only one of
+them works at a time: they take turns, several rounds of them, and medians are compared. A machine
+that slows down slows all. PyTorch's net is built from its own modules with our weights; that both
+give the same logits is checked before anything is timed. PyTorch runs twice: with channels first,
+as its modules expect, and with its `channels_last` memory format, which is our order. The second
+table goes through the net as `Sequential` does: layers that we compute together are one row, beside
+the sum of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is
+timed.
 """
 
 import argparse
@@ -18,10 +22,16 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from machine import machine
 
+ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2
+OURS = "tinyconv"
+CONTESTANTS = OURS, "PyTorch", "PyTorch, channels_last"
+THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
+ENVIRONMENT = dict(os.environ)  # before `layers` says in it how our threads should wait
 
 
 def make(options):
@@ -40,74 +50,108 @@ def make(options):
     return net, x, rng.integers(0, options.classes, options.batch_size)
 
 
+class Stopwatch:
+    """Seconds by name; `timed` calls a function and notes how long it took."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def timed(self, name, function, *arguments):
+        start = time.perf_counter()
+        result = function(*arguments)
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+
 def our_step(options):
-    """A function that runs one step and adds the seconds of each layer to its second result."""
+    """Two functions: a step, and a step part by part on a stopwatch."""
     from layers import SoftmaxCrossEntropy
     from tinyconv import SGD
 
     net, x, labels = make(options)
     loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr=1e-4)
-    spent: dict[str, list[float]] = {}
-
-    def timed(name, function, *arguments):
-        start = time.perf_counter()
-        result = function(*arguments)
-        spent.setdefault(name, []).append(time.perf_counter() - start)
-        return result
 
     def step():
-        y = x
-        for layer in net:
-            y = timed(f"{layer.name} forward", layer.forward, y, True)
-        timed("loss forward", loss.forward, y, labels)
-        dy = timed("loss backward", loss.backward)
-        for layer in reversed(net.layers):
-            dy = timed(f"{layer.name} backward", layer.backward, dy)
-        timed("sgd", optimizer.step)
+        loss.forward(net.forward(x), labels)
+        net.backward(loss.backward())
+        optimizer.step()
 
-    return step, spent
+    def by_part(watch):
+        y = x
+        for part in net.steps:
+            y = watch.timed(f"{part.name} forward", part.forward, y, True)
+        watch.timed("loss forward", loss.forward, y, labels)
+        dy = watch.timed("loss backward", loss.backward)
+        for part in reversed(net.steps):
+            dy = watch.timed(f"{part.name} backward", part.backward, dy)
+        watch.timed("sgd", optimizer.step)
+
+    return step, by_part
 
 
 def torch_step(options):
     """The same of PyTorch, with its own dropout."""
     import torch
-    from torch_twin import channels_first, twin
+    from torch_twin import by_step, channels_first, twin
 
     torch.set_num_threads(options.threads)
     net, x, labels = make(options)
     module = twin(net, our_masks=False)
+    named = by_step(net, module)
+    del net
     x, labels = channels_first(x), torch.from_numpy(labels)
-    if options.worker == "PyTorch, channels_last":
+    if options.worker != "PyTorch":
         module = module.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+    cross_entropy = torch.nn.functional.cross_entropy
 
     def step():
-        loss = torch.nn.functional.cross_entropy(module(x), labels)
+        loss = cross_entropy(module(x), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    return step, {}
+    def by_part(watch):
+        optimizer.zero_grad(set_to_none=True)
+        y, passed = x, []
+        for name, part in named.items():
+            # Cut off from the layer before, so that its backward pass is this layer's alone.
+            start = y.detach().requires_grad_(bool(passed))
+            y = watch.timed(f"{name} forward", part, start)
+            passed.append((name, start, y))
+        start = y.detach().requires_grad_()
+        loss = watch.timed("loss forward", cross_entropy, start, labels)
+        watch.timed("loss backward", loss.backward)
+        dy = start.grad
+        for name, start, y in reversed(passed):
+            watch.timed(f"{name} backward", y.backward, dy)
+            dy = start.grad
+        watch.timed("sgd", optimizer.step)
+
+    return step, by_part
 
 
 def work(options):
-    """In a child process: print the seconds of each step, and of each layer, as JSON."""
-    step, spent = (our_step if options.worker == "tinyconv" else torch_step)(options)
-    seconds = []
-    for _ in range(WARM_UP + options.steps):
-        start = time.perf_counter()
+    """In a child process: for each line of input a round, its seconds printed as JSON."""
+    step, by_part = (our_step if options.worker == OURS else torch_step)(options)
+    for _ in range(WARM_UP):
         step()
-        seconds.append(time.perf_counter() - start)
-    layers = {name: statistics.median(times[WARM_UP:]) for name, times in spent.items()}
-    print(json.dumps({"seconds": seconds[WARM_UP:], "layers": layers}))
+        by_part(Stopwatch())
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        watch, seconds = Stopwatch(), []
+        for _ in range(options.steps):
+            watch.timed("step", step)
+            by_part(watch)
+            seconds.append(dict(watch.seconds))
+        print(json.dumps(seconds), flush=True)
 
 
 def check(options):
     """Both nets give the same logits in test mode, or there is nothing to compare."""
     import numpy as np
-    import torch
-    from torch_twin import channels_first, twin
+    from torch_twin import channels_first, torch, twin
 
     net, x, _ = make(options)
     x = x[:2]
@@ -116,58 +160,104 @@ def check(options):
     np.testing.assert_allclose(net.forward(x, train=False), theirs, rtol=1e-3, atol=1e-4)
 
 
-def main():
+def measure(contestants, options):
+    """By contestant and by what was timed, the seconds of every step of every round."""
+    environment = ENVIRONMENT | dict.fromkeys(THREADS, str(options.threads))
+    paths = [str(ROOT), ENVIRONMENT.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    settings = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in vars(options).items()
+        if name != "worker"
+    ]
+    workers, seconds = {}, {name: {} for name in contestants}
+    try:
+        for name in contestants:
+            command = [sys.executable, __file__, *settings, "--worker", name]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            workers[name] = subprocess.Popen(command, env=environment, text=True, **pipes)
+            answer(name, workers[name])
+        for _ in range(options.rounds):
+            for name, worker in workers.items():
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+                for step in answer(name, worker):
+                    for what, took in step.items():
+                        seconds[name].setdefault(what, []).append(took)
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+    return seconds
+
+
+def answer(name, worker):
+    """The next line of a worker, read as JSON."""
+    line = worker.stdout.readline()
+    if not line:
+        raise SystemExit(f"host_step.py: the process of {name} ended early; its error is above")
+    return json.loads(line)
+
+
+def step_table(seconds, batch_size):
+    """Lines of Markdown: the whole step of each contestant."""
+    yield "| | ms a step | fastest to slowest | images/s | theirs / ours |"
+    yield "|---|---:|---:|---:|---:|"
+    ours = statistics.median(seconds[OURS]["step"])
+    for name, times in seconds.items():
+        took, middle = times["step"], statistics.median(times["step"])
+        yield (
+            f"| {name} | {1e3 * middle:,.1f} | {1e3 * min(took):,.1f} to {1e3 * max(took):,.1f} | "
+            f"{batch_size / middle:,.1f} | {middle / ours:.2f} |"
+        )
+
+
+def part_table(seconds):
+    """Lines of Markdown: every layer or pair, forward and backward; the loss; the optimizer."""
+    others = [name for name in seconds if name != OURS]
+    yield "| ms | " + " | ".join(seconds) + (" | theirs / ours |" if others else " |")
+    yield "|---|" + "---:|" * (len(seconds) + bool(others))
+    median = {
+        name: {what: statistics.median(took) for what, took in times.items()}
+        for name, times in seconds.items()
+    }
+    for what in seconds[OURS]:
+        if what == "step" or what.startswith("flatten"):
+            continue
+        row = [f"{1e3 * median[name][what]:,.2f}" for name in seconds]
+        if others:
+            row.append(f"{min(median[name][what] for name in others) / median[OURS][what]:.2f}")
+        yield f"| {what} | " + " | ".join(row) + " |"
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each contestant")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=2, help="timed steps in a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
+    parser.add_argument("--worker", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
     if options.worker:
         return work(options)
 
-    threads = str(options.threads)
-    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"
-    environment = os.environ | dict.fromkeys(names, threads)
-    contestants = ["tinyconv"]
+    contestants = CONTESTANTS
     if importlib.util.find_spec("torch"):
         check(options)
-        contestants += ["PyTorch", "PyTorch, channels_last"]
     else:
+        contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
-
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    layers: dict[str, float] = {}
-    for _ in range(options.rounds):
-        for name in contestants:
-            command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-            run = subprocess.run(
-                command, env=environment, check=True, capture_output=True, text=True
-            )
-            result = json.loads(run.stdout.splitlines()[-1])
-            seconds[name] += result["seconds"]
-            layers = result["layers"] or layers
-
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    seconds = measure(contestants, options)
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
-        f" batch {options.batch_size}, float32, {threads} threads\n"
-        f"{machine('numba', 'numpy', 'torch')}\n"
+        f" batch {options.batch_size}, float32, {options.threads} threads; medians of "
+        f"{options.rounds} rounds of {options.steps} steps\n{machine('numba', 'numpy', 'torch')}\n"
     )
-    print("| | ms a step | fastest to slowest | images/s | ours / theirs |\n|---|---|---|---|---|")
-    for name, times in seconds.items():
-        print(
-            f"| {name} | {1e3 * median[name]:,.0f} | {1e3 * min(times):,.0f} to "
-            f"{1e3 * max(times):,.0f} | {options.batch_size / median[name]:,.1f} | "
-            f"{median[name] / median['tinyconv']:.2f} |"
-        )
-    print("\n| tinyconv | ms | share |\n|---|---|---|")
-    for name, took in sorted(layers.items(), key=lambda item: -item[1])[:12]:
-        print(f"| {name} | {1e3 * took:,.1f} | {took / median['tinyconv']:.0%} |")
+    print("\n".join(step_table(seconds, options.batch_size)))
+    print("\n" + "\n".join(part_table(seconds)))
     return 0
 
 

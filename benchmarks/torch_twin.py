@@ -54,21 +54,27 @@ class OurDropout(nn.Module):
         elements = np.moveaxis(elements, -1, 1)
         kept = words(self.layer.seed, self.layer.stream, self.step, elements) >= int(p * 2**32)
         self.step += 1
-        return x * torch.from_numpy(kept).to(x.dtype) / (1 if paper else 1 - p)
+        return x * torch.from_numpy(kept).to(x) / (1 if paper else 1 - p)
 
 
-def _module(layer, our_masks: bool) -> list[nn.Module]:
+def _pads_apart(layer) -> bool:
+    """Whether the padding is a module of its own: PyTorch's Conv2d pads all sides alike."""
+    return isinstance(layer, Conv2D) and layer.before != layer.after
+
+
+def modules_of(layer, our_masks: bool) -> list[nn.Module]:
+    """PyTorch's modules for one layer, with weights of their own. ValueError if it has none."""
     if isinstance(layer, Conv2D):
-        pads, same = (layer.before, layer.after), layer.before == layer.after
+        pads, apart = (layer.before, layer.after), _pads_apart(layer)
         conv = nn.Conv2d(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,
             layer.stride,
-            layer.before if same else 0,
+            0 if apart else layer.before,
             groups=layer.groups,
         )
-        return [conv] if same else [nn.ZeroPad2d((*pads, *pads)), conv]
+        return [nn.ZeroPad2d((*pads, *pads)), conv] if apart else [conv]
     if isinstance(layer, Linear):
         return [nn.Linear(layer.in_features, layer.out_features)]
     if isinstance(layer, LocalResponseNorm):
@@ -88,7 +94,7 @@ def twin(net, our_masks: bool = True) -> nn.Sequential:
     dtype = {"float32": torch.float32, "float64": torch.float64}[str(net.dtype)]
     modules = []
     for layer in net:
-        modules += _module(layer, our_masks)
+        modules += modules_of(layer, our_masks)
         if layer.parameters():
             # (K, R, S, C) and (out, in): for two axes moving the last to place 1 changes nothing.
             with torch.no_grad():
@@ -96,6 +102,17 @@ def twin(net, our_masks: bool = True) -> nn.Sequential:
                 modules[-1].weight.copy_(channels_first(layer.weight.value))
                 modules[-1].bias.copy_(torch.from_numpy(layer.bias.value.copy()))
     return nn.Sequential(*modules)
+
+
+def by_step(net, module: nn.Sequential) -> dict[str, nn.Sequential]:
+    """The modules of `twin(net)`, cut where the steps of `net.steps` are cut, by their names."""
+    parts, start = {}, 0
+    for step in net.steps:
+        layers = getattr(step, "layers", [step])
+        count = sum(1 + _pads_apart(layer) for layer in layers)
+        parts[step.name] = module[start : start + count]
+        start += count
+    return parts
 
 
 def learned(module: nn.Module) -> list[nn.Module]:

@@ -13,6 +13,7 @@ import sys
 from tqdm import tqdm
 
 from layers import Device, DeviceError
+from layers.first_use import compilation_announced
 from tinyconv import RECIPES, alexnet, train
 from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data import PhotoSet, read_folder, synthetic
@@ -143,4 +144,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with compilation_announced():
+        sys.exit(main())

@@ -4,14 +4,9 @@ Every file shows one operation: the formula and its derivative, the host loops, 
 and a small class that chooses between them. Start with `lrn.py`; docs/tour.md gives the order.
 """
 
-import os
-
-# The loops' threads (OpenMP) and those of the matrix products (OpenBLAS) take turns on the same
-# cores. Each kind would go on spinning for a while after its turn, in the other's way; these two
-# send it to sleep at once. Both are read when NumPy and Numba are first loaded: a script that
-# imports `layers` before `numpy` gets the benefit.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")  # 2^14 clock cycles
+# First, since it has to speak to NumPy's threads before they are made. A script that imports
+# `layers` before `numpy` gets the benefit.
+from layers import threads  # isort: skip
 
 from layers.activation import ReLU, Tanh
 from layers.conv import Conv2D
@@ -38,4 +33,5 @@ __all__ = [
     "ReLU",
     "SoftmaxCrossEntropy",
     "Tanh",
+    "threads",
 ]

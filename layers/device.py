@@ -44,12 +44,50 @@ Four warps: enough to hide memory latency when many blocks share a multiprocesso
 that a last, partly idle block costs next to nothing."""
 
 
-def grid_for(count: int) -> tuple[int, int]:
-    """The launch configuration (blocks, threads) that gives each of `count` elements a thread.
+def grid_for(count: int) -> tuple[int, int, Any]:
+    """The launch configuration (blocks, threads, stream) that gives `count` elements a thread each.
 
     The last block may reach beyond `count`; a kernel's first line sends those threads home.
     """
-    return max(1, -(-count // THREADS)), THREADS
+    return max(1, -(-count // THREADS)), THREADS, stream()
+
+
+def grid_of(blocks: Any, threads: Any) -> tuple[Any, Any, Any]:
+    """The launch configuration of these blocks and threads (ints, or tuples of ints)."""
+    return blocks, threads, stream()
+
+
+# --- streams
+#
+# A stream is a queue of work for a GPU. Kernels (Numba's) and products and copies (CuPy's) have to
+# stand in one queue, or nothing would keep them in order. CuPy knows a current stream for each
+# thread and GPU; a launch asks for it, and wraps it for Numba once. Ours is not CUDA's default
+# stream, but one that waits for it and makes it wait: what somebody launches without naming
+# a stream is in order all the same.
+
+_cupy: Any = None
+_own_streams: dict[int, Any] = {}  # by GPU: the stream of all our work there
+_numba_streams: dict[int, Any] = {0: 0}  # by pointer: a CuPy stream as Numba knows it
+
+
+def stream() -> Any:
+    """The stream that takes a launch now, as Numba knows it; 0 where there is no GPU."""
+    if _cupy is None:
+        return 0
+    pointer = _cupy.cuda.get_current_stream().ptr
+    if pointer not in _numba_streams:
+        _numba_streams[pointer] = cuda.external_stream(pointer)
+    return _numba_streams[pointer]
+
+
+def _use_own_stream(cupy: Any, index: int) -> None:
+    """Make our stream of GPU `index` the current one, unless somebody has chosen one already."""
+    global _cupy
+    _cupy = cupy
+    if cupy.cuda.get_current_stream().ptr == 0:
+        if index not in _own_streams:
+            _own_streams[index] = cupy.cuda.Stream()
+        _own_streams[index].use()
 
 
 class DeviceError(RuntimeError):
@@ -77,6 +115,7 @@ def _open_gpu(index: int) -> Any:
     cupy.cuda.Device(index).use()
     if not cuda.is_available():
         raise DeviceError(f"cuda:{index}: CuPy finds the GPU and Numba does not: {INSTALL_HINT}")
+    _use_own_stream(cupy, index)
     return cupy
 
 
@@ -151,6 +190,21 @@ class Device:
         if self.xp is np and hasattr(values, "get"):
             values = values.get()
         return self.xp.array(values, dtype=dtype, order="C")
+
+    @staticmethod
+    def address(array: Any) -> int:
+        """Where the first element of `array` lies in the device's memory."""
+        of_gpu = getattr(array, "__cuda_array_interface__", None)
+        return int((of_gpu or array.__array_interface__)["data"][0])
+
+    @staticmethod
+    def write(array: Any, values: Any) -> None:
+        """Overwrite a small contiguous `array` with host values, queued like everything else."""
+        values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
+        if hasattr(array, "set"):
+            array.set(values)
+        else:
+            array[...] = values
 
     @staticmethod
     def to_host(array: Any) -> np.ndarray:

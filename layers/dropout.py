@@ -12,7 +12,9 @@ training to testing input.
 
 The mask is not stored: m[i] is a function of (seed, layer, step, i), `layers/random_bits.py`, and
 the backward pass computes it again. `forward(train=True)` moves on to the next step by itself;
-`set_step` puts the layer at a given step, as a resumed run or a gradient check needs.
+`set_step` puts the layer at a given step, as a resumed run or a gradient check needs. What chooses
+the mask, the key (seed, layer, step), lies in device memory and not among a launch's arguments: a
+recorded launch (`layers/graph.py`) keeps its arguments, and would draw one mask for ever.
 
 Any shape, float32 or float64; the mask does not depend on the device or the dtype.
 """
@@ -28,7 +30,8 @@ from layers.random_bits import random_words_device, random_words_host
 
 
 @njit(parallel=True, cache=True)
-def dropout_host(x, y, factor, threshold, seed, layer, step):
+def dropout_host(x, y, factor, threshold, key):
+    seed, layer, step = key[0], key[1], key[2]
     for i in prange(x.size):
         word = random_words_host(seed, layer, step, np.uint64(i))[0]
         y[i] = x[i] * factor if word >= threshold else x.dtype.type(0)
@@ -37,16 +40,16 @@ def dropout_host(x, y, factor, threshold, seed, layer, step):
 # --- kernel
 #
 # One thread per element of the flat arrays: coalesced, no races, deterministic. It serves both
-# passes: backward runs it on dy with the same (seed, layer, step). Each thread computes four
-# random words and uses one; the arithmetic hides behind the loads of x.
+# passes: backward runs it on dy with the same key, which all threads share (a broadcast). Each
+# thread computes four random words and uses one; the arithmetic hides behind the loads of x.
 
 
 @cuda.jit
-def dropout_kernel(x, y, factor, threshold, seed, layer, step):
+def dropout_kernel(x, y, factor, threshold, key):
     i = cuda.grid(1)
     if i >= x.size:
         return
-    word = random_words_device(seed, layer, step, np.uint64(i))[0]
+    word = random_words_device(key[0], key[1], key[2], np.uint64(i))[0]
     y[i] = x[i] * factor if word >= threshold else x.dtype.type(0)
 
 
@@ -69,6 +72,12 @@ class Dropout(Layer):
             raise ValueError(f"Dropout: mode must be 'paper' or 'inverted', not {mode!r}")
         self.p, self.mode = p, mode
         self.seed, self.stream, self.step = 0, 0, 0
+        self.key, self._written = None, None
+
+    def to(self, device, dtype=None):
+        """Move the layer; its step goes with it."""
+        self.key, self._written = None, None
+        return super().to(device, dtype)
 
     def set_step(self, step):
         """The next training pass is that of step `step`."""
@@ -82,9 +91,7 @@ class Dropout(Layer):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
         self.y = self.buffer("y", x.shape)
-        self.trained, self.used_step = train, self.step
-        if train:
-            self.step += 1
+        self.begin_pass(train)
         return self._apply(x, self.y)
 
     def backward(self, dy):
@@ -92,16 +99,29 @@ class Dropout(Layer):
         dy = self.check_gradient(dy)
         return self._apply(dy, self.buffer("dx", dy.shape))
 
-    def _apply(self, x, y):
+    def begin_pass(self, train):
+        """Settle factor, threshold and key of a pass; a training pass moves on to the next step."""
         keep = 1 - self.p
-        if self.trained:
+        if train:
             drop, factor = self.p, 1.0 if self.mode == "paper" else 1 / keep
         else:
             drop, factor = 0.0, keep if self.mode == "paper" else 1.0
-        arguments = (
-            *(x.reshape(-1), y.reshape(-1), self.dtype.type(factor)),
-            *(np.uint64(n) for n in (drop * 2**32, self.seed, self.stream, self.used_step)),
-        )
+        self.factor, self.threshold = self.dtype.type(factor), np.uint64(drop * 2**32)
+        self.write_key()
+        if train:
+            self.step += 1
+
+    def write_key(self):
+        """Write the key of the next pass to where kernels read it, unless it is there already."""
+        words = self.seed, self.stream, self.step
+        if self.key is None:
+            self.key = self.device.zeros((3,), np.uint64)
+        if words != self._written:
+            self.device.write(self.key, np.array(words, np.uint64))
+            self._written = words
+
+    def _apply(self, x, y):
+        arguments = x.reshape(-1), y.reshape(-1), self.factor, self.threshold, self.key
         if self.device.is_cuda:
             dropout_kernel[grid_for(x.size)](*arguments)
         else:

@@ -12,6 +12,7 @@ one text serves both.
 """
 
 from layers.layer import Layer, Parameter
+from layers.threads import product
 
 
 class Linear(Layer):
@@ -52,16 +53,17 @@ class Linear(Layer):
         """x (N, in) -> y (N, out)."""
         self.x = x = self.check_input(x)
         self.y = y = self.buffer("y", (x.shape[0], self.out_features))
-        self.device.xp.matmul(x, self.weight.value.T, out=y)
+        product(self.device, x, self.weight.value.T, y)
         y += self.bias.value
         return y
 
     def backward(self, dy):
         """dy (N, out) -> dx (N, in), or None if `input_gradient` is switched off."""
         dy = self.check_gradient(dy)
-        xp = self.device.xp
-        xp.matmul(dy.T, self.x, out=self.weight.grad)
-        xp.sum(dy, axis=0, out=self.bias.grad)
+        product(self.device, dy.T, self.x, self.weight.grad)
+        self.device.xp.sum(dy, axis=0, out=self.bias.grad)
         if not self.input_gradient:
             return None
-        return xp.matmul(dy, self.weight.value, out=self.buffer("dx", self.x.shape))
+        dx = self.buffer("dx", self.x.shape)
+        product(self.device, dy, self.weight.value, dx)
+        return dx

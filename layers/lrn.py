@@ -20,6 +20,9 @@ window stays inside its part: the two GPUs of the 2012 code each normalized thei
 code also divides α by n, which here is simply another α (see `tinyconv/recipes.py`).
 """
 
+import math
+
+import numpy as np
 from numba import njit, prange
 
 from layers.device import cuda, grid_for
@@ -30,10 +33,25 @@ from layers.layer import Layer
 # x, y, dy, dx, scale: (rows, C), one row for each image and place. width: channels in a group.
 # The kernels below take one channel i and walk over its window; here the loops are exchanged, one
 # distance d = j − i at a time for all i, so that the inner loop runs along memory and the compiler
-# can make it work on several channels at once.
+# can make it work on several channels at once. (error_model="numpy": Python's division would look
+# for a zero at each channel. There is none, s is at least k.)
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True, error_model="numpy")
+def power_host(s, beta, out):
+    """out[i] = s[i]^−β."""
+    if beta == 0.75:
+        # A power is a function call for each channel; roots are done several at once. In float64
+        # they lose nothing: the result is the power, rounded.
+        for i in range(s.size):
+            root = math.sqrt(np.float64(s[i]))
+            out[i] = 1 / (root * math.sqrt(root))
+    else:
+        for i in range(s.size):
+            out[i] = s[i] ** -beta
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
 def lrn_forward_host(x, y, scale, width, half, k, alpha, beta):
     rows, channels = x.shape
     reach = min(half, width - 1)
@@ -49,27 +67,32 @@ def lrn_forward_host(x, y, scale, width, half, k, alpha, beta):
                     total[i] += near[i] * near[i]
             for i in range(width):
                 s[i] = k + alpha * s[i]
-                b[i] = a[i] * s[i] ** -beta
+            power_host(s, beta, b)
+            for i in range(width):
+                b[i] *= a[i]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def lrn_backward_host(x, y, scale, dy, dx, width, half, two_alpha_beta, beta):
     rows, channels = x.shape
     reach = min(half, width - 1)
     for row in prange(rows):
+        share, power = np.empty(width, x.dtype), np.empty(width, x.dtype)
         for low in range(0, channels, width):
             group = slice(low, low + width)
             a, b, s = x[row, group], y[row, group], scale[row, group]
             da, db = dx[row, group], dy[row, group]
+            for i in range(width):
+                share[i] = db[i] * b[i] / s[i]
             da[:] = 0
             for d in range(-reach, reach + 1):
                 first, last = max(0, -d), min(width, width - d)
-                window = slice(first + d, last + d)
-                total, near_db, near_b, near_s = da[first:last], db[window], b[window], s[window]
+                total, near = da[first:last], share[first + d : last + d]
                 for j in range(total.size):
-                    total[j] += near_db[j] * near_b[j] / near_s[j]
+                    total[j] += near[j]
+            power_host(s, beta, power)
             for j in range(width):
-                da[j] = db[j] * s[j] ** -beta - two_alpha_beta * a[j] * da[j]
+                da[j] = db[j] * power[j] - two_alpha_beta * a[j] * da[j]
 
 
 # --- kernels

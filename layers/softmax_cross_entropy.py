@@ -22,6 +22,8 @@ from numba import njit, prange
 
 from layers.device import cuda, grid_for
 from layers.layer import OnDevice
+from layers.reductions import mean
+from layers.softmax_rows import softmax_rows
 
 # --- host
 
@@ -94,32 +96,62 @@ class SoftmaxCrossEntropy(OnDevice):
     """Mean cross-entropy of softmax(logits) against the labels (paper §3.5).
 
     After `forward`, `probabilities` (N, C) is the softmax. ValueError for labels of another
-    shape, of no integer type, or outside 0 .. C − 1.
+    shape, of no integer type, or outside 0 .. C − 1. fuse: on a GPU compute the gradient along with
+    the loss, by the kernel of `layers/softmax_rows.py`.
+
+    `forward` is `load_labels`, `compute`, `value`, one after the other. Only `value` waits for a
+    GPU: whoever calls the three by themselves can leave the loss there until it is wanted.
     """
 
-    def __init__(self):
+    def __init__(self, fuse=True):
         super().__init__()
+        self.fuse = fuse
         self.probabilities: Any = None
+        self.losses: Any = None
+        self.labels: Any = None
 
     def forward(self, logits, labels):
         """logits (N, C), labels (N,) on the host or the device -> the mean loss, a float."""
         logits = self.check_array(logits, "logits")
-        self.labels = self._check_labels(labels, logits.shape)
-        self.y = logits
+        self.load_labels(labels, logits.shape)
+        self.compute(logits)
+        return self.value()
+
+    def load_labels(self, labels, shape):
+        """Check labels (N,) for logits of `shape` (N, C), and write them to the device."""
+        labels = self._checked(labels, shape)
+        self.labels = self.buffer("labels", labels.shape, np.int64)
+        self.device.write(self.labels, labels)
+
+    def compute(self, logits):
+        """Probabilities, losses and their mean for logits (N, C) and the labels loaded last."""
+        self.y = logits = self.check_array(logits, "logits")
         self.probabilities = self.buffer("probabilities", logits.shape)
-        losses = self.buffer("losses", logits.shape[:1])
-        arguments = logits, self.labels, self.probabilities, losses
-        if self.device.is_cuda:
-            softmax_forward_kernel[grid_for(logits.shape[0])](*arguments)
-        else:
+        self.losses = self.buffer("losses", logits.shape[:1])
+        self.mean = self.buffer("mean", (1,))
+        arguments = logits, self.labels, self.probabilities, self.losses
+        if not self.device.is_cuda:
             softmax_forward_host(*arguments)
-        return float(np.mean(self.device.to_host(losses), dtype=np.float64))
+            return
+        if self.fuse:
+            softmax_rows(*arguments, self.buffer("dlogits", logits.shape))
+        else:
+            softmax_forward_kernel[grid_for(logits.shape[0])](*arguments)
+        mean(self.losses, self.mean)
+
+    def value(self):
+        """The mean loss of the last pass, a float; waits until the device has it."""
+        if self.device.is_cuda:
+            return float(self.device.to_host(self.mean)[0])
+        return float(np.mean(self.losses, dtype=np.float64))
 
     def backward(self):
         """-> dL/dlogits (N, C) of the last forward pass."""
         if self.y is None:
             raise RuntimeError("SoftmaxCrossEntropy: backward() needs a forward() before it")
         dlogits = self.buffer("dlogits", self.probabilities.shape)
+        if self.device.is_cuda and self.fuse:
+            return dlogits
         arguments = self.probabilities, self.labels, dlogits
         if self.device.is_cuda:
             softmax_backward_kernel[grid_for(dlogits.size)](*arguments)
@@ -127,7 +159,7 @@ class SoftmaxCrossEntropy(OnDevice):
             softmax_backward_host(*arguments)
         return dlogits
 
-    def _check_labels(self, labels, shape):
+    def _checked(self, labels, shape):
         labels = self.device.to_host(labels)
         if len(shape) != 2 or labels.shape != shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -140,6 +172,4 @@ class SoftmaxCrossEntropy(OnDevice):
                 f"{self.name}: labels[{wrong[0]}] is {labels[wrong[0]]}, and {wrong.size} label(s) "
                 f"in all are outside 0..{shape[1] - 1} for logits {shape}"
             )
-        on_device = self.buffer("labels", labels.shape, np.int64)
-        on_device[...] = self.device.array(labels, np.int64)
-        return on_device
+        return labels

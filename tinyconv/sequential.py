@@ -3,13 +3,16 @@
     y = f_L( … f_2( f_1(x) ) … )        dL/dx = f_1'( f_2'( … f_L'(dL/dy) … ) )
 
 `Sequential` holds no arithmetic and keeps no record of what was called: it walks the list one way
-and then the other way.
+and then the other way. Layers that can be computed together are one step on that way
+(`layers/fused/`), unless `net.fuse` is off.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from layers import Device, Layer, Parameter
+from layers.fused import FusedStep
+from layers.fused.plan import plan
 
 
 class Sequential:
@@ -18,6 +21,10 @@ class Sequential:
     layers: a list, or a mapping of names to layers ({"conv1": Conv2D(...), ...}); layers of a
     list are named after their kind and place ("conv2d1", "relu2"). input_shape: (H, W, C) of one
     image; with it shapes are checked at once and `print(net)` shows them.
+
+    `layers` are the layers; `steps` is what `forward` and `backward` walk along: the same layers,
+    those that are computed together in one step. `fuse = False` makes the two alike, to step
+    through layer after layer with a debugger.
 
     Raises ValueError for no layers, a layer that appears twice, or shapes that do not fit.
     """
@@ -46,6 +53,7 @@ class Sequential:
                 parameter.name = f"{name}.{parameter.name.rpartition('.')[2]}"
         if input_shape is not None:
             self.output_shapes(input_shape)
+        self.fuse = True
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -72,16 +80,30 @@ class Sequential:
         """What the layers compute in, a NumPy dtype."""
         return self.layers[0].dtype
 
-    def to(self, device: Device | str, dtype: Any = None) -> "Sequential":
-        """Move every layer to `device`, computing in `dtype` (None: as before). Returns the net."""
+    @property
+    def fuse(self) -> bool:
+        """Whether layers that can be computed together are; may be set at any time."""
+        return self._fuse
+
+    @fuse.setter
+    def fuse(self, fuse: bool) -> None:
+        self._fuse = bool(fuse)
+        self.steps: list[Layer | FusedStep] = plan(self.layers) if fuse else list(self.layers)
+
+    def to(self, device: Device | str, dtype: Any = None, fuse: bool | None = None) -> "Sequential":
+        """Move every layer to `device`, computing in `dtype`, fused or not (None: as before).
+
+        Returns the net.
+        """
         device = Device(device)
         for layer in self.layers:
             layer.to(device, dtype)
+        self.fuse = self.fuse if fuse is None else fuse
         return self
 
     def forward(self, x: Any, train: bool = True) -> Any:
         """x (N, ...) -> the last layer's output."""
-        for layer in self.layers:
+        for layer in self.steps:
             x = layer.forward(x, train)
         return x
 
@@ -91,7 +113,7 @@ class Sequential:
         None if the first layer's `input_gradient` is off: nothing learns from the gradient with
         respect to the photo, and for AlexNet it is a fourteenth of the backward pass.
         """
-        for layer in reversed(self.layers):
+        for layer in reversed(self.steps):
             dy = layer.backward(dy)
         return dy
 
@@ -118,7 +140,15 @@ class Sequential:
         return shapes
 
     def __str__(self) -> str:
-        """The table: layer, output shape, parameters, multiply-adds of one image."""
+        """The table: layer, output shape, parameters, multiply-adds of one image.
+
+        It says of a layer that is computed together with the ones before it "in conv1", and of
+        one whose faster rung is used, what that is called.
+        """
+        notes: dict[str, str] = {}
+        for step in self.steps:
+            if isinstance(step, FusedStep):
+                notes |= step.notes()
         shape = self.input_shape
         header = ("layer", "", "output", "parameters", "multiply-adds")
         rows = [("input", "", _times(shape), "", "")]
@@ -128,7 +158,7 @@ class Sequential:
             work = layer.multiply_adds(shape) if shape else 0
             shape = layer.output_shape(shape) if shape else None
             parameters, operations = parameters + count, operations + work
-            kind = type(layer).__name__
+            kind = f"{type(layer).__name__} {notes.get(layer.name, '')}".rstrip()
             rows.append((layer.name, kind, _times(shape), _number(count), _number(work)))
         rows.append(("total", "", "", _number(parameters), _number(operations)))
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(5)]

@@ -11,6 +11,9 @@ a third, and each `Parameter.value` and `.grad` becomes a view of its stretch. A
 pass over three arrays instead of one for each of 16 parameters. Every stretch starts at a multiple
 of BLOCK elements, so a block of threads works on one parameter, and a small table tells the block
 its rate and decay: biases may learn at twice the rate and without decay, as in the 2012 code.
+
+Learning rate and momentum are read from memory too, from `settings` = (ε, momentum): a step that
+was recorded (`layers/graph.py`) keeps its arguments, but not what they point to.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,7 @@ import numpy as np
 from numba import njit, prange
 
 from layers import Parameter
-from layers.device import cuda
+from layers.device import cuda, grid_of
 
 BLOCK = 256
 """Elements in a block, and threads in a CUDA block."""
@@ -29,7 +32,8 @@ BLOCK = 256
 
 
 @njit(parallel=True, cache=True)
-def sgd_host(w, dw, v, rates, decays, lr, momentum):
+def sgd_host(w, dw, v, rates, decays, settings):
+    lr, momentum = settings[0], settings[1]
     for block in prange(rates.size):
         rate = lr * rates[block]
         for i in range(block * BLOCK, (block + 1) * BLOCK):
@@ -45,11 +49,11 @@ def sgd_host(w, dw, v, rates, decays, lr, momentum):
 
 
 @cuda.jit
-def sgd_kernel(w, dw, v, rates, decays, lr, momentum):
+def sgd_kernel(w, dw, v, rates, decays, settings):
     i = cuda.grid(1)
     block = cuda.blockIdx.x
-    rate = lr * rates[block]
-    v[i] = momentum * v[i] - decays[block] * rate * w[i] - rate * dw[i]
+    rate = settings[0] * rates[block]
+    v[i] = settings[1] * v[i] - decays[block] * rate * w[i] - rate * dw[i]
     w[i] += v[i]
 
 
@@ -104,20 +108,32 @@ class SGD:
                 [weight_decay * p.decay_multiplier for p in self.parameters],
             )
         )
+        self._settings = self.device.zeros((2,), self.dtype)
+        self._written: tuple[float, float] | None = None
 
     def step(self) -> None:
         """Update every parameter from its gradient, in place."""
+        self.prepare()
+        self.update()
+
+    def prepare(self) -> None:
+        """Check that no parameter has moved, and write the settings where the update reads them."""
         for parameter, (value, grad) in zip(self.parameters, self._views, strict=True):
             if parameter.value is not value or parameter.grad is not grad:
                 raise RuntimeError(
                     f"SGD: {parameter.name} moved after SGD was made; call net.to() before SGD()"
                 )
-        number = self.dtype.type
+        if self._written != (self.lr, self.momentum):
+            self._written = self.lr, self.momentum
+            self.device.write(self._settings, self._written)
+
+    def update(self) -> None:
+        """The arithmetic of a step, and nothing but that: this is what a recording holds."""
         arguments = (
             *(self.values, self.grads, self.velocities, self._rates, self._decays),
-            *(number(self.lr), number(self.momentum)),
+            self._settings,
         )
         if self.device.is_cuda:
-            sgd_kernel[self._rates.size, BLOCK](*arguments)
+            sgd_kernel[grid_of(self._rates.size, BLOCK)](*arguments)
         else:
             sgd_host(*arguments)

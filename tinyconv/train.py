@@ -1,8 +1,8 @@
 """The training loop (paper §5): one batch after another, and a look at the validation set.
 
-    images -> augment -> net.forward -> loss.forward
+    images -> augment -> net.forward -> loss.compute
                          net.backward <- loss.backward
-                         optimizer.step
+                         optimizer.update                   (`tinyconv/step.py`)
 """
 
 import math
@@ -21,6 +21,7 @@ from tinyconv.data.photos import PhotoSet
 from tinyconv.evaluate import evaluate, hits
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
+from tinyconv.step import TrainingStep
 
 
 class TrainingError(RuntimeError):
@@ -88,6 +89,7 @@ def train(
     loss = SoftmaxCrossEntropy()
     loss.to(net.device, net.dtype)
     optimizer = SGD(net.parameters(), lr, momentum, weight_decay)
+    training_step = TrainingStep(net, loss, optimizer)
 
     steps = batches_per_epoch(len(train_set), batch_size)
     bar = tqdm(
@@ -104,16 +106,13 @@ def train(
             optimizer.lr = lr * 0.1 ** sum(epoch >= drop for drop in lr_drops)
             losses, correct, seen, started = [], 0, 0, time.perf_counter()
             for images, labels, ids in shuffled_batches(train_set, batch_size, seed, epoch):
-                net.set_step(step)
-                x = augment.random(images, ids, epoch)
-                losses.append(loss.forward(net.forward(x, train=True), labels))
+                training_step.run(augment.random(images, ids, epoch), labels, step)
+                losses.append(loss.value())
                 if not math.isfinite(losses[-1]):
                     raise TrainingError(
                         f"the loss became {losses[-1]} in step {step + 1} (epoch {epoch}); "
                         "start again with a learning rate of a third or less"
                     )
-                net.backward(loss.backward())
-                optimizer.step()
                 step += 1
                 correct += hits(net.device.to_host(loss.probabilities), labels, 1)
                 seen += len(labels)

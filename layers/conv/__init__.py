@@ -21,12 +21,17 @@ only its own part: the two GPUs of the paper (§3.5) talk in some layers only.
 One operation, several ways to compute it; `algorithm` names one:
 
     host.py     "host"    im2col and BLAS; what the CPU runs
-    direct.py   "direct"  rung 1 on a GPU: one thread per output
+    direct.py   "direct"  rung 1 on a GPU: one thread per output; float32 and float64
+    tiled.py    "tiled"   rung 2 on a GPU: a product of tiles in shared memory; float32. dL/dx of a
+                          layer with a stride is still rung 1's
 
-"auto" takes the fastest that the device has: "host" on the CPU, "direct" on a GPU.
+"auto" takes the fastest that fits: "host" on the CPU; on a GPU "tiled" for float32 and "direct" for
+float64, and in the simulator "direct", where a whole tile costs the same for an image of one pixel.
 """
 
 from numbers import Integral
+
+import numpy as np
 
 from layers.conv.direct import (
     SUM_THREADS,
@@ -36,7 +41,10 @@ from layers.conv.direct import (
     conv_input_gradient_kernel,
 )
 from layers.conv.host import conv_backward_host, conv_forward_host
-from layers.device import Device, grid_for
+from layers.conv.tile import LARGEST
+from layers.conv.tiled import tiled_forward
+from layers.conv.tiled_gradients import tiled_filter_gradient, tiled_input_gradient
+from layers.device import Device, grid_for, grid_of
 from layers.layer import Layer, Parameter
 
 
@@ -66,8 +74,10 @@ class Conv2D(Layer):
                 f"Conv2D: {groups} groups divide not both {in_channels} input and "
                 f"{out_channels} output channels"
             )
-        if algorithm not in ("auto", "host", "direct"):
-            raise ValueError(f"Conv2D: algorithm {algorithm!r}, not 'auto', 'host' or 'direct'")
+        if algorithm not in ("auto", "host", "direct", "tiled"):
+            raise ValueError(
+                f"Conv2D: algorithm {algorithm!r}, not 'auto', 'host', 'direct' or 'tiled'"
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.before, self.after, self.groups = before, after, groups
@@ -81,18 +91,32 @@ class Conv2D(Layer):
         return [self.weight, self.bias]
 
     def to(self, device, dtype=None):
-        """Move the layer; ValueError if its algorithm cannot run there."""
+        """Move the layer; ValueError if its algorithm cannot run there, or in that dtype."""
         device = Device(device)
-        self._check_algorithm(device)
+        self._check_algorithm(device, np.dtype(self.dtype if dtype is None else dtype))
         return super().to(device, dtype)
 
-    def _check_algorithm(self, device):
-        home = "direct" if device.is_cuda else "host"
-        if self.algorithm not in ("auto", home):
+    def _check_algorithm(self, device, dtype):
+        homes = ("direct", "tiled") if device.is_cuda else ("host",)
+        if self.algorithm not in ("auto", *homes):
             raise ValueError(
                 f"{self.name}: algorithm {self.algorithm!r} does not run on {device.name}; "
-                f"use 'auto' or {home!r}"
+                f"use 'auto' or {homes[0]!r}"
             )
+        if self.algorithm == "tiled" and dtype != np.float32:
+            raise ValueError(
+                f"{self.name}: algorithm 'tiled' computes in float32, not {dtype}; "
+                "use 'auto' or 'direct'"
+            )
+
+    def _chosen(self, *arrays):
+        # "auto" comes down to one of the others; `arrays` are the largest of the launch.
+        if self.algorithm != "auto":
+            return self.algorithm
+        if not self.device.is_cuda:
+            return "host"
+        fits = self.dtype == np.float32 and max(array.size for array in arrays) <= LARGEST
+        return "tiled" if fits and not self.device.is_simulated else "direct"
 
     def output_shape(self, input_shape):
         """(H, W, C) -> (P, Q, K)."""
@@ -118,12 +142,15 @@ class Conv2D(Layer):
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, K)."""
-        self._check_algorithm(self.device)
+        self._check_algorithm(self.device, self.dtype)
         self.x = x = self.check_input(x)
         self.y = y = self.buffer("y", (x.shape[0], *self.output_shape(x.shape[1:])))
         w, b = self.weight.value, self.bias.value
         geometry = self.stride, self.before, self.groups
-        if self.device.is_cuda:
+        algorithm = self._chosen(x, y)
+        if algorithm == "tiled":
+            tiled_forward(x, w, b, y, *geometry)
+        elif algorithm == "direct":
             conv_forward_kernel[grid_for(y.size)](x, w, b, y, *geometry)
         else:
             conv_forward_host(x, w, b, y, *geometry, self.buffer)
@@ -136,11 +163,18 @@ class Conv2D(Layer):
         dx = self.buffer("dx", x.shape) if self.input_gradient else None
         dw, db = self.weight.grad, self.bias.grad
         geometry = self.stride, self.before, self.groups
-        if self.device.is_cuda:
-            if dx is not None:
-                conv_input_gradient_kernel[grid_for(dx.size)](dy, w, dx, *geometry)
-            conv_filter_gradient_kernel[grid_for(dw.size)](x, dy, dw, *geometry)
-            conv_bias_gradient_kernel[db.size, SUM_THREADS](dy.reshape(-1, db.size), db)
-        else:
+        algorithm = self._chosen(x, dy)
+        if algorithm == "host":
             conv_backward_host(x, w, dy, dx, dw, db, *geometry, self.buffer)
+            return dx
+        if dx is not None:
+            if algorithm == "tiled" and self.stride == 1:
+                tiled_input_gradient(dy, w, dx, self.before, self.groups, self.buffer)
+            else:
+                conv_input_gradient_kernel[grid_for(dx.size)](dy, w, dx, *geometry)
+        if algorithm == "tiled":
+            tiled_filter_gradient(x, dy, dw, *geometry, self.buffer)
+        else:
+            conv_filter_gradient_kernel[grid_for(dw.size)](x, dy, dw, *geometry)
+        conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
         return dx

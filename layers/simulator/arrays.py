@@ -137,8 +137,8 @@ class LocalMemory:
     def __init__(self, make: Make):
         self._make = make
 
-    def array(self, shape: Any, dtype: Any) -> KernelArray:
-        """An array of `shape` that no other thread sees, poisoned."""
+    def array(self, shape: Any, dtype: Any, alignment: Any = None) -> KernelArray:
+        """An array of `shape` that no other thread sees, poisoned. Every alignment is given."""
         name = f"local array of line {sys._getframe(1).f_lineno}"
         return self._make(_fresh(shape, dtype), name, "local")
 
@@ -155,8 +155,11 @@ class SharedMemory:
         self._arrays: dict[tuple[int, int], KernelArray] = {}
         self._dynamic = np.full(dynamic_bytes, 0xFF, np.uint8)
 
-    def array(self, shape: Any, dtype: Any) -> KernelArray:
-        """The block's array for this call, poisoned; shape 0 is the launch's dynamic memory."""
+    def array(self, shape: Any, dtype: Any, alignment: Any = None) -> KernelArray:
+        """The block's array for this call, poisoned; shape 0 is the launch's dynamic memory.
+
+        Every alignment is given.
+        """
         caller = sys._getframe(1)
         place = id(caller.f_code), caller.f_lasti
         array = self._arrays.get(place)

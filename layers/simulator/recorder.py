@@ -10,6 +10,7 @@ import dis
 from bisect import bisect_right
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from sys import _getframe
 from types import CodeType
 from typing import Any
@@ -19,6 +20,9 @@ import numpy as np
 from layers.simulator.arrays import KernelArray
 from layers.simulator.trace import ACCESS, GLOBAL, SEGMENT, ArrayInfo, Meeting, Place, Trace
 
+PTX = str(Path(__file__).parents[1] / "conv" / "ptx.py")
+"""The file whose functions stand for instructions."""
+
 BATCH = 100_000
 """Length of the list of notes at which they are worked out and forgotten."""
 
@@ -26,13 +30,13 @@ BATCH = 100_000
 class WatchedArray(KernelArray):
     """A KernelArray that notes every access in its recorder."""
 
-    __slots__ = ("atomics", "note", "number", "recorder", "start", "steps")
+    __slots__ = ("note", "number", "recorder", "stand_ins", "start", "steps")
 
     def __init__(self, data: np.ndarray, name: str, recorder: Recorder, number: int, start: int):
         super().__init__(data, name)
         self.recorder = recorder
         self.note = recorder.note
-        self.atomics = recorder.atomics
+        self.stand_ins = recorder.stand_ins
         self.number = number
         self.start = start
         self.steps = tuple(stride // data.itemsize for stride in data.strides)
@@ -52,7 +56,7 @@ class WatchedArray(KernelArray):
             return WatchedArray(value.data, value.name, self.recorder, self.number, start)
         frame = _getframe(1)
         code = frame.f_code
-        if code.co_filename == self.atomics:
+        if code.co_filename in self.stand_ins:
             code, frame = self.recorder.called_from(frame)
         self.note((self, index, False, code, frame.f_lasti))
         return value
@@ -61,7 +65,7 @@ class WatchedArray(KernelArray):
         KernelArray.__setitem__(self, index, value)
         frame = _getframe(1)
         code = frame.f_code
-        if code.co_filename == self.atomics:
+        if code.co_filename in self.stand_ins:
             code, frame = self.recorder.called_from(frame)
         self.note((self, index, True, code, frame.f_lasti))
 
@@ -82,9 +86,12 @@ class Recorder:
         self._batches: list[np.ndarray] = []
         self._batched = 0
         self._places: dict[tuple[int, int], int] = {}  # by identity of the code
-        # Atomics are functions of Numba's simulator: what they do, their caller is said to do.
+        # Atomics are functions of Numba's simulator, copies of `conv/ptx.py`: what these stand-ins
+        # do, their caller is said to do.
         self.atomics = FakeCUDAAtomic.add.__code__.co_filename
+        self.stand_ins = frozenset((self.atomics, PTX))
         self._atomic: set[tuple[int, int]] = set()
+        self._fours: set[tuple[int, int]] = set()
         self._segments: list[tuple[int, int, int, int]] = []
         self._starts: list[int] = []  # of each segment: how many accesses came before it
         self._epoch = 0
@@ -103,9 +110,13 @@ class Recorder:
         return WatchedArray(data, name, self, len(self.trace.arrays) - 1, 0)
 
     def called_from(self, frame: Any) -> tuple[CodeType, Any]:
-        """The code and frame that called the atomic running in `frame`."""
-        frame = frame.f_back
-        self._atomic.add((id(frame.f_code), frame.f_lasti))
+        """The code and frame that called the stand-in running in `frame`."""
+        stand_in, frame = frame.f_code, frame.f_back
+        key = id(frame.f_code), frame.f_lasti
+        if stand_in.co_filename == self.atomics:
+            self._atomic.add(key)
+        elif stand_in.co_name == "copy4":
+            self._fours.add(key)
         return frame.f_code, frame
 
     def begin_block(self, number: int) -> None:
@@ -177,8 +188,9 @@ class Recorder:
         if key not in self._places:
             starts = _starts(code)
             start = starts[bisect_right(starts, at) - 1]
-            line, atomic = _line(code, start), key in self._atomic
-            place = Place(code.co_filename, line, code.co_name, start, atomic)
+            line, width = _line(code, start), 4 if key in self._fours else 1
+            atomic = key in self._atomic
+            place = Place(code.co_filename, line, code.co_name, start, atomic, width)
             if place not in self.trace.places:
                 self.trace.places.append(place)
             self._places[key] = self.trace.places.index(place)

@@ -85,6 +85,9 @@ class Place:
     """Its offset in the function's bytecode: a line may hold several."""
     atomic: bool = False
     """Whether it is a call of `cuda.atomic`, whose reads and writes are one step on a GPU."""
+    width: int = 1
+    """How many neighbouring elements it moves: 4 for a call of `copy4`, which makes four accesses
+    here and is one instruction on a GPU."""
 
     @property
     def source(self) -> str:

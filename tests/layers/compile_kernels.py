@@ -33,9 +33,22 @@ def signatures(number):
     def array(ndim, dtype=number):
         return types.Array(dtype, ndim, "C")
 
+    keys, place = array(1, key), array(4, types.uint8)
     winner, labels, draw = array(4, types.int32), array(1, types.int64), array(1, types.int32)
     geometry = (integer,) * 3
+    only_float32 = {}
+    if number == types.float32:
+        forward = (array(1),) * 4 + (integer,) * 11
+        filter_gradient = (array(1),) * 3 + (integer,) * 11
+        only_float32 = {
+            "layers.conv.tiled.tiled_forward_wide_kernel": forward,
+            "layers.conv.tiled.tiled_forward_narrow_kernel": forward,
+            "layers.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
+            "layers.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
+            "layers.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
+        }
     return {
+        **only_float32,
         "layers.activation.relu_forward_kernel": (array(1),) * 2,
         "layers.activation.relu_backward_kernel": (array(1),) * 3,
         "layers.activation.tanh_forward_kernel": (array(1),) * 2,
@@ -47,19 +60,39 @@ def signatures(number):
         "layers.conv.direct.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.conv.direct.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.conv.direct.conv_bias_gradient_kernel": (array(2), array(1)),
-        "layers.dropout.dropout_kernel": (array(1), array(1), number, key, key, key, key),
+        "layers.dropout.dropout_kernel": (array(1), array(1), number, key, keys),
+        "layers.fused.epilogue.bias_kernel": (array(1),) * 2,
+        "layers.fused.epilogue.bias_relu_kernel": (array(1),) * 2,
+        "layers.fused.epilogue.bias_relu_dropout_kernel": (array(1), array(1), number, key, keys),
+        "layers.fused.epilogue.masked_gradient_kernel": (*(array(2),) * 4, integer, number),
         "layers.lrn.lrn_forward_kernel": (*(array(2),) * 3, integer, integer, *(number,) * 3),
         "layers.lrn.lrn_backward_kernel": (*(array(2),) * 5, integer, integer, number, number),
+        "layers.lrn_rows.lrn_rows_forward_kernel": (
+            *(array(1), array(1), integer, integer),
+            *(*(number,) * 3, integer),
+        ),
+        "layers.lrn_rows.lrn_rows_backward_kernel": (
+            *(*(array(1),) * 3, integer, integer),
+            *(*(number,) * 4, integer),
+        ),
         "layers.max_pool.max_pool_forward_kernel": (array(4), array(4), winner, integer, integer),
         "layers.max_pool.max_pool_backward_kernel": (array(4), winner, array(4), integer, integer),
+        "layers.max_pool_rows.max_pool_rows_forward_kernel": (array(4), array(4), place),
+        "layers.max_pool_rows.max_pool_rows_backward_kernel": (array(4), place, array(4)),
+        "layers.reductions.sum_rows_kernel": (array(2), array(2), integer),
+        "layers.reductions.sum_parts_kernel": (array(2), array(1)),
+        "layers.reductions.mean_kernel": (array(1), array(1)),
         "layers.softmax_cross_entropy.softmax_forward_kernel": (
             *(array(2), labels, array(2), array(1)),
         ),
         "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, array(2)),
+        "layers.softmax_rows.softmax_rows_kernel": (
+            *(array(2), labels, array(2), array(1), array(2)),
+        ),
         "tinyconv.data.augment.crop_kernel": (
             *(array(4, types.uint8), array(3), draw, draw, draw, number, array(4)),
         ),
-        "tinyconv.sgd.sgd_kernel": (*(array(1),) * 5, number, number),
+        "tinyconv.sgd.sgd_kernel": (array(1),) * 6,
     }
 
 

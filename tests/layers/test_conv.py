@@ -97,6 +97,16 @@ def test_the_host_may_take_the_images_a_few_at_a_time(images_at_once, monkeypatc
     check(case, Device("cpu"), np.float64)
 
 
+def test_nothing_of_an_image_is_left_over_for_the_next(device):
+    # The padding is part of an array that is used again, for images of any size.
+    layer, x, dy, expected = make(CASES["windows that lie in the padding"], device, np.float64)
+    large = np.full((4, 9, 8, 2), np.nan)
+    oracles.run(layer, large, np.full((4, *layer.output_shape((9, 8, 2))), np.nan))
+    actual = *oracles.run(layer, x, dy), *oracles.gradients(layer)
+    for mine, right in zip(actual, expected, strict=True):
+        oracles.assert_close(mine, right, np.float64)
+
+
 def test_without_input_gradient_the_weights_gradients_are_the_same(device):
     layer, x, dy, (_, _, dw, db) = make(CASES["two groups, stride 2"], device, np.float64)
     layer.input_gradient = False

@@ -1,15 +1,18 @@
 """Devices: their names, their arrays, and what is said where one is missing."""
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from layers import Device, DeviceError
-from layers.device import SIMULATED, THREADS, grid_for
+from layers import device as door
+from layers.device import SIMULATED, THREADS, grid_for, grid_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,8 +186,107 @@ def test_synchronizing_is_allowed_everywhere(device):
 
 @pytest.mark.parametrize("count", [0, 1, THREADS - 1, THREADS, THREADS + 1, 10**6, 2**31 + 1])
 def test_a_grid_has_a_thread_for_each_element_and_no_idle_block(count):
-    blocks, threads = grid_for(count)
+    blocks, threads, _ = grid_for(count)
     assert threads == THREADS
     assert blocks * threads >= count
     assert blocks >= 1
     assert blocks == 1 or (blocks - 1) * threads < count
+
+
+def test_small_arrays_are_overwritten_in_place(device):
+    array = device.zeros((3,), np.uint64)
+    device.write(array, (1, 2**64 - 1, 3))
+    np.testing.assert_array_equal(device.to_host(array), np.array([1, 2**64 - 1, 3], np.uint64))
+
+
+def test_addresses_tell_arrays_apart_and_views_of_one_place_do_not(device):
+    array = device.zeros((4, 3), np.float32)
+    assert device.address(array) == device.address(array.reshape(12)) == device.address(array[:2])
+    assert device.address(array[1:]) == device.address(array) + 12
+    assert device.address(device.zeros((4, 3), np.float32)) != device.address(array)
+
+
+# --- streams
+
+
+@pytest.mark.skipif(not SIMULATED, reason="there is a GPU")
+def test_in_the_simulator_there_is_no_stream():
+    assert grid_for(1)[2] == grid_of((2, 3), (4, 5))[2] == door.stream() == 0
+    assert grid_of((2, 3), (4, 5))[:2] == ((2, 3), (4, 5))
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """Stands for CuPy: streams with a pointer, one of them current; and Numba's side of it."""
+    made = []
+
+    class Stream:
+        def __init__(self, ptr=None):
+            self.ptr = 100 + len(made) if ptr is None else ptr
+            made.append(self)
+
+        def use(self):
+            fake.current = self
+
+    fake = SimpleNamespace(current=Stream(0), wrapped=[])
+    fake.cuda = SimpleNamespace(Stream=Stream, get_current_stream=lambda: fake.current)
+    monkeypatch.setattr(door, "_cupy", None)
+    monkeypatch.setattr(door, "_own_streams", {})
+    monkeypatch.setattr(door, "_numba_streams", {0: 0})
+
+    def external_stream(pointer):
+        fake.wrapped.append(pointer)
+        return f"Numba's {pointer}"
+
+    monkeypatch.setattr(door, "cuda", SimpleNamespace(external_stream=external_stream))
+    return fake
+
+
+def test_launches_go_to_cupys_current_stream_wrapped_once(cupy):
+    assert door.stream() == 0
+    door._use_own_stream(cupy, 0)
+    own = cupy.current.ptr
+    assert own != 0
+    assert grid_for(5) == (1, THREADS, f"Numba's {own}") == grid_for(7)
+    assert cupy.wrapped == [own]
+    other = cupy.cuda.Stream()
+    other.use()
+    assert grid_of(2, 3) == (2, 3, f"Numba's {other.ptr}")
+    assert cupy.wrapped == [own, other.ptr]
+
+
+def test_a_gpu_has_one_stream_and_one_that_was_chosen_is_left_alone(cupy):
+    default = cupy.current
+    door._use_own_stream(cupy, 0)
+    own = cupy.current
+    door._use_own_stream(cupy, 0)
+    assert cupy.current is own
+    default.use()  # as another thread begins
+    door._use_own_stream(cupy, 0)
+    assert cupy.current is own
+    default.use()
+    door._use_own_stream(cupy, 1)
+    assert cupy.current is not own
+    chosen = cupy.cuda.Stream()
+    chosen.use()
+    door._use_own_stream(cupy, 0)
+    assert cupy.current is chosen
+
+
+def launches_without_a_stream(path):
+    """The lines of a file with a launch whose configuration is not made by a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        kernel = node.value if isinstance(node, ast.Subscript) else None
+        if getattr(kernel, "id", "").endswith("_kernel") and not isinstance(node.slice, ast.Call):
+            yield node.lineno
+
+
+def test_every_launch_names_its_stream():
+    """A graph does not hold what goes to another stream, and nothing would say so."""
+    wrong = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for folder in ("layers", "tinyconv")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in launches_without_a_stream(path)
+    }
+    assert not wrong, "launch as kernel[grid_for(n)](...) or kernel[grid_of(blocks, threads)](...)"

@@ -125,6 +125,22 @@ def test_moving_the_layer_keeps_its_step(device):
     np.testing.assert_array_equal(mask(layer), second)
 
 
+def test_the_key_lies_on_the_device_and_is_written_only_if_it_changes(device, monkeypatch):
+    layer = Dropout(0.5).to(device, np.float64)
+    written = []
+    write = layer.device.write
+    monkeypatch.setattr(layer.device, "write", lambda *a: (written.append(a[1]), write(*a)))
+    layer.set_seed(2**64 - 1, 3)
+    layer.set_step(4)
+    layer.write_key()
+    layer.write_key()
+    mask(layer)  # of step 4: its key is there already
+    np.testing.assert_array_equal(layer.device.to_host(layer.key), [2**64 - 1, 3, 4])
+    mask(layer)
+    np.testing.assert_array_equal(layer.device.to_host(layer.key), [2**64 - 1, 3, 5])
+    assert len(written) == 2
+
+
 @pytest.mark.parametrize("mode", ["paper", "inverted"])
 def test_p_zero_drops_nothing(mode, device):
     x = np.random.default_rng(1).standard_normal(SHAPE)

@@ -17,6 +17,7 @@ from layers import (
     Conv2D,
     Device,
     Dropout,
+    Linear,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
@@ -25,7 +26,7 @@ from layers import (
     simulator,
 )
 from layers.device import SIMULATED
-from tinyconv import SGD
+from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
 
 from . import compile_kernels, oracles
@@ -133,9 +134,20 @@ def launch_everything(device, dtype):
         layer.to(device, dtype)
         dy = np.ones((2, *layer.output_shape(x.shape[1:])))
         oracles.run(layer, x, dy)
-    loss = SoftmaxCrossEntropy().to(device, dtype)
-    loss.forward(device.array(np.eye(2, 3), dtype), np.array([1, 2]))
-    loss.backward()
+    for layers in ([Linear(3, 4)], [Linear(3, 4), ReLU()], [Linear(3, 4), ReLU(), Dropout()]):
+        net = Sequential(layers).to(device, dtype)
+        net.backward(net.forward(device.array(np.eye(2, 3), dtype)))
+    for layer in (MaxPool2D(), LocalResponseNorm()):
+        net = Sequential([layer]).to(device, dtype)
+        net.backward(net.forward(device.array(x, dtype)))
+    for fuse in (False, True):
+        loss = SoftmaxCrossEntropy(fuse).to(device, dtype)
+        loss.forward(device.array(np.eye(2, 3), dtype), np.array([1, 2]))
+        loss.backward()
+    if dtype == "float32":
+        for filters in (4, 3):  # the wide kernels, and the narrow ones
+            layer = Conv2D(4, filters, 2, algorithm="tiled").to(device, dtype)
+            oracles.run(layer, rng.standard_normal((1, 3, 3, 4)), np.ones((1, 2, 2, filters)))
     optimizer = SGD(conv.parameters())
     optimizer.step()
     # As in training, where weights and gradients are parts of the optimizer's arrays.

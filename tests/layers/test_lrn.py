@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from layers import LocalResponseNorm
+from layers.lrn import power_host
 
 from . import oracles
 
@@ -74,3 +75,14 @@ def test_groups_that_do_not_divide_the_channels_are_refused_with_the_shape(devic
     layer = LocalResponseNorm(groups=3).to(device)
     with pytest.raises(ValueError, match=r"3 groups.*\(6, 7, 5\)"):
         layer.forward(device.zeros((2, 6, 7, 5), np.float32))
+
+
+def test_the_papers_power_is_rounded_once_and_lets_nan_through():
+    s = np.random.default_rng(3).uniform(1, 1e4, 1000).astype(np.float32)
+    s[7] = np.nan
+    out = np.empty_like(s)
+    power_host(s, np.float32(0.75), out)
+    np.testing.assert_array_equal(out, (s.astype(np.float64) ** -0.75).astype(np.float32))
+    power_host(s, np.float32(0.6), out)
+    # NumPy's float32 power, and the compiler's, are within an ulp or two of the exact one.
+    np.testing.assert_allclose(out, s.astype(np.float64) ** np.float32(-0.6), rtol=3e-7)

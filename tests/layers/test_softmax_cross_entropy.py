@@ -10,9 +10,9 @@ from layers import SoftmaxCrossEntropy
 from . import oracles
 
 
-def run(logits, labels, device, dtype=np.float64):
+def run(logits, labels, device, dtype=np.float64, fuse=True):
     """Loss, probabilities and dL/dlogits on the host."""
-    loss = SoftmaxCrossEntropy().to(device, dtype)
+    loss = SoftmaxCrossEntropy(fuse).to(device, dtype)
     value = loss.forward(device.array(logits, dtype), labels)
     dlogits = device.to_host(loss.backward()).copy()
     return value, device.to_host(loss.probabilities).copy(), dlogits
@@ -153,3 +153,24 @@ def test_backward_needs_a_new_forward_after_a_move(device):
     loss.to(device, np.float32)
     with pytest.raises(RuntimeError, match="needs a forward"):
         loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_three_parts_of_forward_give_what_it_gives(dtype, device):
+    rng = np.random.default_rng(3)
+    logits, labels = rng.standard_normal((130, 5)).astype(dtype), rng.integers(5, size=130)
+    whole, parts = (SoftmaxCrossEntropy().to(device, dtype) for _ in range(2))
+    value = whole.forward(device.array(logits), labels)
+    parts.load_labels(labels, logits.shape)
+    parts.compute(device.array(logits))
+    assert parts.value() == parts.value() == value
+    np.testing.assert_array_equal(
+        device.to_host(parts.backward()), device.to_host(whole.backward())
+    )
+
+
+def test_labels_are_taken_from_any_device(device, cuda_device):
+    loss = SoftmaxCrossEntropy().to(device, np.float64)
+    logits = device.array(np.eye(3))
+    expected = loss.forward(logits, np.array([0, 1, 1]))
+    assert loss.forward(logits, cuda_device.array(np.array([0, 1, 1]))) == expected

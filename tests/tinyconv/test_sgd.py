@@ -102,3 +102,16 @@ def test_settings_out_of_range_are_refused(arguments):
         SGD(Linear(2, 2).parameters(), **arguments)
     with pytest.raises(ValueError, match="no parameters"):
         SGD([])
+
+
+def test_the_update_reads_its_settings_from_the_device(device):
+    (p,) = parameters = [parameter("p", [1.0, 2.0], device)]
+    optimizer = SGD(parameters, lr=0.5, momentum=0.0, weight_decay=0.0)
+    p.grad[...] = 1.0
+    optimizer.step()
+    optimizer.lr = 0.25
+    optimizer.update()  # the old rate, as a recording would have it
+    np.testing.assert_array_equal(device.to_host(p.value), [0, 1])
+    optimizer.prepare()
+    optimizer.update()
+    np.testing.assert_array_equal(device.to_host(p.value), [-0.25, 0.75])

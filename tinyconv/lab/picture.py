@@ -58,18 +58,32 @@ def recorded(subject: Subject) -> Launch:
 
 DRAWN: dict[str, tuple[int, ...]] = {
     "conv": (1, 5, 6, 8),
+    "conv_tiled": (1, 4, 5, 8),
     "max_pool": (1, 7, 9, 8),
     "lrn": (2, 3, 3, 16),
+    "max_pool_rows": (1, 7, 9, 8),
+    "lrn_rows": (2, 3, 3, 16),
+    "linear": (6, 8),
     "relu": (2, 3, 5, 8),
     "tanh": (2, 3, 5, 8),
     "dropout": (2, 3, 5, 8),
     "softmax": (40, 8),
+    "softmax_rows": (4, 40),
     "sgd": (24, 16),
     "crop": (2, 10, 10, 3),
 }
 """By name, a shape that shows well: 8 channels of float32 fill a sector."""
 
-SIDES = {"conv": 4, "max_pool": 4, "crop": 4, "softmax": 2}
+SIDES = {
+    "conv": 4,
+    "conv_tiled": 4,
+    "max_pool": 4,
+    "max_pool_rows": 4,
+    "crop": 4,
+    "softmax": 2,
+    "softmax_rows": 2,
+    "linear": 2,
+}
 """How many sides a shape must have; those not named here take any."""
 
 

@@ -60,6 +60,18 @@ def number_requests(
     return np.unique(key, return_inverse=True)[1], threads
 
 
+def firsts(accesses: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The rows that begin a group of `width` accesses, by one thread at one place, in order."""
+    columns = ("place", "segment", "write")
+    order = np.lexsort([accesses[column] for column in columns])  # stable: as in the trace
+    fresh = np.ones(len(order), bool)
+    if len(order):
+        fresh[1:] = np.any([np.diff(accesses[column][order]) != 0 for column in columns], axis=0)
+    starts = np.flatnonzero(fresh)
+    nth = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[nth % width[order] == 0])
+
+
 def distinct(*keys: np.ndarray) -> np.ndarray:
     """Rows of one of each combination of keys, sorted by them, the first key first."""
     order = np.lexsort(keys[::-1])

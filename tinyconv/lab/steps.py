@@ -16,7 +16,8 @@ comes first, then the instruction that comes first in the code.
 
 What this cannot know: lanes that skip a turn of a loop are paired with the others' next turn, and a
 GPU may split a step where lanes have branched. A compiler may also keep in a register what the
-source reads twice. Local arrays, which live in registers if all goes well, are left out.
+source reads twice. Local arrays, which live in registers if all goes well, are left out. A `copy4`
+(`layers/conv/ptx.py`) is one step, in which a lane has four neighbouring elements.
 
 What a request costs is told, and counted for many at once, in `traffic.py`; here it is worked out
 for one at a time. `sectors` and `ideal` are of global memory, `ways` is the length of the longest
@@ -220,16 +221,18 @@ class Launch:
                 continue
             _, thread, epoch, _ = segments[segment]
             turn = epoch, thread, place
-            key = epoch, seen[turn], place
+            occurrence, nth = divmod(seen[turn], trace.places[place].width)
+            key = epoch, occurrence, place
             seen[turn] += 1
             touched[key].append((thread, array, offset))
-            orders[epoch][thread].append(key)
+            if nth == 0:
+                orders[epoch][thread].append(key)
             rows.append((row, thread, key))
             writes[place] = write
         keys = [key for epoch in sorted(orders) for key in in_program_order(orders[epoch])]
         steps = tuple(
-            Step(place, turn, writes[place], tuple(self._requests(touched[epoch, turn, place])))
-            for epoch, turn, place in keys
+            Step(key[2], key[1], writes[key[2]], tuple(self._requests(touched[key], key[2])))
+            for key in keys
         )
         position = {key: i for i, key in enumerate(keys)}
         marks = []
@@ -246,7 +249,8 @@ class Launch:
             marks.append(Mark(after, meeting.call, meeting.file, meeting.line))
         return Block(number, steps, tuple(marks))
 
-    def _requests(self, touched: list[tuple[int, int, int]]) -> Iterator[Request]:
+    def _requests(self, touched: list[tuple[int, int, int]], place: int) -> Iterator[Request]:
+        width = self.trace.places[place].width
         groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for thread, array, offset in sorted(touched):
             groups[thread // WARP, array].append((thread % WARP, offset))
@@ -263,7 +267,9 @@ class Launch:
                 sectors, ideal = sectors_and_ideal(offsets, drawn.itemsize, drawn.skew)
                 bad = scattered(lanes, offsets, drawn.itemsize, drawn.skew)
             else:
-                ways = conflict_ways(lanes, offsets, drawn.itemsize)
+                # As elements of `width` times the size; the others of each follow the first.
+                firsts = [offset // width for offset in offsets[::width]]
+                ways = conflict_ways(lanes[::width], firsts, drawn.itemsize * width)
                 bad = ways > 1
             yield Request(warp, lanes, self._drawn[array], cells, sectors, ideal, ways, bad)
 

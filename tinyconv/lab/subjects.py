@@ -14,6 +14,7 @@ from layers import (
     Conv2D,
     Dropout,
     Layer,
+    Linear,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
@@ -22,11 +23,17 @@ from layers import (
     activation,
     dropout,
     lrn,
+    lrn_rows,
     max_pool,
+    max_pool_rows,
+    reductions,
     simulator,
     softmax_cross_entropy,
+    softmax_rows,
 )
-from layers.conv import direct
+from layers.conv import direct, tiled, tiled_gradients
+from layers.fused import epilogue
+from layers.fused.plan import plan
 from layers.layer import Parameter
 from tinyconv import sgd
 from tinyconv.data import augment
@@ -38,10 +45,19 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "conv_input_gradient_kernel": ("dx",),
     "conv_filter_gradient_kernel": ("dw",),
     "conv_bias_gradient_kernel": ("db",),
+    "tiled_forward_wide_kernel": ("y",),
+    "tiled_forward_narrow_kernel": ("y",),
+    "turn_filters_kernel": ("turned",),
+    "tiled_filter_wide_kernel": ("partial",),
+    "tiled_filter_narrow_kernel": ("partial",),
     "max_pool_forward_kernel": ("y", "winner"),
     "max_pool_backward_kernel": ("dx",),
     "lrn_forward_kernel": ("y", "scale"),
+    "max_pool_rows_forward_kernel": ("y", "winner"),
+    "max_pool_rows_backward_kernel": ("dx",),
     "lrn_backward_kernel": ("dx",),
+    "lrn_rows_forward_kernel": ("y",),
+    "lrn_rows_backward_kernel": ("dx",),
     "relu_forward_kernel": ("y",),
     "relu_backward_kernel": ("dx",),
     "tanh_forward_kernel": ("y",),
@@ -49,11 +65,19 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "dropout_kernel": ("y",),
     "softmax_forward_kernel": ("probabilities", "losses"),
     "softmax_backward_kernel": ("dlogits",),
+    "softmax_rows_kernel": ("probabilities", "losses", "dlogits"),
+    "bias_kernel": (),
+    "bias_relu_kernel": (),
+    "bias_relu_dropout_kernel": (),
+    "masked_gradient_kernel": ("dz", "partial"),
+    "sum_rows_kernel": ("partial",),
+    "sum_parts_kernel": ("total",),
+    "mean_kernel": ("mean",),
     "sgd_kernel": (),
     "crop_kernel": ("x",),
 }
-"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v: it
-reads them before it writes them."""
+"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v, and
+the bias kernels y: they read them before they write them."""
 
 REWRITTEN: dict[str, dict[str, str]] = {
     "softmax_forward_kernel": {
@@ -64,7 +88,11 @@ REWRITTEN: dict[str, dict[str, str]] = {
 
 KERNELS: dict[str, Any] = {
     name: value
-    for module in (activation, direct, dropout, lrn, max_pool, softmax_cross_entropy, sgd, augment)
+    for module in (
+        *(activation, direct, tiled, tiled_gradients, dropout, lrn, lrn_rows, max_pool),
+        *(max_pool_rows, epilogue),
+        *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
+    )
     for name, value in vars(module).items()
     if name.endswith("_kernel")
 }
@@ -109,8 +137,24 @@ def _both_ways(layer: Layer, shape: tuple[int, ...]) -> Callable[[], None]:
     return run
 
 
-def _loss(shape: tuple[int, ...]) -> Callable[[], None]:
-    loss = SoftmaxCrossEntropy().to("cuda:0")
+def _step(layers: list[Layer], shape: tuple[int, ...]) -> Callable[[], None]:
+    """Both ways through the one step that these layers make on a GPU."""
+    for layer in layers:
+        layer.to("cuda:0")
+        for number, parameter in enumerate(layer.parameters()):
+            parameter.value[...] = _random(parameter.value.shape, number)
+    (step,) = plan(layers)
+    x = _random(shape, 9)
+
+    def run() -> None:
+        y = step.forward(x)
+        step.backward(_random(y.shape))
+
+    return run
+
+
+def _loss(shape: tuple[int, ...], fuse: bool = False) -> Callable[[], None]:
+    loss = SoftmaxCrossEntropy(fuse).to("cuda:0")
 
     def run() -> None:
         loss.forward(_random(shape), np.arange(shape[0]) % shape[1])
@@ -138,12 +182,35 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     """What to run for `name` on an input of `shape`, by title; ValueError if it does not fit."""
     channels = shape[-1]
     layers: dict[str, Layer]
+    if name in ("linear", "lrn_rows", "max_pool_rows"):
+        steps: dict[str, dict[str, list[Layer]]] = {
+            "linear": {
+                "Linear": [Linear(channels, 40)],
+                "Linear, ReLU": [Linear(channels, 33), ReLU()],
+                "Linear, ReLU, Dropout": [Linear(channels, 40), ReLU(), Dropout(0.5)],
+            },
+            "lrn_rows": {
+                "LocalResponseNorm 5": [LocalResponseNorm(5, alpha=0.5)],
+                "LocalResponseNorm 9, β 1": [LocalResponseNorm(9, alpha=0.5, beta=1.0)],
+            },
+            "max_pool_rows": {"MaxPool2D 3, stride 2": [MaxPool2D(3, 2)]},
+        }
+        return {title: _step(parts, shape) for title, parts in steps[name].items()}
     if name == "conv":
         layers = {
             "Conv2D 3×3, padding 1": Conv2D(channels, 4, 3, padding=1),
             "Conv2D 3×3, stride 2, padding (0, 2)": Conv2D(channels, 3, 3, 2, (0, 2)),
             "Conv2D 2×2, stride 3, a group for each channel": Conv2D(
                 channels, 2 * channels, 2, 3, 1, groups=channels
+            ),
+        }
+    elif name == "conv_tiled":
+        layers = {
+            "Conv2D 2×2, padding (0, 1), 4 filters": Conv2D(
+                channels, 4, 2, padding=(0, 1), algorithm="tiled"
+            ),
+            "Conv2D 2×2, stride 2, padding 1, 3 filters": Conv2D(
+                channels, 3, 2, 2, 1, algorithm="tiled"
             ),
         }
     elif name == "max_pool":
@@ -164,6 +231,8 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
         layers = {"Tanh": Tanh()}
     elif name == "dropout":
         layers = {"Dropout 0.5": Dropout(0.5)}
+    elif name == "softmax_rows":
+        return {name: _loss(shape, fuse=True)}
     else:
         other = {"softmax": _loss, "sgd": _sgd, "crop": _crop}
         return {name: other[name](shape)}
@@ -172,17 +241,24 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
 
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "conv": ((2, 6, 7, 5), (1, 3, 3, 1), (3, 4, 3, 2)),
+    "conv_tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
     "max_pool": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
+    "max_pool_rows": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
+    "lrn_rows": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
+    "linear": ((3, 7), (1, 1), (130, 5)),
     "relu": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "tanh": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "dropout": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "softmax": ((3, 5), (1, 2), (130, 7)),
+    "softmax_rows": ((3, 5), (1, 2), (2, 131)),
     "sgd": ((5, 7), (1, 1), (257, 3)),
     "crop": ((2, 9, 9, 3), (1, 8, 8, 3), (3, 16, 16, 3)),
 }
 """By name, the shapes that are hostile: sides that differ and are multiples of nothing, a single
-element, one more than a block of threads. Of conv, max_pool, lrn, crop: (N, H, W, C)."""
+element, one more than a block of threads. Of conv, conv_tiled, max_pool, lrn, crop: (N, H, W,
+C). The names in
+_rows, and "linear", are the fused steps of `layers/fused/`."""
 
 
 def checked_shape(name: str, text: str | None) -> tuple[int, ...] | None:

@@ -43,7 +43,8 @@ What is assumed, and what cannot be seen
     - Sectors are what the warps ask of the L1 cache; how many it has to fetch from L2 and DRAM is
       not modelled. The *floor* is what must move whatever the caches do: every byte that is read
       before the kernel itself writes it, once, and every byte that is written, once.
-    - An atomic operation counts as one request, not as a read and a write.
+    - An atomic operation counts as one request, not as a read and a write; so does a `copy4`
+      (`layers/conv/ptx.py`), with an element of 16 bytes.
     - Local arrays are left out: the compiler keeps small ones in registers.
 """
 
@@ -57,6 +58,7 @@ from tinyconv.lab.flops import FLOPS
 from tinyconv.lab.requests import (
     count_sectors,
     count_wavefronts,
+    firsts,
     floor,
     number_requests,
     starts,
@@ -90,6 +92,12 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
     once = ~atomic | accesses["write"] | ~goes_on
     accesses, arrays, sizes = accesses[once], arrays[once], sizes[once]
     addresses, shared, atomic = addresses[once], shared[once], atomic[once]
+
+    # Of the accesses of a `copy4` the first stands for all four, with four times the size.
+    width = np.array([place.width for place in trace.places] or [1])[accesses["place"]]
+    first_ones = firsts(accesses, width)
+    accesses, arrays, sizes = accesses[first_ones], arrays[first_ones], (sizes * width)[first_ones]
+    addresses, shared, atomic = addresses[first_ones], shared[first_ones], atomic[first_ones]
 
     operation = np.where(atomic, OPERATIONS.index("atomic"), accesses["write"])
     spots = (accesses["place"].astype(np.int64) * len(OPERATIONS) + operation) * 2

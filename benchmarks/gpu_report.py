@@ -1,0 +1,232 @@
+"""One report about one GPU: ceilings, every convolution, every layer, whole steps, beside PyTorch.
+
+    python benchmarks/gpu_report.py               # writes benchmarks/results/<date>-<gpu>.md, .json
+    python benchmarks/gpu_report.py --minutes 3   # fewer repeats, then fewer cases
+    python benchmarks/gpu_report.py --rehearse    # the same code without a GPU, on tiny shapes
+
+Needs an NVIDIA GPU, CuPy and numba-cuda; PyTorch (CUDA build) is compared with where it is
+installed. Without a GPU: one line, and exit status 2.
+
+Data are random, other ones in each run; the seed is printed, and `--seed` repeats it. Results are
+checked before they are timed (`gpu_cases.py`, `gpu_steps.py`). Cases run in a fixed order, each
+several times; medians are shown with the fastest and the slowest. Times of the GPU are taken
+between CUDA events. TF32 in our products is CuPy's, switched on for a whole process: these cases
+run in a second one.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+REHEARSE = "--rehearse"
+if __name__ == "__main__" and REHEARSE in sys.argv[1:]:
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+import numpy as np  # noqa: E402
+from gpu_bench import Bench, ceiling_cases  # noqa: E402
+from gpu_cases import conv_cases, layer_cases  # noqa: E402
+from gpu_runner import Budget, GpuClock, HostClock, Result, run_cases  # noqa: E402
+from gpu_steps import agreement_cases, step_cases, torch_step_cases  # noqa: E402
+from gpu_tables import markdown  # noqa: E402
+from machine import machine  # noqa: E402
+
+from layers import Device, DeviceError  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+BATCHES = 128, 1024
+TF32_PART = "--tf32-part"
+PACKAGES = "numba", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "numpy", "torch"
+
+
+def full_net() -> Any:
+    """The paper's sizes, with the recipe that PyTorch has a twin for."""
+    from tinyconv import alexnet
+
+    return alexnet(num_classes=1000, width=1.0, image_size=224, recipe="robust")
+
+
+def tiny_net() -> Any:
+    """Every kind of layer, in sizes that the simulator finishes."""
+    from tinyconv.gradient_cases import small_net
+
+    net = small_net(np.random.default_rng(0))
+    return net.to("cpu", np.float32)
+
+
+def pytorch(device: Device) -> Any:
+    """The module, if it is there and computes where `device` does; else None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if device.is_cuda and not device.is_simulated and not torch.cuda.is_available():
+        return None
+    return torch
+
+
+def bench_on(device: Device, tiny: bool, seed: int) -> Bench:
+    """The sizes of the report, or tiny ones."""
+    rng, torch = np.random.default_rng(seed), pytorch(device)
+    if tiny:
+        return Bench(device, tiny_net, 3, 1000, 16, torch, rng)
+    return Bench(device, full_net, BATCHES[0], 2**28, 8192, torch, rng)
+
+
+def run_all(
+    bench: Bench, clock: Any, budget: Budget, batches: tuple[int, ...], second: Any, say: Any
+) -> list[Result]:
+    """Every section, each with its share of the time; `second()` runs the cases with TF32."""
+    sections = [
+        (1, lambda: ceiling_cases(bench, tf32=False)),
+        (2, lambda: agreement_cases(bench, bench.batch)),
+        (3, lambda: step_cases(bench, batches, tf32=False)),
+        (3, lambda: torch_step_cases(bench, batches, compiled=False) if bench.torch else ()),
+        (1, second),
+        (8, lambda: conv_cases(bench)),
+        (4, lambda: layer_cases(bench)),
+        (4, lambda: torch_step_cases(bench, batches, compiled=True) if bench.torch else ()),
+    ]
+    results: list[Result] = []
+    for place, (weight, cases) in enumerate(sections):
+        part = budget.part(weight / sum(later for later, _ in sections[place:]))
+        if cases is second:
+            results += second(part)
+        else:
+            results += run_cases(list(cases()), clock, part, say)
+        clock.free()
+    return results
+
+
+def with_tf32(device: Device, seed: int) -> Any:
+    """A function that runs the cases with TF32 in a second process and returns their results.
+
+    No results where the GPU has no TF32: that came with compute capability 8.0.
+    """
+
+    def second(budget: Budget) -> list[Result]:
+        if int(device.xp.cuda.Device().compute_capability) < 80:
+            return []
+        minutes = max(0.0, budget.left() / 60)
+        arguments = [TF32_PART, "--minutes", f"{minutes}", "--seed", f"{seed}"]
+        done = subprocess.run(
+            [sys.executable, __file__, *arguments, "--device", device.name],
+            env={**os.environ, "CUPY_TF32": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            return [Result(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+        except (IndexError, ValueError, TypeError):
+            why = f"failed: the process for it ended with status {done.returncode}"
+            return [Result("steps", "", "tinyconv, graph, TF32", why=why)]
+
+    return second
+
+
+def description(bench: Bench, clock: Any, seed: int, rehearsal: bool) -> dict[str, Any]:
+    """The device, the versions, and how it was timed."""
+    facts = {
+        "device": str(bench.device),
+        "machine": machine(*PACKAGES),
+        "seed": seed,
+        "date": datetime.date.today().isoformat(),
+        "cache": clock.flushed,
+        "pytorch": bench.torch.__version__ if bench.torch else "not installed for this device",
+        "rehearsal": rehearsal,
+    }
+    if bench.device.is_cuda and not bench.device.is_simulated:
+        runtime = bench.device.xp.cuda.runtime
+        properties = runtime.getDeviceProperties(int(bench.device.name[5:]))
+        facts |= {
+            "multiprocessors": properties["multiProcessorCount"],
+            "compute capability": f"{properties['major']}.{properties['minor']}",
+            "memory GiB": round(properties["totalGlobalMem"] / 2**30, 1),
+            "CUDA driver": runtime.driverGetVersion(),
+            "CUDA runtime": runtime.runtimeGetVersion(),
+        }
+    return facts
+
+
+def write(folder: Path, facts: dict[str, Any], results: list[Result]) -> list[Path]:
+    """The report as Markdown and as JSON; their paths."""
+    gpu = facts["device"].partition(", ")[2] or facts["device"]
+    name = f"{facts['date']}-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    text, numbers = folder / f"{name}.md", folder / f"{name}.json"
+    text.write_text(markdown(facts, results), encoding="utf-8")
+    rows = [result.as_dict() for result in results]
+    content = json.dumps({"facts": facts, "results": rows}, indent=1)
+    numbers.write_text(content + "\n", encoding="utf-8")
+    return [text, numbers]
+
+
+def say(result: Result) -> None:
+    """One line for each case, on standard error."""
+    took = result.why or f"{1e3 * result.median:,.3f} ms, {len(result.seconds)} times"
+    if not result.why and not result.seconds:
+        took = "agrees"
+    print(f"{result.section}: {result.what}, {result.who}: {took}", file=sys.stderr, flush=True)
+
+
+def rehearse(options: argparse.Namespace) -> int:
+    """Everything but the GPU: tiny shapes, printed and not written."""
+    device = Device(options.device)
+    bench, clock = bench_on(device, tiny=True, seed=options.seed), HostClock()
+    facts = description(bench, clock, options.seed, rehearsal=True)
+    budget = Budget(options.minutes)
+    results = run_all(bench, clock, budget, (2, 3), lambda part: [], say)
+    print(markdown(facts, results))
+    return 1 if any(result.why.startswith("failed") for result in results) else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: the report is written; 1: some case failed; 2: no GPU."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default 8)")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--seed", type=int, help="of the data (default: another each time)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
+    parser.add_argument(REHEARSE, action="store_true", help="without a GPU: tiny, nothing written")
+    parser.add_argument(TF32_PART, action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.seed is None:
+        options.seed = secrets.randbelow(2**32)
+    try:
+        if options.rehearse:
+            return rehearse(options)
+        device = Device(options.device)
+        if not device.is_cuda or device.is_simulated:
+            raise DeviceError(f"{device}: only a GPU has a report; --rehearse runs without one")
+    except (DeviceError, ValueError) as error:
+        print(f"gpu_report.py: error: {error}", file=sys.stderr)
+        return 2
+    bench, budget = bench_on(device, tiny=False, seed=options.seed), Budget(options.minutes)
+    clock = GpuClock(device.xp)
+    if options.tf32_part:
+        cases = [*ceiling_cases(bench, tf32=True), *step_cases(bench, BATCHES, tf32=True)]
+        rows = [result.as_dict() for result in run_cases(cases, clock, budget, say)]
+        print(json.dumps(rows))
+        return 0
+    facts = description(bench, clock, options.seed, rehearsal=False)
+    results = run_all(bench, clock, budget, BATCHES, with_tf32(device, options.seed), say)
+    for path in write(options.out, facts, results):
+        with contextlib.suppress(ValueError):
+            path = path.relative_to(Path.cwd())
+        print(path)
+    return 1 if any(result.why.startswith("failed") for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

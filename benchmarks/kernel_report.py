@@ -1,0 +1,190 @@
+"""What the compiler made of every kernel: registers, spills, occupancy, the inner loop's work.
+
+    python benchmarks/kernel_report.py [--arch 75,80,90,120] [--only conv] [--json] [--write]
+
+Needs no GPU: the float32 kernels are compiled for each architecture and taken apart (`sass.py`).
+Prints a Markdown table for each architecture; `--json` prints all numbers instead, `--write` writes
+benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler, which are wheels:
+without them it says which to install, and exits with 2. Exits with 1 if a kernel does not compile.
+
+What the numbers cannot tell is time. Occupancy is how many warps a multiprocessor can hold at once,
+out of the most it can hold; the share of FFMA is of the instructions in the loop, as they stand
+there (a branch that is seldom taken counts in full): other instructions take issue slots from FFMA,
+and a loop runs slower still if its warps wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import sass
+from machine import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+# The kernels' argument types stand beside the tests that check them against real launches.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
+
+ARCHITECTURES = tuple(sass.LIMITS)
+
+THREADS = {"sgd_kernel": 256, "sum_rows_kernel": 256, "masked_gradient_kernel": 256}
+"""Threads in a block, where they are not 128."""
+
+
+def threads_of(name: str) -> int:
+    """Threads in a block of the kernel called `name`."""
+    return THREADS.get(name.rpartition(".")[2], 128)
+
+
+def label(architecture: tuple[int, int]) -> str:
+    """sm_75 for (7, 5)."""
+    return f"sm_{architecture[0]}{architecture[1]}"
+
+
+def report(
+    architectures: Sequence[tuple[int, int]], only: str = ""
+) -> tuple[list[sass.Kernel], list[str]]:
+    """Every float32 kernel whose name holds `only`; and what did not compile, a line each."""
+    import compile_kernels
+    from numba import types
+
+    from layers.device import cuda
+
+    real = compile_kernels.kernels()
+    made, failed = [], []
+    for name, arguments in compile_kernels.signatures(types.float32).items():
+        if only not in name:
+            continue
+        for architecture in architectures:
+            if architecture < compile_kernels.OLDEST.get(name, architecture):
+                continue
+            try:
+                ptx, _ = cuda.compile(
+                    *(real[name].py_func, arguments),
+                    **{"cc": architecture, "device": False, "abi": "numba", "output": "ptx"},
+                )
+                used, listing = sass.assemble(ptx, architecture)
+            except Exception as error:  # any failure to compile is a finding
+                first = (str(error).splitlines() or [""])[0]
+                failed.append(f"{name}, {label(architecture)}: {type(error).__name__}: {first}")
+                continue
+            made.append(described(name, architecture, used, listing))
+    return made, failed
+
+
+def described(
+    name: str, architecture: tuple[int, int], used: dict[str, int], listing: str
+) -> sass.Kernel:
+    """One kernel's row."""
+    threads = threads_of(name)
+    blocks, share = sass.occupancy(architecture, threads, used["registers"], used["shared"])
+    return sass.Kernel(
+        name=name,
+        architecture=architecture,
+        **used,
+        loop=sass.main_loop(listing),
+        doubles=sass.doubles_in(listing),
+        threads=threads,
+        blocks=blocks,
+        occupancy=share,
+    )
+
+
+# --- printing
+
+HEAD = (
+    "| kernel | registers | shared | spills | warps | loop | FFMA | HMMA | loads, stores | f64 |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---|---|"
+)
+
+
+def row(kernel: sass.Kernel) -> str:
+    """A kernel's line of the table."""
+    loop = kernel.loop
+    cells = [
+        kernel.name.rpartition(".")[2],
+        str(kernel.registers),
+        f"{kernel.shared:,}",
+        f"{kernel.spills or (f'stack {kernel.stack}' if kernel.stack else 0)}",
+        f"{kernel.occupancy:.0%}",
+        str(loop.instructions) if loop else "",
+        share(loop, "FFMA"),
+        share(loop, "HMMA"),
+        ", ".join(f"{count} {name}" for name, count in loop.memory.items()) if loop else "",
+        ", ".join(kernel.doubles) or "none",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def share(loop: sass.Loop | None, name: str) -> str:
+    """How many of the loop's instructions are `name`, as a percentage; empty for none."""
+    count = loop.work.get(name, 0) if loop else 0
+    return f"{count / loop.instructions:.1%}" if loop and count else ""
+
+
+def tables(kernels: list[sass.Kernel], failed: list[str]) -> str:
+    """A Markdown table for each architecture, and what did not compile."""
+    text = []
+    for architecture in sorted({kernel.architecture for kernel in kernels}):
+        rows = [row(kernel) for kernel in kernels if kernel.architecture == architecture]
+        text.append("\n".join([f"## {label(architecture)}", "", HEAD, *rows]))
+    if failed:
+        text.append("\n".join(["Did not compile:", "", *(f"- {line}" for line in failed)]))
+    return "\n\n".join(text)
+
+
+EXPLAINED = """\
+Registers of a thread; bytes of shared memory of a block; bytes spilled (or of a stack, where an
+array did not fit registers); warps that a multiprocessor can hold, of the most it can; the
+innermost loop with the most multiply-adds: its instructions, the share of FFMA and HMMA among them,
+its memory instructions by width in bits; instructions that compute in float64, anywhere in the
+kernel. Printed by `benchmarks/kernel_report.py`; nothing was run."""
+
+
+def architectures_in(text: str) -> list[tuple[int, int]]:
+    """The architectures of "75,90". ArgumentTypeError, which argparse prints, for others."""
+    known = {f"{major}{minor}": (major, minor) for major, minor in ARCHITECTURES}
+    parts = text.split(",")
+    if wrong := [part for part in parts if part not in known]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(known)}")
+    return [known[part] for part in parts]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print or write the report; 0: done, 1: a kernel does not compile, 2: a tool is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", type=architectures_in, default=list(ARCHITECTURES))
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name holds TEXT")
+    parser.add_argument("--json", action="store_true", help="all numbers, as a list")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/<date>-...")
+    options = parser.parse_args(arguments)
+    if missing := sass.missing_tools():
+        print("\n".join(missing), file=sys.stderr)
+        return 2
+    kernels, failed = report(options.arch, options.only)
+    if options.json:
+        print(json.dumps([kernel.as_dict() for kernel in kernels], indent=1))
+    else:
+        print(tables(kernels, failed))
+    if options.write:
+        where = machine("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm")
+        today = datetime.date.today().isoformat()
+        out = ROOT / "benchmarks" / "results" / f"{today}-kernels.md"
+        parts = [f"# Kernels, as compiled, {today}", EXPLAINED, tables(kernels, failed), where]
+        out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        print(f"{out.relative_to(ROOT)} written", file=sys.stderr)
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # the simulator has no compiler
+    sys.exit(main())

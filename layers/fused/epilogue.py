@@ -1,0 +1,153 @@
+"""What follows a matrix product, in one pass over its result: bias, ReLU, dropout; and back.
+
+    forward    y = relu(y + b)                              in place; y holds x · wᵀ before
+               y = m · factor · relu(y + b)                 with dropout, whose mask is m
+    backward   dz = factor · dL/dy where y > 0, else 0      z: what entered the ReLU
+               dL/db[k] = Σ_row dz[row, k]
+
+One after the other, bias, ReLU and dropout read and write y three times and do one operation for
+each element: memory is all they cost. Backward needs no mask but y itself: y > 0 exactly where the
+unit was on and was kept. (In testing with mode "paper" y is halved, and the smallest number above
+0 becomes 0.) dz and the first pass of dL/db (`layers/reductions.py`) read dL/dy together.
+
+Shapes: y, dy, dz (rows, K), b, db (K), partial (parts, K). float32 or float64. The same roundings
+in the same order as the layers by themselves: on the host the same bits, on a GPU but for the
+order in which db is summed. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from layers.device import cuda, grid_for
+from layers.random_bits import random_words_device, random_words_host
+from layers.reductions import LANES, WARPS, parts_grid, parts_of, rows_in_part, sum_parts
+
+# --- host
+
+
+@njit(parallel=True, cache=True)
+def bias_relu_host(y, b):
+    for row in prange(y.shape[0]):
+        for k in range(y.shape[1]):
+            value = y[row, k] + b[k]
+            y[row, k] = value if not value <= 0 else y.dtype.type(0)
+
+
+@njit(parallel=True, cache=True)
+def bias_relu_dropout_host(y, b, factor, threshold, key):
+    seed, layer, step = key[0], key[1], key[2]
+    zero = y.dtype.type(0)
+    for row in prange(y.shape[0]):
+        for k in range(y.shape[1]):
+            value = y[row, k] + b[k]
+            element = np.uint64(row * y.shape[1] + k)
+            kept = random_words_host(seed, layer, step, element)[0] >= threshold
+            y[row, k] = (value if not value <= 0 else zero) * factor if kept else zero
+
+
+@njit(parallel=True, cache=True)
+def masked_gradient_host(y, dy, dz, db, factor):
+    # Each thread has some columns and takes the rows in order, as NumPy's sum over rows does.
+    columns = y.shape[1]
+    for part in prange((columns + LANES - 1) // LANES):
+        mine = slice(part * LANES, min((part + 1) * LANES, columns))
+        total = db[mine]
+        total[:] = 0
+        for row in range(y.shape[0]):
+            out, gradient, result = y[row, mine], dy[row, mine], dz[row, mine]
+            for k in range(total.size):
+                result[k] = gradient[k] * factor if not out[k] <= 0 else y.dtype.type(0)
+                total[k] += result[k]
+
+
+# --- kernels
+#
+# Forward: one thread per element of the flat y, coalesced; neighbours read neighbours of b. Each
+# thread reads and writes its own element of y. Backward: blocks, threads and sums are those of
+# `sum_rows_kernel`; on its way each element is masked and written, coalesced. One owner for each
+# output, sums in a fixed order: no races, deterministic.
+
+
+@cuda.jit
+def bias_kernel(y, b):
+    i = cuda.grid(1)
+    if i < y.size:
+        y[i] += b[i % b.size]
+
+
+@cuda.jit
+def bias_relu_kernel(y, b):
+    i = cuda.grid(1)
+    if i >= y.size:
+        return
+    value = y[i] + b[i % b.size]
+    y[i] = value if not value <= y.dtype.type(0) else y.dtype.type(0)
+
+
+@cuda.jit
+def bias_relu_dropout_kernel(y, b, factor, threshold, key):
+    i = cuda.grid(1)
+    if i >= y.size:
+        return
+    zero = y.dtype.type(0)
+    value = y[i] + b[i % b.size]
+    word = random_words_device(key[0], key[1], key[2], np.uint64(i))[0]
+    y[i] = (value if not value <= zero else zero) * factor if word >= threshold else zero
+
+
+@cuda.jit
+def masked_gradient_kernel(y, dy, dz, partial, rows, factor):
+    sums = cuda.shared.array((WARPS, LANES), y.dtype)
+    lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+    k, part = cuda.blockIdx.x * LANES + lane, cuda.blockIdx.y
+    zero = y.dtype.type(0)
+    total = zero
+    if k < y.shape[1]:
+        for row in range(part * rows + warp, min((part + 1) * rows, y.shape[0]), WARPS):
+            gradient = dy[row, k]
+            value = gradient * factor if not y[row, k] <= zero else zero
+            dz[row, k] = value
+            total += value
+    sums[warp, lane] = total
+    cuda.syncthreads()
+    if warp == 0 and k < y.shape[1]:
+        for other in range(1, WARPS):
+            total += sums[other, lane]
+        partial[part, k] = total
+
+
+# --- launches
+
+
+def add_bias(device, y, b):
+    """y (rows, K) += b, in place."""
+    if device.is_cuda:
+        bias_kernel[grid_for(y.size)](y.reshape(-1), b)
+    else:
+        y += b
+
+
+def bias_relu(device, y, b, dropout=None):
+    """y (rows, K) = relu(y + b), in place; with a Dropout in a pass that has begun, that too."""
+    if dropout is not None:
+        extra = dropout.factor, dropout.threshold, dropout.key
+        if device.is_cuda:
+            bias_relu_dropout_kernel[grid_for(y.size)](y.reshape(-1), b, *extra)
+        else:
+            bias_relu_dropout_host(y, b, *extra)
+    elif device.is_cuda:
+        bias_relu_kernel[grid_for(y.size)](y.reshape(-1), b)
+    else:
+        bias_relu_host(y, b)
+
+
+def masked_gradient(device, y, dy, dz, db, factor, buffer):
+    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` has room for partial sums."""
+    if not device.is_cuda:
+        masked_gradient_host(y, dy, dz, db, factor)
+        return
+    rows, columns = y.shape
+    partial = buffer("partial", (parts_of(rows), columns))
+    launch = masked_gradient_kernel[parts_grid(rows, columns)]
+    launch(y, dy, dz, partial, rows_in_part(rows), factor)
+    sum_parts(partial, db)

@@ -1,0 +1,58 @@
+"""Fully connected, with what follows it: ReLU, and dropout behind the ReLU (paper §3.5, §4.2).
+
+    y = x · wᵀ, and then in one pass over y   + b, ReLU, dropout       (`epilogue.py`)
+
+    dz and dL/db in one pass over dL/dy;  dL/dw = dzᵀ · x;  dL/dx = dz · w
+
+z = x · wᵀ + b is what enters the ReLU; without one dz is dL/dy. The products are announced
+(`layers/graph.py`), since a recording is cut there. Shapes: x (N, in), y, dy, dz (N, out).
+"""
+
+from layers.fused import FusedStep
+from layers.fused.epilogue import add_bias, bias_relu, masked_gradient
+from layers.graph import products
+from layers.reductions import sum_rows
+
+
+class LinearStep(FusedStep):
+    """A Linear, then perhaps a ReLU, then perhaps a Dropout."""
+
+    def __init__(self, linear, relu=None, dropout=None):
+        super().__init__([layer for layer in (linear, relu, dropout) if layer is not None])
+        self.linear, self.relu, self.dropout = linear, relu, dropout
+
+    def forward(self, x, train=True):
+        """x (N, in) -> y (N, out)."""
+        linear = self.linear
+        linear.x = x = linear.check_input(x)
+        y = linear.buffer("y", (x.shape[0], linear.out_features))
+        products(linear.device, (x, linear.weight.value.T, y))
+        if self.dropout is not None:
+            self.dropout.begin_pass(train)
+        if self.relu is not None:
+            bias_relu(linear.device, y, linear.bias.value, self.dropout)
+        else:
+            add_bias(linear.device, y, linear.bias.value)
+        for layer in self.layers:
+            layer.y = y
+        return y
+
+    def backward(self, dy):
+        """dy (N, out) -> dx (N, in), or None if the Linear's `input_gradient` is switched off."""
+        linear = self.linear
+        dz = dy = linear.check_gradient(dy)
+        device, w, db = linear.device, linear.weight, linear.bias.grad
+        if self.relu is not None:
+            dz = linear.buffer("dz", dy.shape)
+            factor = linear.dtype.type(1) if self.dropout is None else self.dropout.factor
+            masked_gradient(device, linear.y, dy, dz, db, factor, linear.buffer)
+        elif device.is_cuda:
+            sum_rows(dy, db, linear.buffer)
+        else:
+            dy.sum(axis=0, out=db)
+        if not linear.input_gradient:
+            products(device, (dz.T, linear.x, w.grad))
+            return None
+        dx = linear.buffer("dx", linear.x.shape)
+        products(device, (dz.T, linear.x, w.grad), (dz, w.value, dx))
+        return dx

@@ -1,0 +1,155 @@
+"""One training step: forward, loss, backward, update; on a GPU recorded once and then replayed.
+
+    learning rate, labels, keys of the dropout masks    written to the device at every step
+    net.forward  -> loss.compute                        recorded: `layers/graph.py`
+    net.backward <- loss.backward
+    optimizer.update
+
+The same launches with the same arguments give the same bits, whether Python makes them one by one
+or a recording does. The first step of a batch shape is made plainly: it compiles the kernels and
+makes the buffers. At the second the step is recorded, and from then on replayed. docs/graph.md says
+what has to lie in device memory for that, and why.
+
+Recording is given up, with one line on standard error, where CuPy or the driver refuses it; steps
+are then made plainly. On a GPU the recorded way has not been run yet.
+"""
+
+import sys
+from typing import Any
+
+from layers import Dropout, Linear, SoftmaxCrossEntropy
+from layers.graph import Recording
+from tinyconv.sequential import Sequential
+from tinyconv.sgd import SGD
+
+
+class TrainingStep:
+    """Trains `net` on one batch after another.
+
+    net, loss and optimizer are on one device, the optimizer made of the net's parameters. graph:
+    record the step and replay it, where kernels are launched (on a GPU, or simulated) and
+    `net.fuse` is on; elsewhere steps are plain in any case. Attribute `replayed`: whether the last
+    step was a replay.
+
+    After a replay `loss.value()` and `loss.probabilities` are those of its batch; the layers' `y`
+    may be of another. Weights may be changed in place at any time; call `forget()` after any other
+    change of the net that `run` cannot notice.
+    """
+
+    def __init__(
+        self, net: Sequential, loss: SoftmaxCrossEntropy, optimizer: SGD, graph: bool = True
+    ) -> None:
+        self.net, self.loss, self.optimizer, self.graph = net, loss, optimizer, graph
+        self.replayed = False
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._classes: dict[tuple[int, ...], int] = {}  # by shape of a batch seen: its logits'
+
+    def run(self, x: Any, labels: Any, step: int) -> None:
+        """Learn from x (N, ...), on the device, and labels (N,); `step` chooses dropout's masks.
+
+        The loss stays on the device: `loss.value()` fetches its mean when it is wanted.
+        ValueError for a batch that does not fit the net.
+        """
+        x = self.net.layers[0].check_input(x)
+        self.net.set_step(step)
+        self.optimizer.prepare()
+        recorded = self._recording_for(x, labels) if self._may_record() else None
+        self.net.set_step(step)  # recording, whether it went well or not, has moved on
+        self.replayed = recorded is not None
+        if recorded is None:
+            logits = self.net.forward(x, train=True)
+            self.loss.load_labels(labels, logits.shape)
+            self._learn(logits)
+            self._classes[x.shape] = logits.shape[-1]
+        else:
+            recorded.replay(x, labels)
+            self.net.set_step(step + 1)
+
+    def forget(self) -> None:
+        """Drop what was recorded; the next step of each batch shape is a plain one."""
+        self._recorded.clear()
+        self._classes.clear()
+
+    def _learn(self, logits: Any) -> None:
+        self.loss.compute(logits)
+        self.net.backward(self.loss.backward())
+        self.optimizer.update()
+
+    def _may_record(self) -> bool:
+        # A bare Linear does not announce its products, and a recording has to be cut at them.
+        bare = any(isinstance(layer, Linear) for layer in self.net.steps)
+        return self.graph and self.net.device.is_cuda and not bare
+
+    def _recording_for(self, x: Any, labels: Any) -> "_Recorded | None":
+        """What to replay for this batch, recorded now if need be; None: make a plain step."""
+        if any(recorded.is_stale() for recorded in self._recorded.values()):
+            self.forget()
+        if x.shape not in self._classes:
+            return None
+        recorded = self._recorded.get(x.shape)
+        if recorded is not None and recorded.takes(x):
+            return recorded
+        self.loss.load_labels(labels, (len(x), self._classes[x.shape]))
+        try:
+            # Another array than last time: from now on x is copied to a place of its own.
+            recorded = _Recorded(self, x, copies=recorded is not None)
+        except Exception as error:  # whatever CuPy, Numba or the driver makes of it
+            self.graph = False
+            reason = str(error).partition("\n")[0]
+            print(f"no CUDA graph, each kernel is launched by itself: {reason}", file=sys.stderr)
+            return None
+        self._recorded[x.shape] = recorded
+        return recorded
+
+
+class _Recorded:
+    """The recorded step of one batch shape, with the arrays whose addresses it knows."""
+
+    def __init__(self, step: TrainingStep, x: Any, copies: bool) -> None:
+        net, self.loss = step.net, step.loss
+        self.copies = copies
+        self.x = net.device.empty(x.shape, x.dtype) if copies else x
+        self.dropouts = [layer for layer in net if isinstance(layer, Dropout)]
+        for dropout in self.dropouts:
+            dropout.write_key()
+
+        def work() -> None:
+            step._learn(net.forward(self.x, train=True))
+
+        self.recording = Recording(net.device, work)
+        loss = self.loss
+        self.results = loss.y, loss.probabilities, loss.losses, loss.mean
+        # Holding the buffers keeps their memory from being given to others. If a layer has made
+        # itself a larger one since, it and the recording no longer speak of the same array.
+        self.buffers = [
+            (part, part.buffer, dict(part.buffer._flat)) for part in (*net.layers, loss)
+        ]
+        self.net, self.steps = net, net.steps
+        self.input_gradient = net.layers[0].input_gradient
+
+    def is_stale(self) -> bool:
+        """Whether the net has changed in a way that makes the recording another net's."""
+        if self.net.steps is not self.steps:
+            return True
+        if self.net.layers[0].input_gradient != self.input_gradient:
+            return True
+        return any(
+            part.buffer is not buffer
+            or any(buffer._flat[name] is not array for name, array in arrays.items())
+            for part, buffer, arrays in self.buffers
+        )
+
+    def takes(self, x: Any) -> bool:
+        """Whether x can be learned from: it lies where the recording looks, or is copied there."""
+        return self.copies or self.net.device.address(x) == self.net.device.address(self.x)
+
+    def replay(self, x: Any, labels: Any) -> None:
+        """Do the step with this batch."""
+        loss = self.loss
+        loss.load_labels(labels, self.results[1].shape)
+        for dropout in self.dropouts:
+            dropout.write_key()
+        if self.copies:
+            self.x[...] = x
+        self.recording.replay()
+        loss.y, loss.probabilities, loss.losses, loss.mean = self.results

@@ -1,5 +1,6 @@
 """How good is the net? Top-1 and top-5 accuracy on photos it was not trained on (paper §4.1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +36,16 @@ def hits(probabilities: np.ndarray, labels: np.ndarray, k: int) -> int:
 
 
 def evaluate(
-    net: Sequential, photos: PhotoSet, augment: Augment, batch_size: int = 64
+    net: Sequential,
+    photos: PhotoSet,
+    augment: Augment,
+    batch_size: int = 64,
+    on_batch: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Mean loss, top-1 and top-5 of the centre crops of `photos`, with dropout in test mode.
 
-    net and augment on one device. ValueError for an empty set or labels the net has no class for.
+    net and augment on one device. on_batch is called after each batch (training ends there if it
+    is asked to). ValueError for an empty set or labels the net has no class for.
     """
     if not len(photos):
         raise ValueError("evaluate: the set has no photos")
@@ -52,5 +58,7 @@ def evaluate(
         probabilities = net.device.to_host(loss.probabilities)
         top1 += hits(probabilities, labels, 1)
         top5 += hits(probabilities, labels, 5)
+        if on_batch is not None:
+            on_batch()
     count = len(photos)
     return Evaluation(total / count, top1 / count, top5 / count)

@@ -144,12 +144,16 @@ class Loader:
         self.close()
 
     def _batches(self, parts: list[np.ndarray]) -> Iterator[Batch]:
-        """One batch for each array of ids."""
-        if self._closed:
-            raise LoaderError("this loader is closed; make a new one")
+        """One batch for each array of ids; refuses at once, and not at the first `next`."""
+        self._check_open()
         return self._iterate(parts)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LoaderError("this loader is closed; make a new one")
+
     def _iterate(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        self._check_open()
         asked = time.perf_counter()
         self._stop()
         self._readers = readers = _Readers(self.threads)
@@ -194,11 +198,12 @@ class Loader:
         self._uploads.begin(number % UPLOADED, self._rows(number, ids))
 
     def _stop(self) -> None:
-        if self._readers is not None:
-            self._readers.stop()
+        readers, uploads = self._readers, self._uploads
+        if readers is not None:
+            readers.stop()
             self._readers = None
-        if self._uploads is not None:  # the buffers they copy from may be filled anew
-            self._uploads.synchronize()
+        if uploads is not None:  # the buffers they copy from may be gone in a moment
+            uploads.synchronize()
 
 
 class _Readers:

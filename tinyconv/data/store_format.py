@@ -1,9 +1,9 @@
 """How a store of photos lies in its file: HDF5, with a head in text (schema version 1).
 
     tinyconv photos 1                 the first 512 bytes, which HDF5 leaves to us ("user block"):
-    bytes 986471936                   the length of the whole file,
-    train 21206 786432000             where the image rows of each split lie: offset, length,
-    val 786453206 200018730           both in bytes,
+    bytes 983998414                   the length of the whole file,
+    train 958414 786432000            where the image rows of each split lie: offset, length,
+    val 787390414 196608000           both in bytes,
     sha256 9f86d0...                  the digest; missing until the file is complete
 
     /train/images, /val/images        uint8 (room, S, S, 3): one row a photo
@@ -112,8 +112,10 @@ def open_store(path: Path, mode: str) -> tuple[FileIO, Head]:
         raise StoreError(f"{path}: cannot be opened: {error.strerror}") from error
     try:
         return file, _read_head(file.fileno(), path)
-    except BaseException:
+    except BaseException as error:
         file.close()
+        if isinstance(error, OSError):
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
         raise
 
 
@@ -145,16 +147,15 @@ def _read_head(descriptor: int, path: Path) -> Head:
 
 
 def read_into(file: FileIO, out: np.ndarray, offset: int) -> None:
-    """Fill a contiguous array with the file's bytes from `offset`; StoreError if it ends before.
-
-    A read, not a memory map: where the disk fails or the file was cut short, a read is an error
-    that can be told, and touching a mapped page is the end of the program.
-    """
+    """Fill a contiguous array with the file's bytes from `offset`; StoreError if it ends before."""
     rest = out.data.cast("B")
     while rest:
-        count = os.preadv(file.fileno(), [rest], offset)
+        try:
+            count = os.preadv(file.fileno(), [rest], offset)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file.name)) from error
         if not count:
-            raise StoreError(f"{file.name}: cut short while open, to {offset:,} bytes; copy it again")
+            raise StoreError(f"{file.name}: cut short while open, at byte {offset}; copy it again")
         rest, offset = rest[count:], offset + count
 
 

@@ -12,13 +12,14 @@ from tinyconv.initialize import initialize
 from tinyconv.recipes import RECIPES, Recipe
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
-from tinyconv.train import train
+from tinyconv.train import Training, train
 
 __all__ = [
     "RECIPES",
     "SGD",
     "Recipe",
     "Sequential",
+    "Training",
     "alexnet",
     "check_gradients",
     "evaluate",

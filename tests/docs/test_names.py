@@ -72,7 +72,8 @@ def test_named_functions_exist(document):
     named = {word.removesuffix("()") for word in words if re.fullmatch(name, word)}
     elsewhere = {
         "NUMBA_DISABLE_JIT",  # Numba's own
-        *("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "LOC_val_solution.csv"),  # ImageNet's
+        *("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),  # ImageNet's
+        "LOC_val_solution.csv",
     }
     missing = named - names_in_sources() - elsewhere
     assert not missing, f"{document.name} names what is in no source file"

@@ -18,6 +18,8 @@ import numpy as np
 from machine import machine
 from PIL import Image
 
+from tinyconv.data.store import PhotoStore
+
 IMAGENET = 1_281_167 + 50_000
 
 
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         if status:
             return status
         row = 3 * options.size**2
-        count = out.stat().st_size // row
+        with PhotoStore(out) as store:
+            count = len(store.train) + len(store.val)
     rate = count / seconds
     print(f"\n{machine('pillow', 'numpy', 'h5py')}")
     print(f"\n{count:,} photos in {seconds:.1f} s, from start to end: {rate:,.0f} a second")

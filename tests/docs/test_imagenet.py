@@ -21,17 +21,21 @@ def stated(pattern):
     )
 
 
-def test_sizes():
+@pytest.fixture(scope="module")
+def net():
+    return alexnet(1000)
+
+
+def test_sizes(net):
     assert stated(r"# squares of 256×256×3 bytes") == TRAIN + VAL
     assert stated(r"prepared file \(# GB") == round((TRAIN + VAL) * 256 * 256 * 3 / 1e9)
     assert stated(r"The disk: the archives \(# GB") >= 138 + 6.3
-    parameters = sum(p.value.size for p in alexnet(1000).parameters())
+    parameters = sum(p.value.size for p in net.parameters())
     assert stated(r"best are kept, # GB") == round(2 * 4 * parameters / 1e9, 1)
 
 
-def test_steps_and_operations():
+def test_steps_and_operations(net):
     assert stated(r"# steps an epoch at batch 128") == TRAIN // 128
-    net = alexnet(1000)
     forward = sum(
         layer.multiply_adds(shape)
         for layer, shape in zip(

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,27 +62,27 @@ def metrics(out):
 
 
 def test_killed_at_thirty_moments_it_ends_with_the_same_bytes(server, photos, whole, tmp_path):
-    moments, kills, runs = random.Random(1), 0, 0
-    out = tmp_path / "run"
-    while kills < 30:
-        started = (out / "run.json").exists()
-        arguments = ["--resume", out] if started else ["--data", photos, "--out", out, *OPTIONS]
-        arguments += ["--checkpoint-steps", 2]
-        status = server.run(arguments, kill_after=moments.uniform(0.02, 0.6))
+    moments, runs, out = random.Random(1), 0, tmp_path / "run0"
+    started = time.monotonic()
+    assert server.run(["--data", photos, "--out", tmp_path / "timed", *OPTIONS]) == 0
+    duration = time.monotonic() - started  # on this machine, under its present load
+
+    def go_on(kill_after=None):
+        """The status of a run that begins, or goes on from whatever the last one left."""
+        nonlocal out, runs
+        begun = (out / "run.json").exists()
+        arguments = ["--resume", out] if begun else ["--data", photos, "--out", out, *OPTIONS]
+        status = server.run([*arguments, "--checkpoint-steps", 2], kill_after=kill_after)
         assert status in (0, -9), server.printed()
-        kills += status == -9
-        if not started and not (out / "run.json").exists() and out.exists():
-            assert not any(out.iterdir())
-            out.rmdir()
         if status == 0:
             same_results(out, whole)
-            runs += 1
-            out = tmp_path / f"run{runs}"
-    if out.exists() and (out / "run.json").exists():
-        assert server.run(["--resume", out]) == 0, server.printed()
-        same_results(out, whole)
-        runs += 1
-    assert runs
+            runs, out = runs + 1, tmp_path / f"run{runs + 1}"
+        return status
+
+    kills = 0
+    while kills < 30:
+        kills += go_on(kill_after=moments.uniform(0.02, 0.9) * duration) == -9
+    assert go_on() == 0 and runs > 0
 
 
 @pytest.mark.parametrize("number, expected", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

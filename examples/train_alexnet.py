@@ -1,133 +1,254 @@
-"""Train AlexNet: on drawn textures and shapes at once, or on a folder of your own photos.
+"""Train AlexNet: on drawn textures and shapes at once, on a folder of photos, or on ImageNet.
 
     python examples/train_alexnet.py
     python examples/train_alexnet.py --data photos --width 0.5 --image-size 128 --epochs 30
+    python examples/train_alexnet.py --data imagenet.h5 --epochs 90 --schedule plateau
+    python examples/train_alexnet.py --resume runs/003
 
-A folder holds train/<class>/ and val/<class>/ with photos of any size, mode and format. The run
-leaves a folder with weights.h5, metrics.jsonl, curves.png and conv1_filters.png.
+--data is a folder with train/<class>/ and val/<class>/ (photos of any size, mode and format), or a
+file made by `python -m tinyconv prepare`. The run leaves a folder with checkpoints, weights.h5,
+metrics.jsonl, curves.png and conv1_filters.png. Ctrl-C and SIGTERM end it after the step, with a
+checkpoint; --resume goes on from there, or from where the power failed, to the same bits.
 """
 
 import argparse
 import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from layers import Device, DeviceError
 from layers.first_use import compilation_announced
-from tinyconv import RECIPES, alexnet, train
+from tinyconv import RECIPES, alexnet
 from tinyconv.alexnet import SMALLEST_IMAGE
-from tinyconv.data import PhotoSet, read_folder, synthetic
-from tinyconv.data.augment import Augment
+from tinyconv.data.augment import Augment, colour_axes
+from tinyconv.data.open_data import Data, open_data
+from tinyconv.diagnose import LEARNED, overfit_one_batch
+from tinyconv.recorder import Recorder
 from tinyconv.run_folder import RunFolder
-from tinyconv.train import Epoch, TrainingError, first_loss_note, stuck_note
+from tinyconv.schedule import Plateau, Schedule, Steps
+from tinyconv.sequential import Sequential
+from tinyconv.stop import StopSignals
+from tinyconv.train import Training, TrainingError
+
+MAY_CHANGE = {
+    *("data", "device", "epochs", "checkpoint_minutes", "checkpoint_steps", "no_graph", "resume"),
+}
+"""Options that --resume may be given anew; the data must be the same, wherever they are now."""
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """All options, and those that were given, by name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", metavar="FOLDER", help="photos in {train,val}/<class>/; default: drawn ones")
-    add("--classes", type=int, help="take only the first so many classes of the folder")
+    add("--data", metavar="PATH", help="folder {train,val}/<class>/, or .h5; default: drawn photos")
+    add("--classes", type=int, help="take only the first so many classes of a folder")
     add("--image-size", type=int, help="side of the crop the net sees (host 96, GPU 224)")
     add("--width", type=float, help="filters and units relative to the paper's (host 0.25, GPU 1)")
     add("--batch-size", type=int, default=64, help="images a step (default 64; the paper: 128)")
     add("--epochs", type=int, default=10, help="times through the training set (default 10)")
-    add("--lr", type=float, default=0.01, help="learning rate, a tenth of it in the last third")
+    add("--lr", type=float, default=0.01, help="first learning rate (default 0.01, the paper's)")
+    add("--schedule", choices=("steps", "plateau", "constant"), default="steps",
+        help="divide the rate by 10: before the epochs of --drops (default), when validation stops "
+        "improving (the paper's rule), or never")  # fmt: skip
+    add("--drops", metavar="EPOCHS", help="for steps: such as 23,51,78 (default: the last third)")
+    add("--patience", type=int, default=5, help="for plateau: epochs without a new best (5)")
     add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
+    add("--no-graph", action="store_true",
+        help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
     add("--seed", type=int, default=0, help="same seed, same machine: same weights, to the bit")
     add("--out", metavar="FOLDER", help="new folder for the results (default: runs/001, ...)")
-    return parser.parse_args(arguments)
+    add("--resume", metavar="FOLDER", help="go on with the run in this folder, with its options")
+    add("--checkpoint-minutes", type=float, default=10, help="time between checkpoints (default "
+        "10); one is written after every epoch anyway")  # fmt: skip
+    add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
+    add("--overfit-one-batch", action="store_true",
+        help="only see whether the net can learn a single batch by heart")  # fmt: skip
+    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
+    marked = vars(parser.parse_args(arguments, unset))
+    given = {name: value for name, value in marked.items() if value is not None}
+    return parser.parse_args(arguments), given
 
 
-def load(options: argparse.Namespace) -> tuple[PhotoSet, PhotoSet]:
-    # As the paper cuts 224-pixel crops out of 256-pixel squares: 256/224 of the crop.
-    if options.image_size < SMALLEST_IMAGE:
-        raise ValueError(f"--image-size must be at least {SMALLEST_IMAGE} pixels")
-    square = round(options.image_size * 256 / 224)
-    if options.data is None:
-        print(f"drawing textures and shapes, {square}×{square} pixels")
-        return synthetic(size=square, seed=options.seed)
+def complete(options: argparse.Namespace, device: Device) -> None:
+    """Fill in what depends on the device and on other options, so that run.json says it all."""
+    if options.width is None:
+        options.width = 1.0 if device.is_cuda else 0.25
+    if options.schedule == "steps" and options.drops is None:
+        options.drops = str(options.epochs - options.epochs // 3 + 1)
 
+
+def load(options: argparse.Namespace, device: Device) -> Data:
     def progress(photos, total):
         return tqdm(photos, total=total, desc="decoding", unit="photo", disable=None)
 
-    train_set, val_set, skipped = read_folder(
-        options.data, square, classes=options.classes, progress=progress
+    prepared = options.data is not None and Path(options.data).is_file()
+    if options.image_size is None and not prepared:
+        options.image_size = 224 if device.is_cuda else 96
+    if options.image_size is not None and options.image_size < SMALLEST_IMAGE:
+        raise ValueError(f"--image-size must be at least {SMALLEST_IMAGE} pixels")
+    # As the paper cuts 224-pixel crops out of 256-pixel squares: 256/224 of the crop.
+    square = None if prepared else round(options.image_size * 256 / 224)
+    data = open_data(
+        options.data, square, classes=options.classes, seed=options.seed, progress=progress
     )
-    for path, reason in skipped:
+    if options.image_size is None:
+        options.image_size = round(data.mean_image.shape[0] * 224 / 256)
+    print(f"data: {data.source}")
+    for path, reason in data.skipped:
         print(f"skipped {str(path)!r}: {reason}", file=sys.stderr)
-    if skipped:
-        print(f"skipped {len(skipped)} files that are no readable photos", file=sys.stderr)
-    return train_set, val_set
+    if data.skipped:
+        print(f"skipped {len(data.skipped)} files that are no readable photos", file=sys.stderr)
+    print(
+        f"{len(data.train):,} training and {len(data.val):,} validation photos, "
+        f"{len(data.class_names)} classes"
+    )
+    return data
 
 
-def run(options: argparse.Namespace, device: Device, folder: RunFolder) -> int:
-    print(f"device: {device}")
-    recipe = RECIPES[options.recipe]
-    train_set, val_set = load(options)
-    classes = len(train_set.class_names)
-    print(f"{len(train_set):,} training and {len(val_set):,} validation photos, {classes} classes")
-
-    mean_image = train_set.mean_image()
-    augment = Augment(mean_image, options.image_size, recipe.input_divisor, options.seed)
-    net = alexnet(classes, options.width, options.image_size, recipe, options.seed).to(device)
-    print(f"\n{net}\n\nrecipe {recipe.name}: {recipe.summary}")
-
-    history: list[Epoch] = []
-
-    def report(epoch: Epoch) -> None:
-        if not history:
-            print(first_loss_note(epoch.first_loss, classes))
-        history.append(epoch)
-        folder.add(epoch)
-        print(epoch, flush=True)
-        if note := stuck_note(history, classes):
-            print(note)
-
-    settings = {
-        "image_size": options.image_size,
-        "width": options.width,
-        "recipe": recipe.name,
-        "input_divisor": recipe.input_divisor,
-        "classes": list(train_set.class_names),
-    }
-    interrupted = False
+def make_schedule(options: argparse.Namespace) -> Schedule:
+    if options.schedule == "plateau":
+        return Plateau(options.patience)
+    if options.schedule == "constant":
+        return Schedule()
     try:
-        train(
-            net,
-            train_set,
-            val_set,
-            augment,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            lr_drops=[options.epochs - options.epochs // 3 + 1],
-            seed=options.seed,
-            on_epoch=report,
+        return Steps([int(epoch) for epoch in options.drops.split(",")])
+    except ValueError:
+        raise ValueError(
+            f"--drops must be rising numbers of epochs such as 23,51,78, not {options.drops!r}"
+        ) from None
+
+
+def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[str, Any]:
+    """What a checkpoint has to agree with: network, recipe, data, and every choice of the run."""
+    recipe = RECIPES[options.recipe]
+    return {
+        "width": options.width,
+        "image_size": options.image_size,
+        "input_divisor": recipe.input_divisor,
+        "recipe": asdict(recipe),
+        "class_ids": data.class_ids,
+        "class_names": data.class_names,
+        "training photos": data.train.fingerprint(),
+        "validation photos": data.val.fingerprint(),
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "schedule": make_schedule(options).describe(),
+        "seed": options.seed,
+        "network": str(net).splitlines(),
+        "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
+    }
+
+
+def run(options: argparse.Namespace, device: Device, folder: RunFolder, data: Data) -> int:
+    recipe = RECIPES[options.recipe]
+    colour = colour_axes(data.eigenvalues, data.eigenvectors, recipe.colour)
+    augment = Augment(
+        data.mean_image, options.image_size, recipe.input_divisor, options.seed, colour
+    )
+    net = alexnet(
+        len(data.class_names), options.width, options.image_size, recipe, options.seed
+    ).to(device)
+    print(f"\n{net}\n\nrecipe {recipe.name}: {recipe.summary}")
+    if options.overfit_one_batch:
+        return overfit(options, net, augment, data)
+
+    training = Training(
+        net,
+        data.train,
+        data.val,
+        augment,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        schedule=make_schedule(options),
+        bare_last_stage=recipe.bare_last_stage,
+        seed=options.seed,
+        graph=not options.no_graph,
+    )
+    settings = describe(options, data, net)
+    recorder = Recorder(
+        folder, training, settings, options.checkpoint_minutes, options.checkpoint_steps
+    )
+    if options.resume:
+        for damage in recorder.resume():
+            print(f"passed over a checkpoint: {damage}", file=sys.stderr)
+        print(f"going on after step {training.progress.step} (epoch {training.progress.epoch})")
+    else:
+        folder.write_options(vars(options))
+        recorder.start()
+    with StopSignals() as stop:
+        done = training.run(
+            on_epoch=recorder.on_epoch,
+            on_step=recorder.on_step,
+            should_stop=lambda: stop.received,
         )
-    except KeyboardInterrupt:
-        interrupted = True
-    folder.finish(net, mean_image, settings, history)
-    if interrupted:
-        print(f"interrupted after {len(history)} epochs; the weights so far are in {folder.path}")
-        return 130
-    print(f"validation top-1 {history[-1].val_top1:.1%}, top-5 {history[-1].val_top5:.1%}")
+        if not done:
+            recorder.save()
+            print(
+                f"stopped after step {training.progress.step} (epoch {training.progress.epoch}); "
+                f"go on with: python examples/train_alexnet.py --resume {folder.path}"
+            )
+            return 128 + stop.received
+    history = recorder.history
+    folder.finish(net, data.mean_image, settings, history)
+    if history:
+        print(f"validation top-1 {history[-1].val_top1:.1%}, top-5 {history[-1].val_top5:.1%}")
     print(f"weights, metrics, curves and filters are in {folder.path}")
     return 0
 
 
+def overfit(options: argparse.Namespace, net: Sequential, augment: Augment, data: Data) -> int:
+    """Can the net learn one batch by heart? Exit status 0 if it can, 1 if not."""
+
+    def report(step: int, loss: float) -> None:
+        if step == 1 or step % 20 == 0:
+            print(f"step {step:4d}   loss {loss:.4f}", flush=True)
+
+    augment.to(net.device, net.dtype)
+    losses = overfit_one_batch(
+        net, data.train, augment, options.batch_size, options.lr, report=report
+    )
+    learned = losses[-1] < LEARNED
+    print(
+        f"one batch is {'known by heart' if learned else 'NOT learned'} after {len(losses)} steps: "
+        f"loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+    )
+    return 0 if learned else 1
+
+
+def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolder) -> None:
+    """Take the options of the run in `folder`; those given now must be the same or may change."""
+    for name, value in folder.read_options().items():
+        if name in given and name not in MAY_CHANGE and given[name] != value:
+            raise ValueError(
+                f"--resume goes on with the run's own options: --{name.replace('_', '-')} is "
+                f"{value!r} there, not {given[name]!r}"
+            )
+        if name not in given:
+            setattr(options, name, value)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options, given = parse(arguments)
     try:
+        if options.resume:
+            folder = RunFolder.reopen(options.resume)
+            resumed(options, given, folder)
         device = Device(options.device)
-        if options.image_size is None:
-            options.image_size = 224 if device.is_cuda else 96
-        if options.width is None:
-            options.width = 1.0 if device.is_cuda else 0.25
-        with RunFolder(options.out) as folder:
-            return run(options, device, folder)
+        print(f"device: {device}")
+        complete(options, device)
+        make_schedule(options)
+        if not options.resume:
+            folder = RunFolder(options.out)
+        with folder, load(options, device) as data:
+            return run(options, device, folder, data)
     except (DeviceError, ValueError, OSError) as error:
         print(f"train_alexnet.py: error: {error}", file=sys.stderr)
         return 2
@@ -141,6 +262,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"train_alexnet.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("train_alexnet.py: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ so that one place decides what stands behind the name. Three answers are possibl
   arrays, one simulated thread after the other (`layers/simulator/`), and can be stepped through.
 """
 
+import math
 import os
 from typing import Any
 
@@ -191,6 +192,20 @@ class Device:
             values = values.get()
         return self.xp.array(values, dtype=dtype, order="C")
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """A NumPy array, contents undefined, from which `Uploads` can copy.
+
+        For a GPU it is pinned memory, which the system does not move: only from there can a copy
+        run while the host goes on. Elsewhere it is an ordinary array. Not yet run on a GPU.
+        """
+        if not self.is_cuda or self.is_simulated:
+            return np.empty(shape, dtype)
+        dtype = np.dtype(dtype)
+        count = math.prod(shape)
+        memory = self.xp.cuda.alloc_pinned_memory(count * dtype.itemsize)
+        # The block is rounded up; the array keeps it alive.
+        return np.frombuffer(memory, dtype, count).reshape(shape)
+
     @staticmethod
     def address(array: Any) -> int:
         """Where the first element of `array` lies in the device's memory."""
@@ -215,3 +230,48 @@ class Device:
         """Wait until everything queued on this device is done (for timing)."""
         if self.is_cuda and not self.is_simulated:
             self.xp.cuda.runtime.deviceSynchronize()
+
+
+class Uploads:
+    """Copies from pinned memory into a ring of arrays on a GPU, while the GPU computes.
+
+    device: a real GPU; count: arrays in the ring, of `shape` and `dtype`. The copies have a stream
+    of their own; events order them with the stream on which the caller computes, CuPy's current
+    one, so that the host need not wait:
+
+        begin    the copy waits for all the computing queued so far, which may use that array
+        take     the computing queued from now on waits for the copy
+
+    Not yet run on a GPU; the tests run it in all sorts of orders against a stand-in for CuPy.
+    """
+
+    def __init__(self, device: Device, count: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self._cuda = device.xp.cuda
+        self._arrays = [device.empty(shape, dtype) for _ in range(count)]
+        # The default stream waits for every stream that is not "non-blocking", and they for it.
+        self._stream = self._cuda.Stream(non_blocking=True)
+        self._free = self._cuda.Event(disable_timing=True)
+        self._copied = [self._cuda.Event(disable_timing=True) for _ in range(count)]
+
+    def begin(self, slot: int, rows: np.ndarray) -> None:
+        """Queue a copy of `rows` to the beginning of array `slot`, which is no longer in use.
+
+        `rows` must stay as they are until `wait`.
+        """
+        self._free.record(self._cuda.get_current_stream())
+        self._stream.wait_event(self._free)
+        self._arrays[slot][: len(rows)].set(rows, stream=self._stream)
+        self._copied[slot].record(self._stream)
+
+    def take(self, slot: int, count: int) -> Any:
+        """The first `count` rows of array `slot`, for computing that is queued from now on."""
+        self._cuda.get_current_stream().wait_event(self._copied[slot])
+        return self._arrays[slot][:count]
+
+    def wait(self, slot: int) -> None:
+        """Return when the last copy into array `slot` is done: its source may be overwritten."""
+        self._copied[slot].synchronize()
+
+    def synchronize(self) -> None:
+        """Return when all copies are done."""
+        self._stream.synchronize()

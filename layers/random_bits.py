@@ -71,20 +71,36 @@ def _fill_words(seed, layer, step, elements, out):
         out[i] = random_words_host(seed, layer, step, elements[i])[0]
 
 
+@njit(cache=True)
+def _polar(word, other):
+    # Box and Muller: two uniform words make two normals, radius · cos(angle), radius · sin(angle).
+    # (0, 1]: the logarithm of 0 must not occur.
+    radius = math.sqrt(-2.0 * math.log((np.float64(word) + 1.0) * _WORD_RANGE))
+    return radius, _TURN * (np.float64(other) * _WORD_RANGE)
+
+
 @njit(parallel=True, cache=True)
 def _fill_normal(seed, layer, std, out):
-    # Box and Muller: two uniform words make two normals; a counter's four words make four.
+    # A counter's four words make four normals.
     for block in prange((out.size + 3) // 4):
         words = random_words_host(seed, layer, np.uint64(0), np.uint64(block))
         for pair in range(2):
-            # (0, 1]: the logarithm of 0 must not occur.
-            radius = math.sqrt(-2.0 * math.log((np.float64(words[2 * pair]) + 1.0) * _WORD_RANGE))
-            angle = _TURN * (np.float64(words[2 * pair + 1]) * _WORD_RANGE)
+            radius, angle = _polar(words[2 * pair], words[2 * pair + 1])
             i = 4 * block + 2 * pair
             if i < out.size:
                 out[i] = std * radius * math.cos(angle)
             if i + 1 < out.size:
                 out[i + 1] = std * radius * math.sin(angle)
+
+
+@njit(parallel=True, cache=True)
+def _fill_normals(seed, layer, step, elements, out):
+    for i in prange(elements.size):
+        words = random_words_host(seed, layer, step, elements[i])
+        for pair in range(2):
+            radius, angle = _polar(words[2 * pair], words[2 * pair + 1])
+            out[i, 2 * pair] = radius * math.cos(angle)
+            out[i, 2 * pair + 1] = radius * math.sin(angle)
 
 
 def words(seed: int, layer: int, step: int, elements: np.ndarray) -> np.ndarray:
@@ -104,6 +120,17 @@ def normal(shape: tuple[int, ...], std: float, seed: int, layer: int) -> np.ndar
     out = np.empty(math.prod(shape), np.float32)
     _fill_normal(np.uint64(seed), np.uint64(layer), float(std), out)
     return out.reshape(shape)
+
+
+def normals(seed: int, layer: int, step: int, elements: np.ndarray) -> np.ndarray:
+    """Four numbers drawn from N(0, 1) for each of `elements` (integers (N,)): float64 (N, 4).
+
+    Computed on the host, whatever device uses them.
+    """
+    flat = np.ascontiguousarray(elements).astype(np.uint64).reshape(-1)
+    out = np.empty((flat.size, 4))
+    _fill_normals(np.uint64(seed), np.uint64(layer), np.uint64(step), flat, out)
+    return out
 
 
 def permutation(count: int, seed: int, layer: int, step: int) -> np.ndarray:

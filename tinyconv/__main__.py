@@ -1,5 +1,7 @@
 """`python -m tinyconv COMMAND`: the project's tools on the command line.
 
+    doctor        can this machine train, and if not, why?
+    prepare       decode photos once, into one file that is made for training
     gradcheck     compare every derivative with the slope of its function
     check         look for races, stray accesses, and outputs not written, in every kernel
     traffic       what a kernel's memory accesses cost
@@ -14,6 +16,7 @@ import sys
 
 from layers import Device, DeviceError, simulator
 from layers.device import SIMULATED, SIMULATOR
+from tinyconv import doctor
 from tinyconv.gradient_cases import gradient_cases
 from tinyconv.gradient_check import HEADER, check_gradients
 
@@ -35,12 +38,29 @@ def gradcheck(device_name: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0, 1 for a failed check, 2 for wrong usage)."""
+    from tinyconv.data import prepare_command
     from tinyconv.lab import check_command, picture_command, traffic_command
 
     parser = argparse.ArgumentParser(
         prog="python -m tinyconv", description="tinyconv's tools. COMMAND --help tells more."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    doctor.options(
+        commands.add_parser(
+            "doctor",
+            help="can this machine train, and if not, why?",
+            description=doctor.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    prepare_command.options(
+        commands.add_parser(
+            "prepare",
+            help="decode photos once, into one file that is made for training",
+            description=prepare_command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     gradients = commands.add_parser(
         "gradcheck",
         help="compare every derivative with the slope of its function",
@@ -56,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
         module.options(commands.add_parser(name, help=purpose, description=module.__doc__))
     options = parser.parse_args(arguments)
     try:
+        if options.command == "doctor":
+            return doctor.main(options)
+        if options.command == "prepare":
+            return prepare_command.main(options)
         if options.command == "gradcheck":
             return gradcheck(options.device)
         if not SIMULATED:

@@ -1,15 +1,19 @@
-"""Weights in an HDF5 file, whole or not at all.
+"""Weights and whole states of a run in HDF5 files, whole or not at all (`sealed.py`).
 
-    /weights/conv1.weight ...   one array a parameter, as trained (layout of layers/)
-    /mean_image                 (S, S, 3) float32, subtracted from every photo
-    attributes                  format, version, and what is needed to build the net again (JSON)
+    /weights/conv1.weight ...      one array a parameter, as trained (layout of layers/)
+    /mean_image                    (S, S, 3) float32, subtracted from every photo
+    /settings                      JSON: what is needed to build the net again, and its data set
+    /velocities/conv1.weight ...   checkpoints only: the optimizer's memory
+    /colour_axes                   checkpoints only, (3, 3), where colours are varied
+    /progress                      checkpoints only, JSON: epoch, batch, step, sums, schedule, best
 
-A file is written under a temporary name, flushed to disk, and then renamed: a reader sees the old
-file or the new one, never half of one. The bytes depend on the contents alone (no time stamps).
+A weights file is a checkpoint without its last three: enough to use the net, not to train on. No
+file holds code (no pickle): opening one from elsewhere runs nothing.
 """
 
 import json
-import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +21,44 @@ import h5py
 import numpy as np
 
 from layers import Device
+from tinyconv.alexnet import alexnet
+from tinyconv.recipes import Recipe
+from tinyconv.sealed import SealError, open_sealed, read_json, write_json, write_sealed
 from tinyconv.sequential import Sequential
+from tinyconv.train import Progress, Training
 
-FORMAT = "tinyconv weights"
-VERSION = 1
+KIND = "checkpoint 1"
 
 
 class CheckpointError(ValueError):
-    """A weights file cannot be used, and why."""
+    """A weights file or checkpoint cannot be used, and why."""
+
+
+class DamagedError(CheckpointError):
+    """The file is missing or damaged; another checkpoint may still do."""
 
 
 def save_weights(
     path: str | Path, net: Sequential, mean_image: np.ndarray, settings: dict[str, Any]
 ) -> None:
     """Write the net's parameters, the mean image and `settings` (JSON values) to `path`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["version"] = VERSION
-            file.attrs["settings"] = json.dumps(settings, sort_keys=True)
-            weights = file.create_group("weights")
-            for parameter in net.parameters():
-                weights.create_dataset(parameter.name, data=Device.to_host(parameter.value))
-            file.create_dataset("mean_image", data=mean_image)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_sealed(path, KIND, lambda file: _write_weights(file, net, mean_image, settings))
+
+
+def save_checkpoint(path: str | Path, training: Training, settings: dict[str, Any]) -> None:
+    """Write everything that `training` needs to go on, between two steps, to `path`."""
+
+    def fill(file: h5py.File) -> None:
+        _write_weights(file, training.net, training.augment.mean, settings)
+        velocities = file.create_group("velocities")
+        for parameter in training.net.parameters():
+            velocity = Device.to_host(training.optimizer.velocity(parameter))
+            velocities.create_dataset(parameter.name, data=velocity)
+        if training.augment.colour is not None:
+            file.create_dataset("colour_axes", data=training.augment.colour)
+        write_json(file, "progress", asdict(training.progress))
+
+    write_sealed(path, KIND, fill)
 
 
 def load_weights(path: str | Path, net: Sequential) -> tuple[np.ndarray, dict[str, Any]]:
@@ -56,34 +67,143 @@ def load_weights(path: str | Path, net: Sequential) -> tuple[np.ndarray, dict[st
     Nothing is changed unless every parameter is there in its shape. CheckpointError names the
     first difference, or says why the file cannot be read.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-                raise CheckpointError(f"{path}: not a {FORMAT} file of version {VERSION}")
-            values = _read_parameters(path, file["weights"], net)
-            mean_image = file["mean_image"][()]
-            settings = json.loads(file.attrs["settings"])
-    except CheckpointError:
-        raise
-    except Exception as error:  # damaged bytes make HDF5 raise nearly anything
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    return _read(path, lambda file: _load_weights(path, file, net))
+
+
+def load_checkpoint(path: str | Path, training: Training, settings: dict[str, Any]) -> None:
+    """Put `training` where it was when `path` was written.
+
+    settings: those of this run, which must be the checkpoint's (the versions aside). Nothing is
+    changed if they are not: CheckpointError names the first difference. DamagedError if the file
+    cannot be read.
+    """
+
+    def read(file: h5py.File) -> None:
+        if difference := first_difference(read_json(file, "settings"), settings):
+            raise CheckpointError(f"{path}: {difference}")
+        if "progress" not in file:
+            raise CheckpointError(f"{path}: holds weights only; training cannot go on from it")
+        velocities = _read_arrays(path, file["velocities"], training.net)
+        progress = Progress(**read_json(file, "progress"))
+        _load_weights(path, file, training.net)
+        for parameter, velocity in zip(training.net.parameters(), velocities, strict=True):
+            place = training.optimizer.velocity(parameter)
+            place[...] = parameter.device.array(velocity, place.dtype)
+        training.progress = progress
+        if progress.schedule:
+            training.schedule.state = progress.schedule
+
+    _read(path, read)
+
+
+@dataclass
+class Model:
+    """A trained net and what its photos have to go through before it sees them."""
+
+    net: Sequential
+    mean_image: np.ndarray
+    settings: dict[str, Any]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the net's outputs."""
+        return list(self.settings["class_names"])
+
+    @property
+    def class_ids(self) -> list[str]:
+        """Identifiers of the classes (WordNet's in ImageNet); the names where there are none."""
+        return list(self.settings["class_ids"])
+
+
+def load_model(path: str | Path, device: Device | str = "cpu") -> Model:
+    """Build the net that `path` holds, on `device` in float32.
+
+    path: weights.h5, a checkpoint, or the folder of a run (its best checkpoint, else its weights).
+    CheckpointError if there is none, or it cannot be read, or is not of an AlexNet.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("best.h5", "weights.h5") if (path / name).exists()]
+        if not found:
+            raise CheckpointError(f"{path}: holds neither best.h5 nor weights.h5")
+        path = found[0]
+
+    def read(file: h5py.File) -> Model:
+        settings = read_json(file, "settings")
+        try:
+            classes, recipe = len(settings["class_names"]), Recipe(**settings["recipe"])
+            net = alexnet(classes, settings["width"], settings["image_size"], recipe)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: does not say which AlexNet it is ({error})") from None
+        mean_image, _ = _load_weights(path, file, net)
+        return Model(net.to(device), mean_image, settings)
+
+    return _read(path, read)
+
+
+def first_difference(stored: dict[str, Any], present: dict[str, Any]) -> str:
+    """In words, the first setting in which a checkpoint differs from this run; "" for none."""
+    present = json.loads(json.dumps(present))  # JSON knows no tuples
+    for key in [*present, *(key for key in stored if key not in present)]:
+        old, new = stored.get(key, "nothing"), present.get(key, "nothing")
+        if key == "versions" or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            return f"{key}, {first_difference(old, new)}"
+        if isinstance(old, list) and isinstance(new, list):
+            if len(old) != len(new):
+                return f"{key}: the checkpoint has {len(old)}, this run has {len(new)}"
+            place = next(i for i in range(len(old)) if old[i] != new[i])
+            return f"{key}[{place}]: the checkpoint has {old[place]!r}, this run has {new[place]!r}"
+        return f"{key}: the checkpoint has {old!r}, this run has {new!r}"
+    return ""
+
+
+def _write_weights(
+    file: h5py.File, net: Sequential, mean_image: np.ndarray, settings: dict[str, Any]
+) -> None:
+    weights = file.create_group("weights")
+    for parameter in net.parameters():
+        weights.create_dataset(parameter.name, data=Device.to_host(parameter.value))
+    file.create_dataset("mean_image", data=mean_image)
+    write_json(file, "settings", settings)
+
+
+def _load_weights(
+    path: str | Path, file: h5py.File, net: Sequential
+) -> tuple[np.ndarray, dict[str, Any]]:
+    values = _read_arrays(path, file["weights"], net)
+    mean_image, settings = file["mean_image"][()], read_json(file, "settings")
     for parameter, value in zip(net.parameters(), values, strict=True):
         parameter.value[...] = parameter.device.array(value, parameter.value.dtype)
     return mean_image, settings
 
 
-def _read_parameters(path: str | Path, weights: h5py.Group, net: Sequential) -> list[np.ndarray]:
+def _read_arrays(path: str | Path, group: h5py.Group, net: Sequential) -> list[np.ndarray]:
     """The stored array of each parameter. Shapes are compared before anything is read."""
     values = []
     for parameter in net.parameters():
-        if parameter.name not in weights:
+        if parameter.name not in group:
             raise CheckpointError(f"{path}: holds no {parameter.name}; is it of another network?")
-        stored, shape = weights[parameter.name], tuple(parameter.value.shape)
+        stored, shape = group[parameter.name], tuple(parameter.value.shape)
         if stored.shape != shape or stored.dtype.kind != "f":
             raise CheckpointError(
                 f"{path}: {parameter.name} is {stored.dtype} {stored.shape}, the net has {shape}"
             )
         values.append(stored[()])
-    if extra := set(weights) - {parameter.name for parameter in net.parameters()}:
+    if extra := set(group) - {parameter.name for parameter in net.parameters()}:
         raise CheckpointError(f"{path}: holds {min(extra)}, which the net does not have")
     return values
+
+
+def _read(path: str | Path, read: Callable[[h5py.File], Any]) -> Any:
+    try:
+        with open_sealed(path, KIND) as file:
+            return read(file)
+    except SealError as error:
+        raise DamagedError(str(error)) from error
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        # The digest is right and the contents are not what they should be: another program's file.
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error

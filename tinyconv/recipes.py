@@ -38,6 +38,11 @@ class Recipe:
     dropout_mode: str = "paper"
     input_divisor: float = 1.0
     """The centred image, 0..255 less the mean, is divided by this."""
+    colour: str = "none"
+    """Scale of the random shift of an image's colour: "none", "eigenvalue" or "deviation" of the
+    colours of the training set (`tinyconv.data.augment.colour_axes`)."""
+    bare_last_stage: bool = False
+    """After the last drop of the learning rate train without colour noise, conv1 as it is."""
 
     def weight_std(self, layer: str, fan_in: int) -> float:
         """Standard deviation of initial weights of `layer`, whose outputs sum fan_in products."""
@@ -59,6 +64,7 @@ RECIPES = {
             summary="the text of the paper, to the letter",
             default_std=0.01,
             ones=_ONES,
+            colour="eigenvalue",
         ),
         Recipe(
             name="authors",
@@ -72,6 +78,8 @@ RECIPES = {
             lrn_within_group=True,
             relu_after_pool1=True,
             input_divisor=1.1,
+            colour="deviation",
+            bare_last_stage=True,
         ),
         Recipe(
             name="robust",

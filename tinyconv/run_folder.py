@@ -1,19 +1,41 @@
-"""A folder for each run: weights, metrics and pictures, made before training begins."""
+"""A folder for each run: its options, checkpoints, metrics, weights and pictures.
+
+    run.json               the options of the run, written first
+    metrics.jsonl          one line of JSON for each epoch
+    checkpoint-000001200.h5   after step 1200; the last two are kept
+    best.h5                the checkpoint with the highest validation top-1
+    weights.h5, curves.png, conv1_filters.png   written at the end
+
+Whatever moment a run is killed at, the folder holds at least one whole checkpoint from which
+`--resume` goes on (or, before the first step, the options to begin again).
+"""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from layers import Conv2D
-from tinyconv.checkpoint import save_weights
+from tinyconv.checkpoint import (
+    CheckpointError,
+    DamagedError,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from tinyconv.plots import plot_curves, plot_filters
+from tinyconv.sealed import replace_file
 from tinyconv.sequential import Sequential
-from tinyconv.train import Epoch
+from tinyconv.train import Epoch, Training
+
+KEPT = 2
+"""How many of the last checkpoints stay: the newest, and one in case it is damaged."""
 
 
 class RunFolder:
-    """Where a run writes: weights.h5, metrics.jsonl, curves.png, conv1_filters.png.
+    """Where a run writes.
 
     out: a folder that does not exist yet or is empty; None takes the next free runs/001,
     runs/002, ... Made at once, so that a place that cannot be written fails before training;
@@ -28,22 +50,134 @@ class RunFolder:
             self.path = Path(out)
             self.path.mkdir(parents=True, exist_ok=True)
             if any(self.path.iterdir()):
-                raise FileExistsError(f"{out} is not empty; name another folder with --out")
+                hint = " (or go on with it: --resume)" if (self.path / "run.json").exists() else ""
+                raise FileExistsError(f"{out} is not empty; name another folder with --out{hint}")
         self.metrics = self.path / "metrics.jsonl"
-        self.metrics.touch()
+        self._lock: int | None = None
+        self._lock_folder()
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that is to go on.
+
+        FileNotFoundError if it is none, BlockingIOError if another process trains into it (where
+        the system can tell).
+        """
+        folder = cls.__new__(cls)
+        folder.path, folder._lock = Path(path), None
+        folder.metrics = folder.path / "metrics.jsonl"
+        if not (folder.path / "run.json").exists():
+            raise FileNotFoundError(f"{path} is not the folder of a run: it holds no run.json")
+        folder._lock_folder()
+        for left_behind in folder.path.glob(".*.part"):  # by a process that was killed
+            left_behind.unlink()
+        return folder
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.metrics.stat().st_size and len(list(self.path.iterdir())) == 1:
-            self.metrics.unlink()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    # --- options
+
+    def write_options(self, options: dict[str, Any]) -> None:
+        """Keep what the run was started with."""
+        replace_file(self.path / "run.json", json.dumps(options, indent=1).encode() + b"\n")
+
+    def read_options(self) -> dict[str, Any]:
+        """What the run was started with; ValueError if the file is damaged."""
+        try:
+            options = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise ValueError(f"{self.path / 'run.json'} is damaged: start again with another --out")
+        return options
+
+    def _lock_folder(self) -> None:
+        """Held until `__exit__`, or until the process ends in whatever way."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            return
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another process is training into {self.path}") from None
+
+    # --- while it trains
 
     def add(self, epoch: Epoch) -> None:
         """Append one line of JSON to metrics.jsonl, on disk as soon as it is known."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(epoch.as_dict()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def history(self, before: int) -> list[Epoch]:
+        """The epochs of metrics.jsonl below `before`; what comes after is taken out of the file.
+
+        A run goes on from its last checkpoint: epochs that it had finished after that will be
+        trained, and written, again.
+        """
+        epochs = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text().splitlines():
+                try:
+                    epoch = Epoch(**json.loads(line))
+                except (TypeError, ValueError):  # the last line may be torn
+                    break
+                if epoch.epoch >= before:
+                    break
+                epochs.append(epoch)
+        text = "".join(json.dumps(epoch.as_dict()) + "\n" for epoch in epochs)
+        replace_file(self.metrics, text.encode())
+        return epochs
+
+    def save(self, training: Training, settings: dict[str, Any], best: bool = False) -> None:
+        """Write a checkpoint, as the best one too if it is; older ones than the last two go."""
+        path = self.path / f"checkpoint-{training.progress.step:09d}.h5"
+        save_checkpoint(path, training, settings)
+        if best:
+            temporary = self.path / ".best.h5.part"
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)  # a second name for the same bytes
+            except OSError:  # not every file system has them
+                shutil.copyfile(path, temporary)
+            os.replace(temporary, self.path / "best.h5")
+        for old in self.checkpoints()[KEPT:]:
+            old.unlink()
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints there are, newest first."""
+        return sorted(self.path.glob("checkpoint-*.h5"), reverse=True)
+
+    def restore(self, training: Training, settings: dict[str, Any]) -> list[str]:
+        """Put `training` where the newest readable checkpoint left it; returns what was wrong.
+
+        One line for each checkpoint that is damaged and was passed over. CheckpointError if there
+        are checkpoints and none can be read, or if they are of another network or data set.
+        Without any checkpoint the run begins again.
+        """
+        passed_over: list[str] = []
+        for path in self.checkpoints():
+            try:
+                load_checkpoint(path, training, settings)
+                return passed_over
+            except DamagedError as error:
+                passed_over.append(str(error))
+        if passed_over:
+            raise CheckpointError(f"no checkpoint can be read: {'; '.join(passed_over)}")
+        return passed_over
+
+    # --- at the end
 
     def finish(
         self, net: Sequential, mean_image: Any, settings: dict[str, Any], history: Sequence[Epoch]

@@ -93,6 +93,7 @@ class SGD:
             self.device.zeros((size,), self.dtype) for _ in range(3)
         )
         self._views: list[tuple[Any, Any]] = []
+        self._starts: list[int] = []
         start = 0
         for parameter, count in zip(self.parameters, blocks, strict=True):
             shape, stretch = parameter.value.shape, slice(start, start + parameter.value.size)
@@ -100,6 +101,7 @@ class SGD:
             value[...], grad[...] = parameter.value, parameter.grad
             parameter.value, parameter.grad = value, grad
             self._views.append((value, grad))
+            self._starts.append(start)
             start += BLOCK * count
         self._rates, self._decays = (
             self.device.array(np.repeat(np.array(column, self.dtype), blocks))
@@ -110,6 +112,19 @@ class SGD:
         )
         self._settings = self.device.zeros((2,), self.dtype)
         self._written: tuple[float, float] | None = None
+
+    def freeze(self, parameters: Sequence[Parameter]) -> None:
+        """Leave these parameters as they are from now on: rate and velocity become 0."""
+        for parameter in parameters:
+            first = self._starts[self.parameters.index(parameter)]
+            blocks = slice(first // BLOCK, -(-(first + parameter.value.size) // BLOCK))
+            self._rates[blocks] = 0
+            self.velocities[first : first + parameter.value.size] = 0
+
+    def velocity(self, parameter: Parameter) -> Any:
+        """The stretch of `velocities` that belongs to `parameter`, in its shape."""
+        first = self._starts[self.parameters.index(parameter)]
+        return self.velocities[first : first + parameter.value.size].reshape(parameter.value.shape)
 
     def step(self) -> None:
         """Update every parameter from its gradient, in place."""

@@ -1,9 +1,9 @@
 """One training step: forward, loss, backward, update; on a GPU recorded once and then replayed.
 
-    learning rate, labels, keys of the dropout masks    written to the device at every step
-    net.forward  -> loss.compute                        recorded: `layers/graph.py`
+    labels, keys of the dropout masks       written to the device at every step
+    net.forward  -> loss.compute            recorded: `layers/graph.py`
     net.backward <- loss.backward
-    optimizer.update
+    optimizer.step                          by itself: the loss is looked at first
 
 The same launches with the same arguments give the same bits, whether Python makes them one by one
 or a recording does. The first step of a batch shape is made plainly: it compiles the kernels and
@@ -50,16 +50,20 @@ class TrainingStep:
         The loss stays on the device: `loss.value()` fetches its mean when it is wanted.
         ValueError for a batch that does not fit the net.
         """
+        self.gradients(x, labels, step)
+        self.optimizer.step()
+
+    def gradients(self, x: Any, labels: Any, step: int) -> None:
+        """The same without the update: the loss can still be looked at before it does harm."""
         x = self.net.layers[0].check_input(x)
         self.net.set_step(step)
-        self.optimizer.prepare()
         recorded = self._recording_for(x, labels) if self._may_record() else None
         self.net.set_step(step)  # recording, whether it went well or not, has moved on
         self.replayed = recorded is not None
         if recorded is None:
             logits = self.net.forward(x, train=True)
             self.loss.load_labels(labels, logits.shape)
-            self._learn(logits)
+            self._pass(logits)
             self._classes[x.shape] = logits.shape[-1]
         else:
             recorded.replay(x, labels)
@@ -70,10 +74,9 @@ class TrainingStep:
         self._recorded.clear()
         self._classes.clear()
 
-    def _learn(self, logits: Any) -> None:
+    def _pass(self, logits: Any) -> None:
         self.loss.compute(logits)
         self.net.backward(self.loss.backward())
-        self.optimizer.update()
 
     def _may_record(self) -> bool:
         # A bare Linear does not announce its products, and a recording has to be cut at them.
@@ -114,7 +117,7 @@ class _Recorded:
             dropout.write_key()
 
         def work() -> None:
-            step._learn(net.forward(self.x, train=True))
+            step._pass(net.forward(self.x, train=True))
 
         self.recording = Recording(net.device, work)
         loss = self.loss

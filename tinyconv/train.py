@@ -1,24 +1,29 @@
 """The training loop (paper §5): one batch after another, and a look at the validation set.
 
-    images -> augment -> net.forward -> loss.compute
-                         net.backward <- loss.backward
-                         optimizer.update                   (`tinyconv/step.py`)
+    loader -> augment -> net.forward -> loss.forward
+                         net.backward <- loss.backward        (these two lines: `step.py`)
+                         optimizer.step
+
+A run can end after any step and go on from there to the same bits: order, crops, colours and
+dropout masks are functions of (seed, epoch, step), so that all a checkpoint has to keep is the
+weights, the velocities, and the few numbers of `Progress`.
 """
 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from layers import SoftmaxCrossEntropy
 from tinyconv.data.augment import Augment
-from tinyconv.data.loader import batches_per_epoch, shuffled_batches
-from tinyconv.data.photos import PhotoSet
-from tinyconv.evaluate import evaluate, hits
+from tinyconv.data.loader import Loader
+from tinyconv.diagnose import where_not_finite
+from tinyconv.evaluate import Evaluation, evaluate, hits
+from tinyconv.schedule import Schedule
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
 from tinyconv.step import TrainingStep
@@ -26,6 +31,10 @@ from tinyconv.step import TrainingStep
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
+
+
+class _Stopped(Exception):
+    """Raised between two batches when the run is asked to end."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,14 @@ class Epoch:
     val_top5: float
     images_per_second: float
     seconds: float
+    waited: float
+    """Share of the training time (0 to 1) in which a step waited for its photos."""
     first_loss: float
     """Loss of the first batch."""
+    best: bool
+    """No epoch before had a higher validation top-1."""
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """The fields by name, for a line of JSON."""
         return asdict(self)
 
@@ -52,97 +65,215 @@ class Epoch:
         return (
             f"epoch {self.epoch:3d}   loss {self.train_loss:.4f}   top-1 {self.train_top1:6.1%}   "
             f"validation: loss {self.val_loss:.4f}   top-1 {self.val_top1:6.1%}   "
-            f"top-5 {self.val_top5:6.1%}   lr {self.lr:g}   {self.images_per_second:,.0f} images/s"
+            f"top-5 {self.val_top5:6.1%}   lr {self.lr:g}   "
+            f"{self.images_per_second:,.0f} images/s, {self.waited:.0%} waiting for data"
         )
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with weights, velocities and schedule all it takes to go on."""
+
+    epoch: int = 1
+    """The epoch that is going on, counted from 1."""
+    batch: int = 0
+    """Its batches that are done."""
+    step: int = 0
+    """Steps in all."""
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    first_loss: float = 0.0
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+
+class Training:
+    """A net, its data and its optimizer on the way through the epochs.
+
+    net: initialized, on its device; augment is moved there. train_set, val_set: a PhotoSet or a
+    store's StoredPhotos. schedule: of the learning rate `lr` (None: constant). bare_last_stage:
+    after the schedule's last drop no colour noise, and the first layer stays as it is. seed: of
+    the order and the dropout masks. graph: on a GPU, record the step once and replay it (the same
+    bits as without). Attributes: `net`, `optimizer`, `progress`, `schedule`.
+
+    ValueError for arguments out of range or weights that were never drawn. Sources: paper §5.
+    """
+
+    def __init__(
+        self,
+        net: Sequential,
+        train_set: Any,
+        val_set: Any,
+        augment: Augment,
+        *,
+        epochs: int = 90,
+        batch_size: int = 128,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        schedule: Schedule | None = None,
+        bare_last_stage: bool = False,
+        seed: int = 0,
+        graph: bool = True,
+    ) -> None:
+        _check(net, train_set, epochs, batch_size)
+        self.net, self.train_set, self.val_set, self.augment = net, train_set, val_set, augment
+        self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
+        self.schedule = schedule or Schedule()
+        self.bare_last_stage = bare_last_stage
+        self.progress = Progress()
+        augment.to(net.device, net.dtype)
+        net.set_seed(seed)
+        net.layers[0].input_gradient = False
+        self.loss = SoftmaxCrossEntropy()
+        self.loss.to(net.device, net.dtype)
+        self.optimizer = SGD(net.parameters(), lr, momentum, weight_decay)
+        self.training_step = TrainingStep(net, self.loss, self.optimizer, graph)
+
+    def run(
+        self,
+        *,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        on_step: Callable[[], None] | None = None,
+        should_stop: Callable[[], Any] = bool,
+        progress: bool | None = None,
+    ) -> bool:
+        """Train to the end of the last epoch; False if `should_stop` ended it before.
+
+        on_epoch and on_step are called after every epoch and every step, when `progress` is true
+        and whole; should_stop is asked after every step and every validation batch. progress:
+        show a bar (None: if standard error is a terminal). TrainingError if the loss is not
+        finite. Two runs with equal arguments on one machine give equal bits, however often they
+        were stopped and went on.
+        """
+        with Loader(self.train_set, self.batch_size, self.net.device, seed=self.seed) as loader:
+            images = min(self.batch_size, len(self.train_set))
+            with tqdm(
+                total=self.epochs * loader.batches_per_epoch * images,
+                initial=self.progress.step * images,
+                unit="img",
+                disable=None if progress is None else not progress,
+                file=sys.stderr,
+                smoothing=0.05,
+            ) as bar:
+                try:
+                    while self.progress.epoch <= self.epochs:
+                        epoch = self._run_epoch(loader, bar, on_step, should_stop)
+                        if on_epoch is not None:
+                            with bar.external_write_mode(file=sys.stdout):
+                                on_epoch(epoch)
+                except _Stopped:
+                    return False
+        return True
+
+    def _run_epoch(self, loader: Loader, bar: Any, on_step: Any, should_stop: Any) -> Epoch:
+        now = self.progress
+        if now.batch == 0:
+            now.loss_sum, now.correct, now.seen = 0.0, 0, 0
+        self.optimizer.lr = self.lr * self.schedule.scale(now.epoch)
+        bare = self.bare_last_stage and self.schedule.last_stage(now.epoch)
+        self.augment.colour_on = not bare
+        if bare:
+            self.optimizer.freeze(self.net.layers[0].parameters())
+
+        def stop_if_asked() -> None:
+            if should_stop():
+                raise _Stopped
+
+        started, waited, seen_before = time.perf_counter(), loader.waited, now.seen
+        for images, labels, ids in loader.epoch(now.epoch, first=now.batch):
+            self._step(images, labels, ids)
+            bar.update(len(labels))
+            bar.set_postfix(
+                loss=f"{now.loss_sum / now.batch:.3f}",
+                top1=f"{now.correct / now.seen:.0%}",
+                refresh=False,
+            )
+            if on_step is not None:
+                on_step()
+            stop_if_asked()
+        seconds, waited = time.perf_counter() - started, loader.waited - waited
+        result = evaluate(
+            self.net, self.val_set, self.augment, self.batch_size, on_batch=stop_if_asked
+        )
+        return self._close_epoch(result, seconds, waited, now.seen - seen_before)
+
+    def _step(self, images: Any, labels: Any, ids: Any) -> None:
+        """One batch: forward, backward, update. Everything else in this file is bookkeeping."""
+        now = self.progress
+        x = self.augment.random(images, ids, now.epoch)
+        self.training_step.gradients(x, labels, now.step)
+        value = self.loss.value()
+        if not math.isfinite(value):
+            where = where_not_finite(self.net, x, now.step)
+            raise TrainingError(
+                f"the loss became {value} in step {now.step + 1} (epoch {now.epoch}): {where}; "
+                "start again with a learning rate of a third or less"
+            )
+        self.optimizer.step()
+        if now.step == 0:
+            now.first_loss = value
+        now.step, now.batch = now.step + 1, now.batch + 1
+        now.loss_sum += value
+        now.correct += hits(self.net.device.to_host(self.loss.probabilities), labels, 1)
+        now.seen += len(labels)
+
+    def _close_epoch(self, result: Evaluation, seconds: float, waited: float, seen: int) -> Epoch:
+        now = self.progress
+        best = result.top1 > now.best_top1
+        if best:
+            now.best_top1, now.best_epoch = result.top1, now.epoch
+        epoch = Epoch(
+            epoch=now.epoch,
+            lr=self.optimizer.lr,
+            train_loss=now.loss_sum / now.batch,
+            train_top1=now.correct / now.seen,
+            val_loss=result.loss,
+            val_top1=result.top1,
+            val_top5=result.top5,
+            images_per_second=seen / seconds,
+            seconds=seconds,
+            waited=waited / seconds,
+            first_loss=now.first_loss,
+            best=best,
+        )
+        self.schedule.update(1 - result.top1)
+        now.schedule = self.schedule.state
+        now.epoch, now.batch = now.epoch + 1, 0
+        return epoch
 
 
 def train(
     net: Sequential,
-    train_set: PhotoSet,
-    val_set: PhotoSet,
+    train_set: Any,
+    val_set: Any,
     augment: Augment,
     *,
-    epochs: int = 90,
-    batch_size: int = 128,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    lr_drops: Sequence[int] = (),
-    seed: int = 0,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool | None = None,
+    **settings: Any,
 ) -> list[Epoch]:
     """Train `net` in place by momentum SGD; returns what each epoch gave.
 
-    net: initialized, on its device; augment is moved there. lr_drops: epochs (counted from 1)
-    before which the learning rate is divided by 10; the paper did so three times. seed: of the
-    order and the dropout masks. on_epoch: called after every epoch. progress: show a bar (None:
-    if standard error is a terminal). Two runs with equal arguments on one machine give equal bits.
-
-    ValueError for arguments out of range or weights that were never drawn; TrainingError if the
-    loss is not finite. Sources: paper §5.
+    settings: those of `Training` (epochs, batch_size, lr, momentum, weight_decay, schedule,
+    bare_last_stage, seed, graph). on_epoch and progress: as in `Training.run`, which a run that
+    is to be stopped and resumed calls itself. Sources: paper §5.
     """
-    _check(net, train_set, epochs, batch_size)
-    augment.to(net.device, net.dtype)
-    net.set_seed(seed)
-    net.layers[0].input_gradient = False
-    loss = SoftmaxCrossEntropy()
-    loss.to(net.device, net.dtype)
-    optimizer = SGD(net.parameters(), lr, momentum, weight_decay)
-    training_step = TrainingStep(net, loss, optimizer)
-
-    steps = batches_per_epoch(len(train_set), batch_size)
-    bar = tqdm(
-        total=epochs * steps * min(batch_size, len(train_set)),
-        unit="img",
-        disable=None if progress is None else not progress,
-        file=sys.stderr,
-        smoothing=0.05,
-    )
     history: list[Epoch] = []
-    step = 0
-    with bar:
-        for epoch in range(1, epochs + 1):
-            optimizer.lr = lr * 0.1 ** sum(epoch >= drop for drop in lr_drops)
-            losses, correct, seen, started = [], 0, 0, time.perf_counter()
-            for images, labels, ids in shuffled_batches(train_set, batch_size, seed, epoch):
-                training_step.run(augment.random(images, ids, epoch), labels, step)
-                losses.append(loss.value())
-                if not math.isfinite(losses[-1]):
-                    raise TrainingError(
-                        f"the loss became {losses[-1]} in step {step + 1} (epoch {epoch}); "
-                        "start again with a learning rate of a third or less"
-                    )
-                step += 1
-                correct += hits(net.device.to_host(loss.probabilities), labels, 1)
-                seen += len(labels)
-                bar.update(len(labels))
-                bar.set_postfix(
-                    loss=f"{losses[-1]:.3f}", top1=f"{correct / seen:.0%}", refresh=False
-                )
-            seconds = time.perf_counter() - started
-            result = evaluate(net, val_set, augment, batch_size)
-            history.append(
-                Epoch(
-                    epoch=epoch,
-                    lr=optimizer.lr,
-                    train_loss=float(np.mean(losses)),
-                    train_top1=correct / seen,
-                    val_loss=result.loss,
-                    val_top1=result.top1,
-                    val_top5=result.top5,
-                    images_per_second=seen / seconds,
-                    seconds=seconds,
-                    first_loss=losses[0],
-                )
-            )
-            if on_epoch is not None:
-                with bar.external_write_mode(file=sys.stdout):
-                    on_epoch(history[-1])
+
+    def collect(epoch: Epoch) -> None:
+        history.append(epoch)
+        if on_epoch is not None:
+            on_epoch(epoch)
+
+    training = Training(net, train_set, val_set, augment, **settings)
+    training.run(on_epoch=collect, progress=progress)
     return history
 
 
-def _check(net: Sequential, train_set: PhotoSet, epochs: int, batch_size: int) -> None:
+def _check(net: Sequential, train_set: Any, epochs: int, batch_size: int) -> None:
     if epochs < 1 or batch_size < 1:
         raise ValueError(
             f"train: epochs and batch_size must be at least 1, not {epochs} and {batch_size}"
@@ -152,24 +283,3 @@ def _check(net: Sequential, train_set: PhotoSet, epochs: int, batch_size: int) -
     for parameter in net.parameters():
         if parameter.name.endswith("weight") and not parameter.value.any():
             raise ValueError(f"train: {parameter.name} is all zero; call initialize(net) first")
-
-
-def first_loss_note(first_loss: float, num_classes: int) -> str:
-    """One line that compares the first loss with ln(classes), where guessing starts."""
-    guess = math.log(num_classes)
-    note = f"first loss {first_loss:.3f}; guessing gives ln {num_classes} = {guess:.3f}"
-    if first_loss > 3 * guess:
-        note += ": far above; are the inputs or the first weights too large?"
-    return note
-
-
-def stuck_note(history: Sequence[Epoch], num_classes: int) -> str:
-    """A hint if two epochs have not moved the loss below ln(classes), else an empty string."""
-    guess = math.log(num_classes)
-    if len(history) < 2 or history[-1].train_loss < 0.98 * guess:
-        return ""
-    return (
-        f"the loss has not left ln {num_classes} = {guess:.3f}: the net is still guessing. The "
-        "usual causes: initial weights too small for this size (try --recipe robust), a learning "
-        "rate too high or too low, labels that do not belong to their photos"
-    )

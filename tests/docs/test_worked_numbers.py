@@ -13,6 +13,8 @@ import pytest
 
 from layers import Conv2D, LocalResponseNorm, MaxPool2D
 from layers.conv.host import im2col
+from tinyconv.data.augment import Augment, colour_axes
+from tinyconv.data.statistics import Statistics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROUNDED = 6e-5  # half a unit of the fourth decimal, and the error of a float32 kernel
@@ -188,3 +190,62 @@ def test_the_papers_constants_would_hardly_show():
     x = np.array([[1.0, 2, 1, 3]])
     small = LocalResponseNorm(3, 2.0, 1e-4, 0.75).to("cpu", "float64").forward(x)
     np.testing.assert_allclose(small, x * 2**-0.75, rtol=0, atol=1e-3)
+
+
+def test_crop_flip_and_mean(device):
+    doc = arrays_in("augment")
+    photo, mean = (doc[name][..., None].repeat(3, axis=2) for name in ("red", "mean"))
+    images = photo[None].astype(np.uint8)
+    augment = Augment(mean, 2).to(device, "float64")
+    x = device.to_host(augment._cut(images, [1], [2], [1]))[0, :, :, 0].copy()
+    draws = {name: doc[name].astype(np.int64) for name in ("top", "left", "flip")}
+    views = device.to_host(Augment(0 * mean, 2).to(device, "float64").ten_views(images))
+    wanted = device.to_host(augment._cut(images, *draws.values(), views=10)).copy()
+    compare(doc, {"x": x, "first": views[:, 0, 0, 0]})
+    np.testing.assert_array_equal(wanted, device.to_host(augment.ten_views(images)))
+
+
+def test_colours_of_four_pixels(device):
+    doc = arrays_in("augment")
+    pixels = doc["pixels"].astype(np.uint8)
+    statistics = Statistics(2)
+    statistics.add(pixels.reshape(1, 2, 2, 3))
+    mean = statistics.mean_image().mean(axis=(0, 1))
+    np.testing.assert_array_equal(mean, [120, 110, 100])
+    values, p = statistics.eigenvalues, statistics.eigenvectors
+    a = np.array([0.15, -0.05, 0.1])
+    text, code = (colour_axes(values, p, kind) for kind in ("eigenvalue", "deviation"))
+    shift = code @ a
+    augment = Augment(np.tile(mean, (2, 2, 1)), 2, 1.1).to(device, "float64")
+    cut = augment._cut(pixels.reshape(1, 2, 2, 3), [0], [0], [0], shift[None])
+    computed = {
+        "covariance": statistics.covariance,
+        "p": p,
+        "variance": values,
+        "deviation": np.sqrt(values),
+        "shift": shift,
+        "scale": np.linalg.norm(text, axis=0),
+        "moved": text @ a,
+    }
+    compare(doc, computed)
+    computed["input"] = device.to_host(cut)[0, 0, 0]
+    computed["x"] = doc["x"]
+    assert check_equations("augment", computed) == 1 + 4 + 2 + 2 + 3 + 1 + 3 + 1
+
+
+def test_the_scale_of_the_papers_colours():
+    doc = arrays_in("augment")
+    roots = doc["roots"]
+    text, code = (colour_axes(roots**2, np.eye(3), kind) for kind in ("eigenvalue", "deviation"))
+    computed = {
+        "large": 0.1 * roots**2,
+        "small": 0.1 * text.diagonal(),
+        "code": 0.1 * code.diagonal(),
+    }
+    compare(doc, computed)
+    # "by hundreds of levels": the direction has about equal parts of three channels.
+    assert 300 < computed["large"][0] / np.sqrt(3) < 1000
+    paper = " ".join((DOCS / "paper.md").read_text(encoding="utf-8").split())
+    assert f"by {computed['large'][0]:,.0f} levels" in paper
+    for name in ("small", "code"):
+        assert "{:.1f}, {:.1f} and {:.1f} levels".format(*computed[name]) in paper

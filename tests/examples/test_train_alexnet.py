@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from photo_bytes import encoded, noisy_jpeg, put
 from PIL import Image
+
+from tinyconv.checkpoint import load_model
+from tinyconv.data.store_writer import StoreWriter
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet.py"
 
@@ -49,15 +51,17 @@ def test_a_folder_of_photos_gives_a_run_folder(photos, tmp_path, capsys):
     assert "first loss" in printed and "guessing gives ln 2 = 0.693" in printed
     assert "validation top-1 " in printed and "top-5 100.0%" in printed and str(out) in printed
     names = sorted(p.name for p in out.iterdir())
-    assert names == ["conv1_filters.png", "curves.png", "metrics.jsonl", "weights.h5"]
+    assert names == [
+        *("best.h5", "checkpoint-000000006.h5", "checkpoint-000000009.h5", "conv1_filters.png"),
+        *("curves.png", "metrics.jsonl", "run.json", "weights.h5"),
+    ]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.01, 0.001])
-    with h5py.File(out / "weights.h5") as file:
-        settings = json.loads(file.attrs["settings"])
-        assert settings["classes"] == ["dark", "light"] and settings["image_size"] == 64
-        # 64 · 256/224 rounded: the paper's margin around the crop.
-        assert file["mean_image"].shape == (73, 73, 3)
+    model = load_model(out / "weights.h5")
+    assert model.class_names == ["dark", "light"] and model.settings["image_size"] == 64
+    # 64 · 256/224 rounded: the paper's margin around the crop.
+    assert model.mean_image.shape == (73, 73, 3)
 
 
 def test_one_seed_writes_the_same_bytes_twice(photos, tmp_path):
@@ -108,6 +112,14 @@ MISTAKES = {
     "no batch": (None, ["--batch-size", "0"], "at least 1"),
     "a negative rate": (None, ["--lr", "-0.1"], "lr >= 0"),
     "a negative seed": (None, ["--seed", "-3"], "seed -3"),
+    "drops that fall": (None, ["--drops", "3,2"], "--drops must be rising numbers"),
+    "drops that are no numbers": (None, ["--drops", "soon"], "--drops must be rising numbers"),
+    "no patience": (
+        None,
+        ["--schedule", "plateau", "--patience", "0"],
+        "patience and total must be at least 1",
+    ),
+    "no time between checkpoints": (None, ["--checkpoint-minutes", "0"], "must be positive"),
     "a device that makes no sense": (None, ["--device", "gpu"], "device 'gpu'"),
     "a GPU that is not there": (None, ["--device", "cuda:7"], "cuda:7"),
 }
@@ -146,20 +158,48 @@ def test_a_learning_rate_that_explodes_ends_with_status_1_and_advice(photos, tmp
     assert "learning rate of a third or less" in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_the_weights_so_far(photos, tmp_path, monkeypatch, capsys):
-    module = load()
-    original = module.RunFolder.add
-
-    def interrupted(folder, epoch):
-        original(folder, epoch)
-        if epoch.epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(module.RunFolder, "add", interrupted)
+def test_one_batch_by_heart(photos, tmp_path, capsys):
     out = tmp_path / "run"
-    assert module.main(["--data", str(photos), "--out", str(out), "--epochs", "9", *SMALL]) == 130
-    assert "interrupted after 2 epochs" in capsys.readouterr().out
-    assert (out / "weights.h5").exists() and len((out / "metrics.jsonl").open().readlines()) == 2
+    arguments = ["--data", str(photos), "--out", str(out), "--overfit-one-batch", *SMALL]
+    assert main([*arguments, "--lr", "0.02"]) == 0
+    assert "one batch is known by heart after" in capsys.readouterr().out
+    assert not out.exists()
+    assert main([*arguments, "--lr", "1e-9"]) == 1
+    printed = capsys.readouterr().out
+    assert "one batch is NOT learned after 200 steps" in printed and "step   20" in printed
+
+
+def test_a_prepared_file_trains(tmp_path, capsys):
+    rng, rows = np.random.default_rng(0), {"train": 12, "val": 6}
+    labels = {split: np.arange(count) % 2 for split, count in rows.items()}
+    with StoreWriter.create(
+        tmp_path / "two.h5", size=80, room=rows, class_ids=["n1", "n2"],
+        class_names=["dark", "light"], settings={},
+    ) as writer:  # fmt: skip
+        for split in rows:
+            images = rng.integers(0, 90, (rows[split], 80, 80, 3), np.uint8)
+            images[labels[split] == 1] += 160
+            writer.write_rows(split, 0, images)
+        writer.finish(labels)
+    arguments = ["--data", str(tmp_path / "two.h5"), "--epochs", "2", "--device", "cpu"]
+    arguments += ["--width", "0.05", "--batch-size", "4", "--recipe", "authors"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "two.h5, 80×80 pixels" in capsys.readouterr().out
+    model = load_model(tmp_path / "run")
+    assert model.settings["image_size"] == 70 and model.class_ids == ["n1", "n2"]
+    for options, message in (
+        (["--classes", "2"], "--classes is for folders"),
+        (["--image-size", "81"], "crops of 81 pixels do not fit"),
+    ):
+        assert main([*arguments, *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_prepared_one(tmp_path, capsys):
+    (tmp_path / "photos.tar").write_text("a tar, perhaps")
+    assert main(["--data", str(tmp_path / "photos.tar"), "--out", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr().err
+    assert "photos.tar" in printed and "prepare" in printed and printed.count("\n") == 1
 
 
 def test_help_and_the_embedded_data_in_a_process_of_its_own(tmp_path):

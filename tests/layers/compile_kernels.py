@@ -90,7 +90,8 @@ def signatures(number):
             *(array(2), labels, array(2), array(1), array(2)),
         ),
         "tinyconv.data.augment.crop_kernel": (
-            *(array(4, types.uint8), array(3), draw, draw, draw, number, array(4)),
+            *(array(4, types.uint8), array(3), draw, draw, draw, array(2)),
+            *(integer, number, array(4)),
         ),
         "tinyconv.sgd.sgd_kernel": (array(1),) * 6,
     }

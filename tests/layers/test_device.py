@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_cupy import Gpu
 
 from layers import Device, DeviceError
 from layers import device as door
-from layers.device import SIMULATED, THREADS, grid_for, grid_of
+from layers.device import SIMULATED, THREADS, Uploads, grid_for, grid_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -290,3 +291,70 @@ def test_every_launch_names_its_stream():
         for line in launches_without_a_stream(path)
     }
     assert not wrong, "launch as kernel[grid_for(n)](...) or kernel[grid_of(blocks, threads)](...)"
+
+
+# --- uploads
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5, 3), (1,), (2, 7)])
+def test_pinned_memory_is_an_array_like_any_other(device, shape):
+    array = device.pinned(shape, np.uint8)
+    assert isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.uint8
+    array[...] = 7
+    assert (array == 7).all() and array.flags.c_contiguous
+
+
+def test_for_a_gpu_pinned_memory_is_asked_of_cupy():
+    gpu = Gpu()
+    array = gpu.device().pinned((2, 3), np.float64)
+    array[...] = 0.5
+    assert gpu.pinned_bytes == 48 and (array == 0.5).all()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed):
+    """Uploads run ahead of the computing, and neither array nor source is overwritten early."""
+    gpu = Gpu(seed)
+    device = gpu.device()
+    uploads = Uploads(device, 2, (4, 3), np.int64)
+    sources = [device.pinned((4, 3), np.int64) for _ in range(2)]
+    seen, counts = [], [4, 1, 3, 4, 2, 4, 4, 3, 4]
+    for k, count in enumerate(counts):
+        slot = k % 2
+        uploads.wait(slot)
+        sources[slot][...] = k
+        uploads.begin(slot, sources[slot][:count])
+        gpu.run_some()
+        rows = uploads.take(slot, count)
+        rows.compute(lambda values: seen.append(values.copy()))
+        gpu.run_some()
+        rows.compute(lambda values: seen.append(values.copy()))
+    uploads.synchronize()
+    while gpu.step():
+        pass
+    for k, values in enumerate(seen):
+        np.testing.assert_array_equal(values, np.full((counts[k // 2], 3), k // 2))
+    assert len(seen) == 2 * len(counts)
+
+
+@pytest.mark.parametrize("left_out", ["wait_event", "wait", "free"])
+def test_the_stand_in_for_the_gpu_shows_a_missing_order(left_out, monkeypatch):
+    """Without any one of the three waits some draw of the order computes with wrong numbers."""
+    if left_out == "wait":
+        monkeypatch.setattr(Uploads, "wait", lambda self, slot: None)
+    if left_out == "wait_event":  # of the computing for the copy
+        monkeypatch.setattr(Uploads, "take", lambda self, slot, n: self._arrays[slot][:n])
+    if left_out == "free":
+
+        def begin(self, slot, rows):
+            self._arrays[slot][: len(rows)].set(rows, stream=self._stream)
+            self._copied[slot].record(self._stream)
+
+        monkeypatch.setattr(Uploads, "begin", begin)
+    wrong = 0
+    for seed in range(30):
+        try:
+            test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed)
+        except AssertionError:
+            wrong += 1
+    assert wrong

@@ -1,11 +1,14 @@
 """Random numbers: the generator's published vectors, everywhere alike, and their statistics."""
 
+import math
+
 import numpy as np
 import pytest
 
 from layers.device import cuda
 from layers.random_bits import (
     normal,
+    normals,
     permutation,
     random_words,
     random_words_device,
@@ -135,6 +138,39 @@ def test_normal_numbers_repeat_and_follow_seed_and_layer():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 99])
 def test_fewer_normal_numbers_are_the_beginning_of_more(count):
     np.testing.assert_array_equal(normal((count,), 1.0, 1, 2), normal((100,), 1.0, 1, 2)[:count])
+
+
+def test_four_normal_numbers_an_element_are_box_and_mullers():
+    elements = np.array([3, 2**32 + 3, 0, 3, 2**63 + 5], np.uint64)
+    z = normals(2**50 + 1, 3, 4, elements)
+    assert (z.shape, z.dtype) == ((5, 4), np.float64)
+    seed, layer, step = np.uint64(2**50 + 1), np.uint64(3), np.uint64(4)
+    for row, element in zip(z, elements, strict=True):
+        a, b, c, d = (int(word) for word in random_words(seed, layer, step, element))
+        expected = []
+        for word, other in ((a, b), (c, d)):
+            radius, angle = math.sqrt(-2 * math.log((word + 1) / 2**32)), math.tau * other / 2**32
+            expected += [radius * math.cos(angle), radius * math.sin(angle)]
+        # The compiler's logarithm and cosine may differ from Python's in the last bits.
+        np.testing.assert_allclose(row, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_four_normal_numbers_an_element_are_those_of_a_layers_weights_at_step_0():
+    weights = normal((4 * 25,), 1.0, 5, 6)
+    np.testing.assert_array_equal(
+        normals(5, 6, 0, np.arange(25)).reshape(-1).astype(np.float32), weights
+    )
+
+
+def test_normal_numbers_belong_to_their_element_alone():
+    together = normals(1, 2, 3, np.arange(1000))
+    for element in (0, 1, 511, 999):
+        np.testing.assert_array_equal(normals(1, 2, 3, np.array([element]))[0], together[element])
+    for other in ((4, 2, 3), (1, 4, 3), (1, 2, 4)):
+        assert (normals(*other, np.arange(1000)) != together).all()
+    # Five standard errors: of a mean 1, of a variance √2, of a covariance 1, over √1000.
+    assert np.abs(together.mean(axis=0)).max() < 5 / math.sqrt(1000)
+    assert np.abs(np.cov(together.T) - np.eye(4)).max() < 5 * math.sqrt(2 / 1000)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])

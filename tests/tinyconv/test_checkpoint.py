@@ -1,13 +1,30 @@
-"""Weights files: whole or not at all, the same bytes, and never silent nonsense."""
+"""Weights files and checkpoints: whole or not at all, the same bits, never silent nonsense."""
 
+import io
 import json
+from dataclasses import asdict
 
 import h5py
 import numpy as np
 import pytest
+from small import random_photos
 
-from tinyconv import alexnet
-from tinyconv.checkpoint import CheckpointError, load_weights, save_weights
+from layers.random_bits import normal
+from tinyconv import RECIPES, alexnet
+from tinyconv.checkpoint import (
+    KIND,
+    CheckpointError,
+    DamagedError,
+    load_checkpoint,
+    load_model,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from tinyconv.data.augment import Augment
+from tinyconv.schedule import Plateau
+from tinyconv.sealed import write_sealed
+from tinyconv.train import Training
 
 MEAN = np.arange(64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
 
@@ -49,7 +66,7 @@ def test_nothing_but_the_file_is_left_behind_and_a_failure_leaves_the_old_one(sa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tinyconv.checkpoint.os.fsync", full)
+    monkeypatch.setattr("tinyconv.sealed.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(saved, net(seed=3), MEAN, {})
     assert saved.read_bytes() == before
@@ -72,10 +89,23 @@ def test_another_network_is_refused_with_the_first_difference(saved, other, mess
         np.testing.assert_array_equal(a, b.value)
 
 
+def rewrite(path, change):
+    """Change the HDF5 contents and seal the file again, as another program could."""
+    contents = io.BytesIO(path.read_bytes())
+    with h5py.File(contents, "r+") as file:
+        change(file)
+
+    def fill(file):
+        with h5py.File(contents, "r") as source:
+            for name in source:
+                source.copy(name, file)
+
+    write_sealed(path, KIND, fill)
+
+
 def test_missing_extra_and_wrongly_typed_arrays_are_refused(saved):
-    def damaged(change, message):
-        with h5py.File(saved, "r+") as file:
-            change(file)
+    def refused(change, message):
+        rewrite(saved, change)
         target = net(seed=2)
         before = snapshot(target)
         with pytest.raises(CheckpointError, match=message):
@@ -83,39 +113,162 @@ def test_missing_extra_and_wrongly_typed_arrays_are_refused(saved):
         for a, b in zip(before, target.parameters(), strict=True):
             np.testing.assert_array_equal(a, b.value)
 
-    damaged(lambda f: f["weights"].create_dataset("x", data=1.0), "holds x, which the net does")
-    damaged(lambda f: f["weights"].pop("fc8.bias"), "holds no fc8.bias")
-    damaged(
+    refused(lambda f: f.pop("mean_image"), "cannot be read")
+    refused(lambda f: f["weights"].create_dataset("x", data=1.0), "holds x, which the net does")
+    refused(lambda f: f["weights"].pop("fc8.bias"), "holds no fc8.bias")
+    refused(
         lambda f: f["weights"].create_dataset("fc8.bias", data=np.zeros(3, int)),
         "fc8.bias is int64",
     )
-    damaged(lambda f: f.attrs.modify("version", 2), "not a tinyconv weights file of version 1")
 
 
 def test_files_that_are_no_weights_are_explained(tmp_path):
     text = tmp_path / "text.h5"
     text.write_text("hello")
-    for path in (text, tmp_path / "absent.h5", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be read"):
+    for path, message in (
+        (text, "is not a tinyconv checkpoint"),
+        (tmp_path / "absent.h5", "No such file"),
+        (tmp_path, "Is a directory"),
+    ):
+        with pytest.raises(DamagedError, match=message):
             load_weights(path, net())
 
 
-def test_bit_flips_and_truncation_give_an_error_or_a_correct_read(saved):
-    """Of flips in the bulk of the numbers HDF5 knows nothing; elsewhere they are noticed."""
+def test_bit_flips_and_truncation_are_always_noticed(saved):
     whole = saved.read_bytes()
     rng = np.random.default_rng(0)
     target = net(seed=2)
-    shapes = [p.value.shape for p in target.parameters()]
-    for case in range(120):
+    before = snapshot(target)
+    for case in range(300):
+        data = bytearray(whole)
         if case % 3:
-            data = bytearray(whole)
-            data[int(rng.integers(0, min(len(data), 20_000)))] ^= 1 << int(rng.integers(0, 8))
+            data[int(rng.integers(0, len(data)))] ^= 1 << int(rng.integers(0, 8))
         else:
-            data = bytearray(whole[: int(rng.integers(0, len(whole)))])
+            data = data[: int(rng.integers(0, len(whole)))]
         saved.write_bytes(data)
-        try:
-            mean, settings = load_weights(saved, target)
-        except CheckpointError:
-            continue
-        assert mean.ndim >= 1 and json.dumps(settings)
-        assert [p.value.shape for p in target.parameters()] == shapes
+        with pytest.raises(DamagedError):
+            load_weights(saved, target)
+    for a, b in zip(before, target.parameters(), strict=True):
+        np.testing.assert_array_equal(a, b.value)
+
+
+# --- whole states
+
+
+def training(seed=1, width=0.05, recipe="authors", **options):
+    """Three classes of noise; colour, dropout, a plateau: everything that has a state."""
+    photos = random_photos(30)
+    axes = np.diag([20.0, 10.0, 5.0])
+    augment = Augment(photos.mean_image(), 64, 1.1, seed, axes)
+    options = {"epochs": 3, "batch_size": 8, "seed": seed, "lr": 0.02} | options
+    options.setdefault("schedule", Plateau(1))
+    some_net = alexnet(3, width, 64, recipe, seed)
+    return Training(some_net, photos, random_photos(9, seed=9), augment, **options)
+
+
+SETTINGS = {"width": 0.05, "data": "abc", "classes": ["a", "b"], "recipe": {"lr": 1, "ones": (1,)}}
+
+
+def stop_after(steps):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        return len(calls) >= steps
+
+    return stop
+
+
+def state_of(run):
+    arrays = [run.optimizer.values, run.optimizer.velocities]
+    return [array.tobytes() for array in arrays], asdict(run.progress), run.schedule.state
+
+
+def test_stopped_after_any_step_and_resumed_the_bits_are_those_of_the_uninterrupted_run(tmp_path):
+    whole = training()
+    assert whole.run(progress=False)
+    for steps in range(1, 12):  # 3 batches and 2 validation batches an epoch: within and between
+        first, second = training(), training()
+        assert not first.run(progress=False, should_stop=stop_after(steps))
+        save_checkpoint(tmp_path / "c.h5", first, SETTINGS)
+        load_checkpoint(tmp_path / "c.h5", second, json.loads(json.dumps(SETTINGS)))
+        assert state_of(second) == state_of(first)
+        assert second.run(progress=False)
+        assert state_of(second) == state_of(whole), steps
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"width": 0.1}, "width: the checkpoint has 0.05, this run has 0.1"),
+        ({"data": "xyz"}, "data: the checkpoint has 'abc', this run has 'xyz'"),
+        ({"classes": ["a", "c"]}, r"classes\[1\]: the checkpoint has 'b', this run has 'c'"),
+        ({"classes": ["a"]}, "classes: the checkpoint has 2, this run has 1"),
+        ({"recipe": {"lr": 2, "ones": [1]}}, "recipe, lr: the checkpoint has 1, this run has 2"),
+        ({"more": 1}, "more: the checkpoint has 'nothing', this run has 1"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_and_changes_nothing(tmp_path, change, message):
+    save_checkpoint(tmp_path / "c.h5", training(), {**SETTINGS, "versions": {"numpy": "1"}})
+    target = training(seed=2)
+    before = state_of(target)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "c.h5", target, {**SETTINGS, **change})
+    assert state_of(target) == before
+    load_checkpoint(tmp_path / "c.h5", target, SETTINGS)  # other versions are no difference
+
+
+def test_a_checkpoint_of_another_net_and_a_weights_file_are_refused(tmp_path, saved):
+    save_checkpoint(tmp_path / "c.h5", training(width=0.1), SETTINGS)
+    with pytest.raises(CheckpointError, match=r"conv1.weight is float32 \(10, 11, 11, 3\)"):
+        load_checkpoint(tmp_path / "c.h5", training(), SETTINGS)
+    save_weights(saved, training().net, MEAN, SETTINGS)
+    with pytest.raises(CheckpointError, match="holds weights only"):
+        load_checkpoint(saved, training(), SETTINGS)
+
+
+def test_it_runs_on_simulated_devices_too(tmp_path, cuda_device):
+    run = training()
+    save_checkpoint(tmp_path / "c.h5", run, SETTINGS)
+    net = alexnet(3, 0.05, 64, "authors", 5).to(cuda_device)
+    photos = random_photos(9)
+    other = Training(net, photos, photos, Augment(photos.mean_image(), 64, 1.1), epochs=1)
+    load_checkpoint(tmp_path / "c.h5", other, SETTINGS)
+    values = cuda_device.to_host(other.optimizer.values)
+    assert values.tobytes() == run.optimizer.values.tobytes()
+
+
+# --- models
+
+
+def model_settings(recipe="authors"):
+    return {
+        "width": 0.05,
+        "image_size": 64,
+        "recipe": asdict(RECIPES[recipe]),
+        "class_ids": ["n1", "n2", "n3"],
+        "class_names": ["a", "b", "c"],
+    }
+
+
+def test_a_model_is_built_from_the_file_alone(tmp_path):
+    original = alexnet(3, 0.05, 64, "authors", seed=3)
+    save_weights(tmp_path / "best.h5", original, MEAN, model_settings())
+    for path in (tmp_path / "best.h5", tmp_path):
+        model = load_model(path)
+        assert model.class_names == ["a", "b", "c"] and model.class_ids == ["n1", "n2", "n3"]
+        np.testing.assert_array_equal(model.mean_image, MEAN)
+        x = normal((2, 64, 64, 3), 50.0, 0, 0)
+        np.testing.assert_array_equal(
+            model.net.forward(x, train=False), original.forward(x, train=False)
+        )
+
+
+def test_what_is_no_model_is_explained(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds neither best.h5 nor weights.h5"):
+        load_model(tmp_path)
+    settings = model_settings()
+    del settings["image_size"]
+    save_weights(tmp_path / "weights.h5", net(), MEAN, settings)
+    with pytest.raises(CheckpointError, match=r"does not say which AlexNet it is \('image_size'\)"):
+        load_model(tmp_path)

@@ -6,13 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from small import random_photos
 
 from layers import Linear
 from tinyconv import Sequential, alexnet
+from tinyconv.checkpoint import KIND, CheckpointError
+from tinyconv.data.augment import Augment
 from tinyconv.run_folder import RunFolder
-from tinyconv.train import Epoch
+from tinyconv.sealed import open_sealed, read_json
+from tinyconv.train import Epoch, Training
 
-EPOCH = Epoch(1, 0.01, 2.0, 0.2, 1.9, 0.25, 0.8, 100.0, 3.0, 2.3)
+EPOCH = Epoch(1, 0.01, 2.0, 0.2, 1.9, 0.25, 0.8, 100.0, 3.0, 0.01, 2.3, True)
 MEAN = np.zeros((64, 64, 3), np.float32)
 
 
@@ -60,4 +64,106 @@ def test_a_run_that_was_stopped_before_its_first_epoch_has_no_curves(tmp_path):
     folder = RunFolder(tmp_path / "run")
     layer = Linear(2, 2)
     folder.finish(Sequential({"fc": layer}), MEAN, {}, [])
-    assert sorted(p.name for p in folder.path.iterdir()) == ["metrics.jsonl", "weights.h5"]
+    assert [p.name for p in folder.path.iterdir()] == ["weights.h5"]
+
+
+# --- checkpoints
+
+
+def small_training(seed=1):
+    photos = random_photos(9)
+    net = alexnet(3, 0.05, 64, "robust", seed)
+    return Training(net, photos, photos, Augment(photos.mean_image(), 64, 64.0), epochs=2)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.path.iterdir())
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
+    folder, training = RunFolder(tmp_path / "run"), small_training()
+    for step in (5, 90, 100, 1000):
+        training.progress.step = step
+        folder.save(training, {}, best=step == 90)
+    kept = ["best.h5", "checkpoint-000000100.h5", "checkpoint-000001000.h5"]
+    assert names(folder) == kept
+    progress = [read_json(open_sealed(folder.path / n, KIND), "progress")["step"] for n in kept]
+    assert progress == [90, 100, 1000]
+
+
+def test_where_there_are_no_hard_links_the_best_is_a_copy(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("tinyconv.run_folder.os.link", refuse)
+    folder = RunFolder(tmp_path / "run")
+    folder.save(small_training(), {}, best=True)
+    first, second = (folder.path / n for n in names(folder))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_newest_readable_checkpoint_is_restored(tmp_path):
+    folder, training = RunFolder(tmp_path / "run"), small_training()
+    for step in (1, 2):
+        training.progress.step = step
+        folder.save(training, {"a": 1})
+    target = small_training(seed=2)
+    assert folder.restore(target, {"a": 1}) == [] and target.progress.step == 2
+    newest = folder.checkpoints()[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    (passed_over,) = folder.restore(target, {"a": 1})
+    assert target.progress.step == 1 and "checkpoint-000000002.h5: is damaged" in passed_over
+    with pytest.raises(CheckpointError, match="a: the checkpoint has 1, this run has 2"):
+        folder.restore(target, {"a": 2})
+
+
+def test_without_a_checkpoint_the_run_begins_again_and_with_none_readable_it_does_not(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.restore(small_training(), {}) == []
+    (folder.path / "checkpoint-000000007.h5").write_text("")
+    with pytest.raises(CheckpointError, match="no checkpoint can be read: .*000000007"):
+        folder.restore(small_training(), {})
+
+
+def test_epochs_after_the_checkpoint_and_torn_lines_are_taken_out_of_the_metrics(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.history(before=3) == []
+    for number in (1, 2, 3):
+        folder.add(replace(EPOCH, epoch=number))
+    with folder.metrics.open("a") as file:
+        file.write('{"epoch": 4, "lr"')
+    assert [epoch.epoch for epoch in folder.history(before=9)] == [1, 2, 3]
+    assert [epoch.epoch for epoch in folder.history(before=3)] == [1, 2]
+    assert len(folder.metrics.read_text().splitlines()) == 2
+
+
+def test_what_a_killed_process_left_behind_is_removed_on_reopening(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_options({"lr": 0.5})
+        (folder.path / ".checkpoint-000000007.h5.part").write_text("half")
+    with RunFolder.reopen(tmp_path / "run") as again:
+        assert names(again) == ["run.json"] and again.read_options() == {"lr": 0.5}
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path):
+    pytest.importorskip("fcntl", reason="the system has no locks of this kind")
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_options({})
+        with pytest.raises(BlockingIOError, match="another process is training into"):
+            RunFolder.reopen(tmp_path / "run")
+    RunFolder.reopen(tmp_path / "run").__exit__()
+
+
+def test_an_empty_folder_is_taken_away_again(tmp_path):
+    with RunFolder(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_damaged_options_are_an_error(tmp_path, text):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_options({})
+        (folder.path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run.json is damaged: start again"):
+            folder.read_options()

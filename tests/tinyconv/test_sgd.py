@@ -86,6 +86,31 @@ def test_the_gaps_between_parameters_stay_zero():
     assert np.count_nonzero(optimizer.values) == used < optimizer.values.size
 
 
+def test_frozen_parameters_stay_and_the_others_go_on(device):
+    parameters = random_parameters(device.name)
+    optimizer = SGD(parameters, lr=0.5)
+    for p in parameters:
+        p.grad[...] = 1
+    optimizer.step()
+    optimizer.freeze(parameters[1:2])
+    before = [device.to_host(p.value).copy() for p in parameters]
+    optimizer.step()
+    after = [device.to_host(p.value) for p in parameters]
+    same = [np.array_equal(old, new) for old, new in zip(before, after, strict=True)]
+    assert same == [place == 1 for place in range(len(parameters))]
+    assert not optimizer.velocity(parameters[1]).any() and optimizer.velocity(parameters[0]).all()
+
+
+def test_velocity_is_the_stretch_of_a_parameter_in_its_shape():
+    parameters = random_parameters("cpu")
+    optimizer = SGD(parameters)
+    for place, p in enumerate(parameters, start=1):
+        optimizer.velocity(p)[...] = place
+        assert optimizer.velocity(p).shape == p.value.shape
+    counts = [np.count_nonzero(optimizer.velocities == i + 1) for i in range(len(parameters))]
+    assert counts == [p.value.size for p in parameters]
+
+
 def test_a_net_that_moved_is_noticed():
     layer = Linear(4, 3)
     optimizer = SGD(layer.parameters())

@@ -1,7 +1,5 @@
 """The training loop: the trajectory, the order of things, and what it says when it fails."""
 
-import math
-
 import numpy as np
 import pytest
 from small import random_photos, seeded_batch, seeded_net
@@ -9,7 +7,8 @@ from small import random_photos, seeded_batch, seeded_net
 from layers import Conv2D, Flatten, Linear, SoftmaxCrossEntropy
 from tinyconv import SGD, Sequential, alexnet, initialize, train
 from tinyconv.data.augment import Augment
-from tinyconv.train import TrainingError, first_loss_note, stuck_note
+from tinyconv.schedule import Plateau, Steps
+from tinyconv.train import Training, TrainingError
 
 # Printed by trajectory("cpu") when the derivatives had been checked against PyTorch.
 PINNED = [
@@ -71,8 +70,54 @@ def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_others():
 
 
 def test_the_learning_rate_drops_before_the_named_epochs():
-    _, history = small_run(epochs=4, lr=0.01, lr_drops=[2, 4])
+    _, history = small_run(epochs=4, lr=0.01, schedule=Steps([2, 4]))
     assert [e.lr for e in history] == pytest.approx([0.01, 0.001, 0.001, 0.0001])
+
+
+def test_the_learning_rate_drops_when_validation_stops_improving():
+    # A rate of almost nothing: top-1 stays as it is, and no epoch but the first is a new best.
+    _, history = small_run(epochs=5, lr=1e-9, schedule=Plateau(patience=2))
+    assert [e.best for e in history] == [True, False, False, False, False]
+    assert [e.lr for e in history] == pytest.approx([1e-9, 1e-9, 1e-9, 1e-10, 1e-10])
+
+
+def test_the_authors_last_stage_is_without_colour_and_leaves_conv1_as_it_is():
+    photos = random_photos(30)
+    net = alexnet(3, 0.05, 64, "authors", seed=1)
+    augment = Augment(photos.mean_image(), 64, 1.1, 1, np.diag([20.0, 10.0, 5.0]))
+    conv1, others, colour = [], [], []
+
+    def note(epoch):
+        conv1.append(np.concatenate([p.value.ravel() for p in net["conv1"].parameters()]))
+        others.append(net["conv2"].weight.value.copy())
+        colour.append(augment.colour_on)
+
+    train(
+        net, photos, photos, augment, epochs=4, batch_size=8, schedule=Steps([2, 3]),
+        bare_last_stage=True, on_epoch=note, progress=False,
+    )  # fmt: skip
+    assert colour == [True, True, False, False]
+    assert not np.array_equal(conv1[0], conv1[1])
+    np.testing.assert_array_equal(conv1[1], conv1[2])
+    np.testing.assert_array_equal(conv1[1], conv1[3])
+    assert not np.array_equal(others[2], others[3])
+
+
+def test_should_stop_ends_it_after_the_step_with_everything_it_needs_to_go_on():
+    photos = random_photos(30)
+    net = alexnet(3, 0.05, 64, "robust", seed=1)
+    training = Training(
+        net, photos, photos, Augment(photos.mean_image(), 64, 64.0), epochs=2, batch_size=8
+    )
+    steps = []
+    assert not training.run(
+        on_step=lambda: steps.append(training.progress.step),
+        should_stop=lambda: len(steps) == 2,
+        progress=False,
+    )
+    assert steps == [1, 2] and training.progress.batch == 2 and training.progress.seen == 16
+    assert training.run(on_step=lambda: steps.append(training.progress.step), progress=False)
+    assert steps == [1, 2, 3, 4, 5, 6] and training.progress.epoch == 3
 
 
 def test_every_step_uses_another_mask_and_the_last_images_of_an_epoch_are_left_out(monkeypatch):
@@ -118,10 +163,13 @@ def test_a_step_allocates_nothing_new():
     assert addresses() == addresses()
 
 
-def test_a_loss_that_is_no_number_ends_training_with_its_step():
+def test_a_loss_that_is_no_number_ends_training_with_its_layer_and_step():
     net = alexnet(3, 0.05, 64, "robust")
     net["fc8"].bias.value[...] = np.nan
-    with pytest.raises(TrainingError, match=r"became nan in step 1 \(epoch 1\).*learning rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"nan in step 1 \(epoch 1\): fc8.bias has values.*came before the first step.*third",
+    ):
         small_run(net)
 
 
@@ -139,25 +187,6 @@ def test_settings_out_of_range_are_refused(arguments):
 
 
 def test_labels_that_the_net_has_no_class_for_are_refused():
-    net = initialize(
-        Sequential({"conv": Conv2D(3, 2, 64), "flat": Flatten(), "fc": Linear(2, 2)})
-    )
+    net = initialize(Sequential({"conv": Conv2D(3, 2, 64), "flat": Flatten(), "fc": Linear(2, 2)}))
     with pytest.raises(ValueError, match=r"outside 0\.\.1"):
         small_run(net)
-
-
-def test_the_first_loss_is_compared_with_guessing():
-    assert first_loss_note(2.4, 10) == "first loss 2.400; guessing gives ln 10 = 2.303"
-    assert "too large" in first_loss_note(30.0, 10)
-
-
-def test_a_net_that_keeps_guessing_is_noticed_after_two_epochs():
-    net = alexnet(3, 0.05, 64, "paper")
-    for parameter in net.parameters():
-        parameter.value *= 0.01
-    _, history = small_run(net, lr=1e-6, epochs=2)
-    assert stuck_note(history[:1], 3) == ""
-    assert "ln 3 = 1.099" in stuck_note(history, 3) and "robust" in stuck_note(history, 3)
-    assert math.isclose(history[0].first_loss, math.log(3), rel_tol=1e-3)
-    _, learned = small_run(epochs=6, lr=0.02)
-    assert stuck_note(learned, 3) == ""

@@ -1,14 +1,62 @@
-"""Batches of a photo set that is in memory, in an order that the seed alone decides."""
+"""Batches of photos, read ahead of need, in an order that the seed alone decides.
 
-from collections.abc import Iterator
+A step of training takes a while, and so does reading a batch. A few threads read the next batches
+during the step, so that the loop seldom waits. Threads are enough: nothing is decoded any more
+(`store.py`), only bytes are copied, and while they are Python's lock is released.
+
+The batches live in a ring of buffers that are used again and again:
+
+    k − 1    handed out last        the consumer may still use it
+    k        handed out now
+    k + 1 .. k + ahead              being read
+
+so a batch is valid until the next but one is asked for. Keep a copy of what has to last longer.
+On a GPU the buffers are pinned memory, and a ring of three device arrays follows them, filled by
+copies that run beside the computing (`Uploads` in `layers/device.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from layers import Device
+from layers.device import Uploads
 from layers.random_bits import permutation
 from tinyconv.data.photos import PhotoSet
+from tinyconv.data.store import StoredPhotos
 
 ORDER = 2**32 - 4
 """Stream of the generator for the order of an epoch (see `augment.py`)."""
+
+UPLOADED = 3
+"""Device arrays: batches k − 1 and k, and one being copied."""
+
+PATIENCE = 1.0
+"""Seconds of waiting after which it is asked whether the threads still live."""
+
+
+class LoaderError(RuntimeError):
+    """Reading ahead cannot go on, for a reason that has no exception of its own."""
+
+
+class Batch(NamedTuple):
+    """A batch; valid until the next but one is asked for.
+
+    images: uint8 (n, S, S, 3) on the loader's device; labels: int64 (n,) and ids: int64 (n,), the
+    photos' places in the set, both NumPy arrays.
+    """
+
+    images: Any
+    labels: np.ndarray
+    ids: np.ndarray
 
 
 def batches_per_epoch(count: int, batch_size: int) -> int:
@@ -16,15 +64,200 @@ def batches_per_epoch(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
+class Loader:
+    """Batches of a photo set on a device, read ahead by threads.
+
+    photos: a `PhotoSet` or `StoredPhotos`; device: where the images go; seed: of the order; ahead:
+    batches that are read while one is in use; threads: that read them (None: one per core, at most
+    4 and at most `ahead`). Takes the memory of ahead + 2 batches. ValueError for arguments out of
+    range.
+
+    One iteration at a time: a new one ends the one before. The threads live as long as an
+    iteration does; leaving it early or `close` ends them. Whatever goes wrong in a thread comes
+    out of the consumer's `next`, in place of the batch. A context manager.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoSet | StoredPhotos,
+        batch_size: int,
+        device: Device | str = "cpu",
+        *,
+        seed: int = 0,
+        ahead: int = 3,
+        threads: int | None = None,
+    ) -> None:
+        if threads is None:
+            threads = min(4, os.cpu_count() or 1, max(1, ahead))
+        if min(batch_size, ahead, threads) < 1:
+            raise ValueError(
+                "Loader: batch_size, ahead and threads must be at least 1, not "
+                f"{batch_size}, {ahead} and {threads}"
+            )
+        if not len(photos):
+            raise ValueError("Loader: the set has no photos")
+        self.photos, self.batch_size, self.seed = photos, batch_size, seed
+        self.ahead, self.threads, self.device = ahead, threads, Device(device)
+        self.batches_per_epoch = batches_per_epoch(len(photos), batch_size)
+        self.waited = 0.0
+        """Seconds in all that the consumer has waited for a batch."""
+        shape = (min(batch_size, len(photos)), photos.size, photos.size, 3)
+        self._buffers = [self.device.pinned(shape, np.uint8) for _ in range(ahead + 2)]
+        self._uploads: Uploads | None = None
+        if self.device.is_cuda and not self.device.is_simulated:
+            self._uploads = Uploads(self.device, UPLOADED, shape, np.uint8)
+        self._handed_out = 0  # batches since the beginning: which buffers come next
+        self._readers: _Readers | None = None
+        self._closed = False
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch in a random order, from batch `first` on.
+
+        Every epoch has an order of its own, each image at most once; the images left out at its
+        end (less than a batch) are others each time. A set smaller than a batch is one batch. A
+        run that goes on in the middle of an epoch gets the batches that it would have had.
+        """
+        if not 0 <= first <= self.batches_per_epoch:
+            raise ValueError(
+                f"Loader: an epoch has {self.batches_per_epoch} batches; cannot begin at {first}"
+            )
+        order = permutation(len(self.photos), self.seed, ORDER, epoch)
+        size, last = self.batch_size, self.batches_per_epoch
+        return self._batches([order[i * size : (i + 1) * size] for i in range(first, last)])
+
+    def ordered(self) -> Iterator[Batch]:
+        """All photos in their order; the last batch may be smaller."""
+        order = np.arange(len(self.photos))
+        size = self.batch_size
+        return self._batches([order[i : i + size] for i in range(0, len(order), size)])
+
+    def close(self) -> None:
+        """End the threads and give the buffers back; an iteration under way cannot go on."""
+        self._closed = True
+        self._stop()
+        self._buffers, self._uploads = [], None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _batches(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each array of ids; refuses at once, and not at the first `next`."""
+        self._check_open()
+        return self._iterate(parts)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LoaderError("this loader is closed; make a new one")
+
+    def _iterate(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        self._check_open()
+        asked = time.perf_counter()
+        self._stop()
+        self._readers = readers = _Readers(self.threads)
+        start, uploads = self._handed_out, self._uploads
+        tasks: deque[Future[None]] = deque()  # of batch i and those after it
+        submitted = uploading = 0
+        try:
+            for i, ids in enumerate(parts):
+                readers.check()
+                while submitted < min(i + 1 + self.ahead, len(parts)):
+                    if uploads is not None:  # of the batch whose buffer this was, long ago
+                        uploads.wait((start + submitted - len(self._buffers)) % UPLOADED)
+                    rows = self._rows(start + submitted, parts[submitted])
+                    tasks.append(readers.submit(self.photos.copy_rows, parts[submitted], rows))
+                    submitted += 1
+                readers.wait_for(tasks[0])
+                images = self._rows(start + i, ids)
+                if uploads is not None:
+                    if uploading == i:
+                        self._upload(start + i, ids)
+                        uploading += 1
+                    if uploading == i + 1 < submitted and _is_read(tasks[1]):
+                        self._upload(start + uploading, parts[uploading])
+                        uploading += 1
+                    images = uploads.take((start + i) % UPLOADED, len(ids))
+                tasks.popleft()
+                self._handed_out += 1
+                labels = self.photos.labels[ids]
+                self.waited += time.perf_counter() - asked
+                yield Batch(images, labels, ids)
+                asked = time.perf_counter()
+        finally:
+            if self._readers is readers:
+                self._stop()
+
+    def _rows(self, number: int, ids: np.ndarray) -> np.ndarray:
+        """The part of a buffer that batch `number`, counted over all iterations, is read into."""
+        return self._buffers[number % len(self._buffers)][: len(ids)]
+
+    def _upload(self, number: int, ids: np.ndarray) -> None:
+        assert self._uploads is not None
+        self._uploads.begin(number % UPLOADED, self._rows(number, ids))
+
+    def _stop(self) -> None:
+        readers, uploads = self._readers, self._uploads
+        if readers is not None:
+            readers.stop()
+            self._readers = None
+        if uploads is not None:  # the buffers they copy from may be gone in a moment
+            uploads.synchronize()
+
+
+class _Readers:
+    """The threads of one iteration."""
+
+    def __init__(self, count: int) -> None:
+        self._threads: list[threading.Thread] = []
+        self._stopped = False
+        self._pool = ThreadPoolExecutor(
+            count, "loader", lambda: self._threads.append(threading.current_thread())
+        )
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        """Call the function in a thread."""
+        return self._pool.submit(function, *arguments)
+
+    def wait_for(self, task: Future[None]) -> None:
+        """Return when the task is done; raises what it raised.
+
+        A thread can also end without a word, from outside, and its task would never be done.
+        """
+        while not wait([task], timeout=PATIENCE).done:
+            self.check()
+            if not all(thread.is_alive() for thread in self._threads) and not task.done():
+                raise LoaderError("a thread that reads photos has ended; start the program again")
+        self.check()
+        error = task.exception()
+        if isinstance(error, Exception):
+            raise error
+        if error is not None:  # SystemExit: of the thread, not of the program
+            raise LoaderError(f"a thread that reads photos ended with {error!r}") from error
+
+    def check(self) -> None:
+        """LoaderError if `stop` was called in the meantime."""
+        if self._stopped:
+            raise LoaderError("the loader was closed, or has begun another iteration")
+
+    def stop(self) -> None:
+        """End the threads; returns when none is left."""
+        self._stopped = True
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _is_read(task: Future[None]) -> bool:
+    return task.done() and task.exception() is None
+
+
+# --- without threads
+
+
 def shuffled_batches(
     photos: PhotoSet, batch_size: int, seed: int, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(images, labels, ids) of an epoch's batches, each image at most once.
-
-    ids are the images' places in the set. Every epoch has an order of its own, so the images left
-    out at its end (less than a batch) are others each time. A set smaller than a batch is one
-    batch.
-    """
+    """(images, labels, ids) of the batches of `Loader.epoch`, for photos in memory."""
     order = permutation(len(photos), seed, ORDER, epoch)
     for i in range(batches_per_epoch(len(photos), batch_size)):
         ids = order[i * batch_size : (i + 1) * batch_size]

@@ -16,6 +16,8 @@ a grey lower half would be learned as if it were part of the subject.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from typing import IO
@@ -74,6 +76,28 @@ class PhotoSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def size(self) -> int:
+        """Side S of the photos in pixels."""
+        return self.images.shape[1]
+
+    def copy_rows(self, ids: np.ndarray, out: np.ndarray) -> None:
+        """Copy the images of `ids`, integers (n,), into out[:n]; out: uint8 (n or more, S, S, 3).
+
+        Several threads may do so at once. IndexError for ids outside 0 .. N − 1, ValueError for an
+        `out` that does not fit.
+        """
+        check_rows(ids, out, len(self), self.size)
+        # The ids are checked; with mode="raise" NumPy would go by way of a copy of `out`.
+        np.take(self.images, ids, axis=0, out=out[: len(ids)], mode="clip")
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over the images, the labels and the class names."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(np.ascontiguousarray(image).data)
+        return fingerprint_of(digest.digest(), self.size, self.labels, self.class_names)
+
     def mean_image(self) -> np.ndarray:
         """The mean of every pixel over the set, which training subtracts (§2).
 
@@ -83,6 +107,30 @@ class PhotoSet:
         if not len(self):
             raise ValueError(f"the mean of no images is not defined: images {self.images.shape}")
         return (self.images.sum(axis=0, dtype=np.int64) / len(self)).astype(np.float32)
+
+
+def check_rows(ids: np.ndarray, out: np.ndarray, count: int, size: int) -> None:
+    """Whether rows `ids` of `count` photos can be copied into `out`; see `PhotoSet.copy_rows`."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"ids must be integers (n,), not {ids.dtype} {ids.shape}")
+    if ids.size and not 0 <= ids.min() <= ids.max() < count:
+        raise IndexError(f"ids run from {ids.min()} to {ids.max()}, and there are {count} photos")
+    fits = out.ndim == 4 and out.shape[1:] == (size, size, 3) and len(out) >= len(ids)
+    if out.dtype != np.uint8 or not fits or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out must be uint8 ({len(ids)} or more, {size}, {size}, 3), row by row in memory, not "
+            f"{out.dtype} {out.shape}"
+        )
+
+
+def fingerprint_of(
+    images_sha256: bytes, size: int, labels: np.ndarray, class_names: tuple[str, ...]
+) -> str:
+    """Hexadecimal SHA-256 of what a set of photos is; images_sha256: digest of all its pixels."""
+    digest = hashlib.sha256(images_sha256)
+    digest.update(json.dumps([size, len(labels), class_names]).encode())
+    digest.update(labels.astype("<i8").data)
+    return digest.hexdigest()
 
 
 # --- one photo

@@ -171,11 +171,17 @@ def _sgd(shape: tuple[int, ...]) -> Callable[[], None]:
     return SGD([weight, bias]).step
 
 
-def _crop(shape: tuple[int, ...]) -> Callable[[], Any]:
+def _crops(shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    cutter = Augment(images.mean(axis=0).astype(np.float32), max(1, shape[1] * 7 // 8))
-    cutter.to("cuda:0", "float32")
-    return lambda: cutter.random(images, np.arange(shape[0]), 0)
+    mean = images.mean(axis=0).astype(np.float32)
+    training = Augment(mean, max(1, shape[1] * 7 // 8), colour=20 * np.eye(3))
+    testing = Augment(mean, max(1, shape[1] // 2))
+    for cutter in (training, testing):
+        cutter.to("cuda:0", "float32")
+    return {
+        "crop": lambda: training.random(images, np.arange(shape[0]), 0),
+        "crop, ten views": lambda: testing.ten_views(images),
+    }
 
 
 def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
@@ -233,8 +239,10 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
         layers = {"Dropout 0.5": Dropout(0.5)}
     elif name == "softmax_rows":
         return {name: _loss(shape, fuse=True)}
+    elif name == "crop":
+        return _crops(shape)
     else:
-        other = {"softmax": _loss, "sgd": _sgd, "crop": _crop}
+        other = {"softmax": _loss, "sgd": _sgd}
         return {name: other[name](shape)}
     return {title: _both_ways(layer, shape) for title, layer in layers.items()}
 

@@ -1,0 +1,48 @@
+"""What the tests of the loader share."""
+
+import gc
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from small import random_photos
+
+PHOTOS = random_photos(20, size=4)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    """Whatever a test does with a loader."""
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+
+
+def kept(batches, count=None):
+    """Copies of the first batches: images, labels, ids."""
+    return [tuple(np.array(part) for part in batch) for batch in itertools.islice(batches, count)]
+
+
+def assert_equal(batches, expected):
+    for batch, other in zip(batches, expected, strict=True):
+        for part, other_part in zip(batch, other, strict=True):
+            np.testing.assert_array_equal(part, other_part)
+            assert part.dtype == other_part.dtype
+
+
+class WatchedPhotos:
+    """PHOTOS that are read as a test wishes: `before(ids)` is called in the thread that reads."""
+
+    size, labels = PHOTOS.size, PHOTOS.labels
+
+    def __init__(self, before):
+        self.before = before
+
+    def __len__(self):
+        return len(PHOTOS)
+
+    def copy_rows(self, ids, out):
+        self.before(ids.tolist())
+        PHOTOS.copy_rows(ids, out)

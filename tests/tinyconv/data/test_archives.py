@@ -1,0 +1,181 @@
+"""Archives as they should be, and as somebody could make them to do harm."""
+
+import gzip
+import io
+import tarfile
+
+import pytest
+from photo_bytes import put
+from tar_bytes import END, add, header, tar_of
+
+from tinyconv.data import archives
+from tinyconv.data.archives import list_archive, list_nested, read_gzipped
+from tinyconv.data.listing import SourceError
+
+
+def listed(tmp_path, content):
+    return list_archive(put(tmp_path / "a.tar", content))
+
+
+def content_of(found):
+    with open(found.path, "rb") as file:
+        file.seek(found.offset)
+        return file.read(found.size)
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_where_they_are_said_to_be(tmp_path, kind):
+    longest = "deep/" * 19 + "ä.jpg"
+    files = {"b/2": b"two" * 300, "a/1": b"one", "./c": b"sea" * 171, longest: b"long"}
+    found = listed(tmp_path, tar_of(files, format=kind))
+    assert [each.name for each in found] == ["b/2", "a/1", "c", longest]
+    assert [content_of(each) for each in found] == list(files.values())
+    assert not any(each.trouble for each in found)
+
+
+def test_of_two_members_with_one_name_the_last_counts(tmp_path):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, text in (("x", b"old"), ("y", b"other"), ("./x", b"new")):
+            add(archive, name, text)
+    found = listed(tmp_path, stream.getvalue())
+    assert [(each.name, content_of(each)) for each in found] == [("y", b"other"), ("x", b"new")]
+
+
+def test_what_is_no_ordinary_file_is_listed_with_the_reason(tmp_path):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        add(archive, "folder", kind=tarfile.DIRTYPE)
+        add(archive, "sym", kind=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(archive, "hard", kind=tarfile.LNKTYPE, linkname="folder/x")
+        add(archive, "pipe", kind=tarfile.FIFOTYPE)
+        add(archive, "device", kind=tarfile.CHRTYPE)
+        add(archive, "/etc/passwd", b"root")
+        add(archive, "a/../../b", b"b")
+        add(archive, "nothing")
+        add(archive, "fine", b"x")
+    troubles = {each.name: each.trouble for each in listed(tmp_path, stream.getvalue())}
+    assert troubles == {
+        "sym": "a link, which is not followed inside an archive",
+        "hard": "a link, which is not followed inside an archive",
+        "pipe": "not an ordinary file",
+        "device": "not an ordinary file",
+        "/etc/passwd": archives.OUTSIDE,
+        "a/../../b": archives.OUTSIDE,
+        "nothing": "empty file",
+        "fine": "",
+    }
+
+
+def test_sparse_members_are_not_read(tmp_path):
+    sparse = bytearray(header(b"holes", b"00000001000\0", b"S"))
+    sparse[386:410] = b"00000000000\0" + b"00000001000\0"
+    sparse[483:495] = b"00000010000\0"
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    (found,) = listed(tmp_path, bytes(sparse) + bytes(512) + END)
+    assert found.trouble == "a sparse file"
+
+
+def test_names_that_are_not_utf8_are_kept_apart(tmp_path):
+    content = header(b"caf\xe9") + header(b"caf\xe8") + header("café".encode()) + END
+    names = [each.name for each in listed(tmp_path, content)]
+    assert names == ["caf\udce9", "caf\udce8", "café"]
+
+
+def test_an_archive_in_an_archive(tmp_path):
+    inner = tar_of({"p": b"in the inner one", "q": b"also"})
+    outer = tar_of({"first": b"x" * 700, "inner.tar": inner})
+    found = list_nested(listed(tmp_path, outer)[1])
+    assert [each.name for each in found] == ["inner.tar/p", "inner.tar/q"]
+    assert [content_of(each) for each in found] == [b"in the inner one", b"also"]
+
+
+def test_an_inner_archive_cannot_reach_outside_of_itself(tmp_path):
+    inner = header(b"greedy", b"00000002000\0") + bytes(512)
+    outer = tar_of({"inner.tar": inner, "secret": b"s" * 4096})
+    with pytest.raises(SourceError, match="inner.tar.*cut short"):
+        list_nested(listed(tmp_path, outer)[0])
+
+
+def test_every_truncation_is_noticed(tmp_path):
+    whole = tar_of({"a": b"x" * 1000, "b": b"", "c": b"y" * 512}, format=tarfile.USTAR_FORMAT)
+    end = 512 * (1 + 2 + 1 + 1 + 1)  # of the last member; then comes the end mark
+    for length in [*range(0, end, 97), *range(0, end + 1, 512), end + 511]:
+        with pytest.raises(SourceError, match="cut short|empty file|not a tar") as error:
+            listed(tmp_path, whole[:length])
+        assert "\n" not in str(error.value)
+    assert len(listed(tmp_path, whole[: end + 512])) == 3
+
+
+def test_every_damaged_header_is_noticed(tmp_path):
+    whole = tar_of({name: b"x" * 600 for name in "abc"}, format=tarfile.USTAR_FORMAT)
+    for place in range(0, 3 * 1536, 1536):
+        for byte in (0, 50, 124, 130, 150, 156, 257):
+            damaged = bytearray(whole)
+            damaged[place + byte] ^= 0x11
+            with pytest.raises(SourceError, match="damaged|not a tar"):
+                listed(tmp_path, bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (header(size=b"\xff" * 11 + b"\x00"), "damaged|cut short"),  # -256 in base 256
+        (header(b"a") + header(size=b"\xff" * 12), "damaged|cut short"),
+        (header(size=b"\x80" + b"\xff" * 11), "damaged|cut short"),
+        (header(size=b"77777777777\0"), "cut short"),
+        (header(size=b"77777777777\0", kind=b"x"), "damaged"),  # would be read into memory
+        (header(size=b"77777777777\0", kind=b"L"), "damaged"),
+        (header(size=b"nonsense\0\0\0\0"), "damaged|not a tar"),
+        (header(b"long", b"00000000001\0", b"L") + bytes(512), "damaged|cut short"),
+        ((header(b"l", b"00000000001\0", b"L") + b"a".ljust(512, b"\0")) * 3000, "damaged"),
+        (header(size=b"00000000020\0", kind=b"x") + b"99999 size=1\n".ljust(512, b"\0"), "damaged"),
+        (
+            header(size=b"00000000014\0", kind=b"x")
+            + b"12 size=-99\n".ljust(512, b"\0")
+            + header(b"y"),
+            "damaged|cut short",
+        ),
+        (header(b"a") + b"garbage".ljust(512, b"!") + END, "damaged at byte 512"),
+        (tar_of({"a": b"1"}) + tar_of({"b": b"2"}), "goes on behind its end mark"),
+        (b"", "empty file"),
+        (b"just a text\n" * 99, "not a tar archive; expected"),
+        (b"short", "not a tar archive; expected"),
+        (gzip.compress(b"x" * 999), "is compressed .gzip.*unpack it"),
+        (b"PK\x03\x04" + bytes(600), "is compressed .zip"),
+    ],
+)
+def test_what_is_no_whole_archive_is_refused_in_one_line(tmp_path, content, message):
+    with pytest.raises(SourceError, match=message) as error:
+        listed(tmp_path, content + (END if message == "damaged" else b""))
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_of_nothing_is_whole(tmp_path):
+    assert listed(tmp_path, END) == []
+
+
+def test_a_member_too_large_for_a_photo(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyconv.data.listing.MAX_PHOTO", 99)
+    (found,) = listed(tmp_path, tar_of({"film": b"x" * 100}))
+    assert found.trouble == "100 bytes are no photo"
+
+
+def test_counts_what_it_has_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_OFTEN", 3)
+    counted = []
+    path = put(tmp_path / "a.tar", tar_of({str(k): b"" for k in range(8)}))
+    list_archive(path, counted.append)
+    assert counted == [3, 3, 2]
+
+
+def test_unpacking_in_memory_is_bounded(tmp_path):
+    path = put(tmp_path / "bomb.gz", gzip.compress(bytes(10**6)))
+    assert len(read_gzipped(path, 10**6).getvalue()) == 10**6
+    with pytest.raises(SourceError, match="more than 999,999 bytes"):
+        read_gzipped(path, 999_999)
+    with pytest.raises(SourceError, match="cut short"):
+        read_gzipped(put(tmp_path / "half.gz", gzip.compress(b"x" * 999)[:-9]), 10**6)
+    with pytest.raises(SourceError, match="cannot read"):
+        read_gzipped(put(tmp_path / "no.gz", b"\x1f\x8b" + b"x" * 99), 10**6)

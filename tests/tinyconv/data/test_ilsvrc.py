@@ -1,0 +1,179 @@
+"""Labels in the forms in which they are published, and what can be wrong with them."""
+
+import gzip
+import io
+import sys
+
+import numpy as np
+import pytest
+from photo_bytes import put
+from tar_bytes import END, WNIDS, header, ilsvrc_archives, tar_of
+
+from tinyconv.data import ilsvrc
+from tinyconv.data.ilsvrc import GROUND_TRUTH, read_class_names, read_labels
+from tinyconv.data.listing import Found, SourceError
+
+IDS = sorted(WNIDS)
+NUMBERS = {2: WNIDS[0], 3: WNIDS[1], 1: WNIDS[2]}  # not the sorted order, as in the devkit
+WORDS = {WNIDS[0]: "tench, Tinca tinca", WNIDS[1]: "springer", WNIDS[2]: "chain saw"}
+
+
+def meta_mat() -> bytes:
+    """meta.mat with three leaves and something above them."""
+    scipy_io = pytest.importorskip("scipy.io")
+    fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
+    table = np.zeros((4, 1), [(field, object) for field in fields])
+    rows = [(number, wnid, WORDS[wnid], 0) for number, wnid in NUMBERS.items()]
+    for place, row in enumerate([*rows, (4, "n00001740", "entity", 3)]):
+        table[place, 0] = row
+    stream = io.BytesIO()
+    scipy_io.savemat(stream, {"synsets": table})
+    return stream.getvalue()
+
+
+def devkit(lines: str = "3\n1\n2\n2\n") -> dict[str, bytes]:
+    inside = "ILSVRC2012_devkit_t12/data/"
+    return {inside + GROUND_TRUTH: lines.encode(), inside + "meta.mat": meta_mat()}
+
+
+EXPECTED = [WNIDS[1], WNIDS[2], WNIDS[0], WNIDS[0]]
+
+
+def shown_by(labels):
+    return [labels.of(f"val/ILSVRC2012_val_{number:08}.JPEG") for number in range(1, 5)]
+
+
+def test_the_packed_devkit(tmp_path):
+    put(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", gzip.compress(tar_of(devkit())))
+    labels = read_labels(None, [tmp_path], IDS)
+    assert shown_by(labels) == EXPECTED and labels.class_names == WORDS
+    assert labels.of("ILSVRC2012_val_00000005.JPEG") is None
+
+
+@pytest.mark.parametrize(
+    "given", ["ILSVRC2012_devkit_t12", f"ILSVRC2012_devkit_t12/data/{GROUND_TRUTH}", None]
+)
+def test_the_unpacked_devkit(tmp_path, given):
+    for name, content in devkit().items():
+        put(tmp_path / name, content)
+    labels = read_labels(given and tmp_path / given, [tmp_path], IDS)
+    assert shown_by(labels) == EXPECTED
+
+
+def test_the_ground_truth_under_another_name(tmp_path):
+    put(tmp_path / "truth.txt", b"3\n1\n2\n2\n")
+    put(tmp_path / "meta.mat", meta_mat())
+    assert shown_by(read_labels(tmp_path / "truth.txt", [], IDS)) == EXPECTED
+
+
+def test_the_solution_as_csv(tmp_path):
+    rows = [f"ILSVRC2012_val_{n:08},{wnid} 1 2 3 4 " for n, wnid in enumerate(EXPECTED, 1)]
+    text = "ImageId,PredictionString\r\n" + "\r\n".join(reversed(rows)) + "\r\n"
+    put(tmp_path / "LOC_val_solution.csv", text.encode("utf-8-sig"))
+    assert shown_by(read_labels(None, [tmp_path / "nowhere", tmp_path], IDS)) == EXPECTED
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ", "])
+@pytest.mark.parametrize("indices", [False, True])
+def test_two_columns(tmp_path, separator, indices):
+    rows = [
+        f"some/where/ILSVRC2012_val_{n:08}.JPEG{separator}{IDS.index(w) if indices else w}"
+        for n, w in enumerate(EXPECTED, 1)
+    ]
+    path = put(tmp_path / "val.txt", "\n".join(rows).encode())
+    assert shown_by(read_labels(path, [], IDS)) == EXPECTED
+    assert shown_by(read_labels(None, [tmp_path], IDS)) == EXPECTED
+
+
+def test_file_names_with_spaces_and_classes_with_digits_for_names(tmp_path):
+    path = put(tmp_path / "l.txt", b"two words.jpg 7\nother.png 10\n")
+    labels = read_labels(path, [], ["10", "7"])
+    assert labels.of("two words.jpg") == "7" and labels.of("x/other.png") == "10"
+    # Nothing is known of the classes: numbers of one length sort as numbers do.
+    assert sorted(read_labels(path, []).classes.values()) == ["07", "10"]
+
+
+def test_the_ending_of_a_name_decides_where_it_is_given(tmp_path):
+    labels = read_labels(put(tmp_path / "l.txt", b"a.jpg cat\na.png dog\n"), [])
+    assert labels.of("a.jpg") == "cat" and labels.of("a.png") == "dog" and labels.of("a") is None
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("l.txt", b"", "holds no labels"),
+        ("l.txt", b"a.jpg n01440764\nb.jpg\n", "line 2: expected 'file-name label', not 'b.jpg'"),
+        ("l.txt", b"a.jpg cat\na.jpg dog\n", "line 2: 'a.jpg' is 'dog' here and 'cat' further up"),
+        ("l.txt", b"a.jpg 1\nb.jpg 2\nc.jpg 3\n", "labels run from 1 to 3; expected 0 to 2"),
+        ("l.txt", b"\xff\xfe\x00", "not text in UTF-8"),
+        ("l.csv", b"ImageId,PredictionString\nx\n", "line 2: expected ImageId,n########"),
+        ("l.txt", b"1\n2\n", "cannot read '.*meta.mat'"),
+        ("d.tar.gz", gzip.compress(tar_of({"readme": b"x"})), "holds no ILSVRC2012_validation"),
+        ("d.tar.gz", gzip.compress(header(b"x", b"00000002000\0")), "cut short"),
+        ("d.tar.gz", gzip.compress(END)[:-4], "cut short"),
+    ],
+)
+def test_bad_labels_are_refused_in_one_line(tmp_path, name, content, message):
+    with pytest.raises(SourceError, match=message) as error:
+        read_labels(put(tmp_path / name, content), [tmp_path], IDS)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_the_table_does_not_have(tmp_path):
+    for lines, shown in (("3\n4\n", "line 2 .* b'4'.*1 to 3"), ("0\n", "line 1"), ("x\n", "b'x'")):
+        files = devkit(lines)
+        path = put(tmp_path / "d.tar.gz", gzip.compress(tar_of(files)))
+        with pytest.raises(SourceError, match=shown):
+            read_labels(path, [], IDS)
+
+
+@pytest.mark.parametrize("cut", [0, 50, 200, 400])
+def test_a_damaged_table(tmp_path, cut):
+    files = devkit()
+    files["ILSVRC2012_devkit_t12/data/meta.mat"] = meta_mat()[:cut]
+    path = put(tmp_path / "d.tar.gz", gzip.compress(tar_of(files)))
+    with pytest.raises(SourceError, match="meta.mat") as error:
+        read_labels(path, [], IDS)
+    assert "\n" not in str(error.value)
+
+
+def test_without_scipy_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    put(tmp_path / "meta.mat", b"not looked at")
+    put(tmp_path / GROUND_TRUTH, b"1\n")
+    with pytest.raises(SourceError, match="pip install scipy; or give LOC_val_solution.csv"):
+        read_labels(None, [tmp_path], IDS)
+
+
+def test_without_any_labels_it_says_what_to_put_where(tmp_path):
+    with pytest.raises(SourceError, match="devkit_t12.tar.gz or LOC_val_solution.csv into '.*'"):
+        read_labels(None, [tmp_path], IDS)
+    with pytest.raises(SourceError, match="no such file"):
+        read_labels(tmp_path / "gone.txt", [tmp_path], IDS)
+
+
+def test_names_of_classes(tmp_path):
+    text = "".join(f"{wnid} {words}\n" for wnid, words in WORDS.items())
+    put(tmp_path / "synset_words.txt", f"{text}\nrubbish\n".encode())
+    assert read_class_names([tmp_path / "nowhere", tmp_path]) == WORDS
+    assert read_class_names([tmp_path / "nowhere"]) == {}
+
+
+def test_the_training_archive(tmp_path):
+    train, val, _ = ilsvrc_archives()
+    path = put(tmp_path / "t.tar", train)
+    classes = ilsvrc.train_classes(Found("t.tar", str(path), 0, len(train), 0))
+    assert list(classes) == IDS
+    names = [each.name for each in classes[IDS[0]]]
+    assert names == [f"t.tar/{IDS[0]}.tar/{IDS[0]}_{k}.JPEG" for k in range(3)]
+    path = put(tmp_path / "v.tar", val)
+    with pytest.raises(SourceError, match="not the training archive"):
+        ilsvrc.train_classes(Found("v.tar", str(path), 0, len(val), 0))
+
+
+def test_says_when_photos_of_the_real_set_are_missing():
+    ids = tuple(f"n{number:08}" for number in range(1000))
+    assert ilsvrc.shortfall({"train": 1_281_167, "val": 50_000}, ids) == []
+    (note,) = ilsvrc.shortfall({"train": 1_281_166, "val": 50_000}, ids)
+    assert note == "note: ILSVRC 2012 has 1,281,167 photos in train, here are 1,281,166"
+    assert ilsvrc.shortfall({"train": 5, "val": 5}, ids[:999]) == []

@@ -1,0 +1,115 @@
+"""Where training went wrong: which layer made the first number that is none, and why nothing moves.
+
+A NaN or an infinity spreads: one in a filter, and a step later every loss and every weight is NaN.
+The loss tells that it happened. Which layer it came from is found by walking the net once more from
+the photo upwards, with the same photos and the same dropout masks.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from layers import Layer, SoftmaxCrossEntropy
+from tinyconv.data.augment import Augment
+from tinyconv.sequential import Sequential
+from tinyconv.sgd import SGD
+
+LEARNED = 0.05
+"""A loss below which a batch is known by heart: the right class gets 95 % on average."""
+
+
+def where_not_finite(net: Sequential, x: Any, step: int) -> str:
+    """Which layer first holds or gives a number that is not finite, in one line.
+
+    net: just after the forward pass of `step` (counted from 0) on the input x that gave a loss
+    which is not finite. Weights come first: if they are spoilt, the update before did it.
+    """
+    xp = net.device.xp
+
+    def finite(array: Any) -> bool:
+        return bool(xp.isfinite(array).all())
+
+    for parameter in net.parameters():
+        if not finite(parameter.value):
+            when = f"in the update of step {step}" if step else "before the first step"
+            return f"{parameter.name} has values that are not finite; they came {when}"
+    if not finite(x):
+        return "the input of the net is not finite"
+    net.set_step(step)
+    layer: Layer
+    for layer in net.layers:
+        x = layer.forward(x, train=True)
+        if not finite(x):
+            return f"the output of {layer.name} is the first that is not finite"
+    return "every layer's output is finite: the loss itself overflowed"
+
+
+def first_loss_note(first_loss: float, num_classes: int) -> str:
+    """One line that compares the first loss with ln(classes), where guessing starts."""
+    guess = math.log(num_classes)
+    note = f"first loss {first_loss:.3f}; guessing gives ln {num_classes} = {guess:.3f}"
+    if first_loss > 3 * guess:
+        note += ": far above; are the inputs or the first weights too large?"
+    return note
+
+
+CAUSES = (
+    "first weights too small or too large for this size of net: try --recipe robust",
+    "a learning rate too high or too low: try a third of it, then three times as much",
+    "labels that do not belong to their photos: look at a few, and at --overfit-one-batch",
+    "photos not shuffled: the loader here shuffles them; a data set sorted by class does not learn",
+    "no mean subtracted, or photos on another scale than 0 to 255: look at what conv1 gets",
+)
+
+
+def stuck_note(train_losses: list[float], num_classes: int) -> str:
+    """What to look at if two epochs have not moved the loss below ln(classes), else nothing.
+
+    train_losses: the mean training loss of each epoch so far. Five lines, the usual causes.
+    """
+    guess = math.log(num_classes)
+    if len(train_losses) < 2 or train_losses[-1] < 0.98 * guess:
+        return ""
+    causes = "\n".join(f"  {place}. {cause}" for place, cause in enumerate(CAUSES, start=1))
+    return (
+        f"the loss has not left ln {num_classes} = {guess:.3f}: the net is still guessing. "
+        f"The usual causes:\n{causes}"
+    )
+
+
+def overfit_one_batch(
+    net: Sequential,
+    photos: Any,
+    augment: Augment,
+    batch_size: int = 64,
+    lr: float = 0.01,
+    steps: int = 200,
+    report: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train on one batch again and again; returns the losses.
+
+    A net that cannot learn one batch by heart cannot learn anything: the quickest test of a new
+    layer, data set or learning rate. The batch is photos from all over the set, in centre crops
+    and without dropout, so that nothing but the net decides. net and augment on one device; photos:
+    a PhotoSet or a store's StoredPhotos. It ends when the loss falls below LEARNED, is no longer a
+    number, or after `steps`; report(step, loss) is called after each.
+    """
+    count = min(batch_size, len(photos))
+    ids = np.linspace(0, len(photos) - 1, count).astype(np.int64)
+    images = np.empty((count, *augment.mean.shape), np.uint8)
+    photos.copy_rows(ids, images)
+    x, labels = augment.centre(images), photos.labels[ids]
+    loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr)
+    loss.to(net.device, net.dtype)
+    losses: list[float] = []
+    for step in range(1, steps + 1):
+        losses.append(loss.forward(net.forward(x, train=False), labels))
+        if report is not None:
+            report(step, losses[-1])
+        if losses[-1] < LEARNED or not math.isfinite(losses[-1]):
+            break
+        net.backward(loss.backward())
+        optimizer.step()
+    return losses

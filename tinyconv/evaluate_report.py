@@ -1,0 +1,153 @@
+"""What an evaluation found, as tables to read and as JSON values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tinyconv.ensemble import Row
+from tinyconv.evaluate import Tally
+
+TITLES = {"centre": "centre crop", "ten": "ten views"}
+
+PAPER = (
+    ("1 CNN, ILSVRC-2010 test", {"centre": (39.0, 18.3), "ten": (37.5, 17.0)}),
+    ("1 CNN, ILSVRC-2012", {"ten": (40.7, 18.2)}),
+    ("5 CNNs, ILSVRC-2012", {"ten": (38.1, 16.4)}),
+    ("1 CNN*, ILSVRC-2012", {"ten": (39.0, 16.6)}),
+    ("7 CNNs*, ILSVRC-2012", {"ten": (36.7, 15.4)}),
+)
+"""Errors in percent, top-1 and top-5, as the paper has them (§6, tables 1 and 2). *: trained on a
+larger ImageNet before."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fared: shares of its photos (0 to 1), and what its mistakes were.
+
+    mistaken_for: the class (a label) that most of its photos were wrongly taken for, of equally
+    many the first, or None; mistakes: how many these are. top1 and top5 are None without photos.
+    """
+
+    label: int
+    photos: int
+    top1: float | None
+    top5: float | None
+    mistaken_for: int | None
+    mistakes: int
+
+
+def class_scores(tally: Tally, classes: int) -> list[ClassScore]:
+    """A score for each class, the worst first; classes without photos last."""
+    labels, answers, among = tally.photos()
+    scores = []
+    for label in range(classes):
+        mine = labels == label
+        photos, said = int(mine.sum()), answers[mine]
+        wrong = np.bincount(said[(said != label) & (said >= 0)], minlength=classes)
+        most = int(wrong.argmax())
+        scores.append(
+            ClassScore(
+                label,
+                photos,
+                int((said == label).sum()) / photos if photos else None,
+                int(among[mine].sum()) / photos if photos else None,
+                most if wrong[most] else None,
+                int(wrong[most]),
+            )
+        )
+    return sorted(scores, key=lambda s: (s.top1 is None, s.top1 or 0.0, s.top5 or 0.0))
+
+
+def together(members: int) -> str:
+    """What the row of several nets is called."""
+    return f"average of {members}"
+
+
+def accuracy_table(rows: Sequence[Row], members: int, paper: bool = False) -> str:
+    """A line for each net and for their average: top-1, top-5 and loss, by views."""
+    views = list(dict.fromkeys(row.views for row in rows))
+    header = [""]
+    for each in views:
+        header += [f"{TITLES[each]}: top-1", "top-5", "loss"]
+    lines = [header]
+    for start in range(0, len(rows), len(views)):
+        line = [rows[start].name or together(members)]
+        for row in rows[start : start + len(views)]:
+            found = row.tally.evaluation()
+            line += [f"{found.top1:.1%}", f"{found.top5:.1%}", f"{found.loss:.4f}"]
+        lines.append(line)
+    if paper:
+        for title, errors in PAPER:
+            if set(errors) & set(views):
+                line = [f"paper: {title}"]
+                for each in views:
+                    shares = [f"{1 - error / 100:.1%}" for error in errors.get(each, ())]
+                    line += [*(shares or ["", ""]), ""]
+                lines.append(line)
+    table = _aligned(lines)
+    if paper:
+        table += (
+            "\nThe paper prints errors, 100 % less these. *: trained on a larger ImageNet before."
+        )
+    return table
+
+
+def class_table(scores: Sequence[ClassScore], names: Sequence[str]) -> str:
+    """Class, photos, top-1, top-5, and the class it is most often taken for."""
+    lines = [["class", "photos", "top-1", "top-5", "most often taken for"]]
+    for score in scores:
+        shares = ["" if each is None else f"{each:.1%}" for each in (score.top1, score.top5)]
+        mistake = ""
+        if score.mistaken_for is not None:
+            mistake = f"{names[score.mistaken_for]} ({score.mistakes})"
+        lines.append([names[score.label], f"{score.photos:,}", *shares, mistake])
+    return _aligned(lines, text=(0, 4))
+
+
+def _aligned(lines: list[list[str]], text: tuple[int, ...] = (0,)) -> str:
+    """Columns of equal width: those in `text` begin on the left, numbers end on the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in text else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+# --- JSON
+
+
+def number(value: float) -> float | None:
+    """`value`, or None for what JSON has no numbers for: infinities and NaN."""
+    return value if math.isfinite(value) else None
+
+
+def results_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A JSON object for each row; "model" is null for the average of all."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        scores = {key: number(value) for key, value in asdict(row.tally.evaluation()).items()}
+        found.append({"model": row.name or None, "views": row.views, **scores})
+    return found
+
+
+def classes_json(
+    scores: Sequence[ClassScore], ids: Sequence[str], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A JSON object for each class, with its id and its name; the worst first."""
+    return [
+        asdict(score)
+        | {
+            "id": ids[score.label],
+            "name": names[score.label],
+            "mistaken_for": None if score.mistaken_for is None else names[score.mistaken_for],
+        }
+        for score in scores
+    ]

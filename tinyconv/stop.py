@@ -1,0 +1,38 @@
+"""Being asked to end: Ctrl-C and SIGTERM are noted, and looked at between two steps.
+
+A signal that arrives in the middle of a step must not end it there, or the checkpoint would hold
+half an update. The second Ctrl-C is for a program that does not answer: it interrupts at once.
+"""
+
+import signal
+from types import FrameType
+from typing import Any
+
+
+class StopSignals:
+    """While in its `with` block, SIGINT and SIGTERM set `received` instead of ending the program.
+
+    received: the signal's number, or 0; 128 + received is the exit status that shells expect (130,
+    143). In a thread other than the main one Python allows no handlers, and nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number

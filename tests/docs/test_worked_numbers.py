@@ -188,3 +188,7 @@ def test_the_papers_constants_would_hardly_show():
     x = np.array([[1.0, 2, 1, 3]])
     small = LocalResponseNorm(3, 2.0, 1e-4, 0.75).to("cpu", "float64").forward(x)
     np.testing.assert_allclose(small, x * 2**-0.75, rtol=0, atol=1e-3)
+
+
+def test_the_ladder_of_convolution():
+    assert check_equations("kernels", {}) == 2 + 1 + 3 + 6

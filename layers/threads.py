@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import Any
 
 BLAS = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
@@ -29,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from numba import get_num_threads  # noqa: E402  (it loads NumPy)
 
 SPLITS = _in_time and all(os.environ[name] == "1" for name in BLAS)
-"""Whether BLAS computes with one thread, so that we may use several."""
+"""Whether BLAS computes with one thread, so that several can be used here."""
 
 WORTH_IT = 2**21
 """Multiply-adds from which a product is split: some 20 µs of work, the time to wake a thread."""
@@ -69,7 +70,12 @@ def in_parallel(work: Callable[[int, slice], Any], parts: Sequence[slice]) -> No
     if len(parts) > 1:
         if _pool is None:
             _pool = ThreadPoolExecutor(thread_name_prefix="layers")
-        others = [_pool.submit(work, number, part) for number, part in enumerate(parts) if number]
+        # Each takes along what holds here, such as `np.errstate`.
+        others = [
+            _pool.submit(copy_context().run, work, number, part)
+            for number, part in enumerate(parts)
+            if number
+        ]
     try:
         work(0, parts[0])
     finally:

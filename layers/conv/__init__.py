@@ -52,8 +52,8 @@ class Conv2D(Layer):
     """Convolution with square filters (paper §3.5).
 
     in_channels C, out_channels K, kernel_size R = S, stride in pixels; padding in pixels, an int
-    or (before, after); groups must divide both channel counts; algorithm "auto", "host" or
-    "direct". Attributes `weight` (K, R, S, C / groups) and `bias` (K) are Parameters, zero until
+    or (before, after); groups must divide both channel counts; algorithm "auto", "host", "direct"
+    or "tiled". Attributes `weight` (K, R, S, C / groups) and `bias` (K) are Parameters, zero until
     `tinyconv.initialize` draws them. ValueError names what does not fit.
     """
 
@@ -109,8 +109,8 @@ class Conv2D(Layer):
                 "use 'auto' or 'direct'"
             )
 
-    def _chosen(self, *arrays):
-        # "auto" comes down to one of the others; `arrays` are the largest of the launch.
+    def chosen(self, *arrays):
+        """What "auto" comes down to, for a launch whose largest arrays are `arrays`."""
         if self.algorithm != "auto":
             return self.algorithm
         if not self.device.is_cuda:
@@ -142,14 +142,18 @@ class Conv2D(Layer):
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, K)."""
+        return self.compute(x)
+
+    def compute(self, x, relu=False):
+        """The same; relu=True, of rung 2 alone: y = max(y, 0), on the way out (`fused/`)."""
         self._check_algorithm(self.device, self.dtype)
         self.x = x = self.check_input(x)
         self.y = y = self.buffer("y", (x.shape[0], *self.output_shape(x.shape[1:])))
         w, b = self.weight.value, self.bias.value
         geometry = self.stride, self.before, self.groups
-        algorithm = self._chosen(x, y)
+        algorithm = self.chosen(x, y)
         if algorithm == "tiled":
-            tiled_forward(x, w, b, y, *geometry)
+            tiled_forward(x, w, b, y, *geometry, relu)
         elif algorithm == "direct":
             conv_forward_kernel[grid_for(y.size)](x, w, b, y, *geometry)
         else:
@@ -159,11 +163,18 @@ class Conv2D(Layer):
     def backward(self, dy):
         """dy (N, P, Q, K) -> dx (N, H, W, C), or None if `input_gradient` is switched off."""
         dy = self.check_gradient(dy)
+        if self.device.is_cuda:
+            db = self.bias.grad
+            conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
+        return self.gradients(dy)
+
+    def gradients(self, dy):
+        """The same without dL/db on a GPU, where `layers/fused/conv_step.py` has it already."""
         x, w = self.x, self.weight.value
         dx = self.buffer("dx", x.shape) if self.input_gradient else None
         dw, db = self.weight.grad, self.bias.grad
         geometry = self.stride, self.before, self.groups
-        algorithm = self._chosen(x, dy)
+        algorithm = self.chosen(x, dy)
         if algorithm == "host":
             conv_backward_host(x, w, dy, dx, dw, db, *geometry, self.buffer)
             return dx
@@ -176,5 +187,4 @@ class Conv2D(Layer):
             tiled_filter_gradient(x, dy, dw, *geometry, self.buffer)
         else:
             conv_filter_gradient_kernel[grid_for(dw.size)](x, dy, dw, *geometry)
-        conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
         return dx

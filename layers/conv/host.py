@@ -199,10 +199,11 @@ def conv_backward_host(x, w, dy, dx, dw, db, stride, before, groups, workspace):
     ]
 
     def work(number, part):
-        backward_images(
-            *(x[part], w, dy[part], None if dx is None else dx[part], *sums[number]),
-            *(stride, before, groups, own(workspace, number)),
-        )
+        dx_part = None if dx is None else dx[part]
+        part_dw, part_db = sums[number]
+        geometry = stride, before, groups
+        mine = own(workspace, number)
+        backward_images(x[part], w, dy[part], dx_part, part_dw, part_db, *geometry, mine)
 
     in_parallel(work, parts)
     for more_dw, more_db in sums[1:]:

@@ -249,3 +249,7 @@ def test_the_scale_of_the_papers_colours():
     assert f"by {computed['large'][0]:,.0f} levels" in paper
     for name in ("small", "code"):
         assert "{:.1f}, {:.1f} and {:.1f} levels".format(*computed[name]) in paper
+
+
+def test_the_ladder_of_convolution():
+    assert check_equations("kernels", {}) == 2 + 1 + 3 + 6

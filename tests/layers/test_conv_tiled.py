@@ -288,6 +288,6 @@ def test_auto_takes_the_fastest_that_fits(simulated, dtype, size, chosen):
     Large.size = size
     layer = Conv2D(4, 4, 3)
     layer.device, layer.dtype = Somewhere, np.dtype(dtype)
-    assert layer._chosen(Large) == chosen
+    assert layer.chosen(Large) == chosen
     layer.device = Device("cpu")
-    assert layer._chosen(Large) == "host"
+    assert layer.chosen(Large) == "host"

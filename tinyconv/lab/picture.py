@@ -58,7 +58,7 @@ def recorded(subject: Subject) -> Launch:
 
 DRAWN: dict[str, tuple[int, ...]] = {
     "conv": (1, 5, 6, 8),
-    "conv_tiled": (1, 4, 5, 8),
+    "tiled": (1, 3, 4, 4),
     "max_pool": (1, 7, 9, 8),
     "lrn": (2, 3, 3, 16),
     "max_pool_rows": (1, 7, 9, 8),
@@ -76,7 +76,7 @@ DRAWN: dict[str, tuple[int, ...]] = {
 
 SIDES = {
     "conv": 4,
-    "conv_tiled": 4,
+    "tiled": 4,
     "max_pool": 4,
     "max_pool_rows": 4,
     "crop": 4,

@@ -16,12 +16,11 @@ comes first, then the instruction that comes first in the code.
 
 What this cannot know: lanes that skip a turn of a loop are paired with the others' next turn, and a
 GPU may split a step where lanes have branched. A compiler may also keep in a register what the
-source reads twice. Local arrays, which live in registers if all goes well, are left out. A `copy4`
-(`layers/conv/ptx.py`) is one step, in which a lane has four neighbouring elements.
+source reads twice. Local arrays are left out; a `copy4` (`layers/conv/ptx.py`) is one step.
 
 What a request costs is told, and counted for many at once, in `traffic.py`; here it is worked out
-for one at a time. `sectors` and `ideal` are of global memory, `ways` is the length of the longest
-queue at a bank of shared memory (1: no conflict). An atomic operation is shown as a write.
+for one at a time. `sectors` and `ideal` are of global memory, `ways` is the longest queue at a bank
+of shared memory (1: no conflict). An atomic operation is shown as a write.
 """
 
 from __future__ import annotations
@@ -220,19 +219,17 @@ class Launch:
             if array not in self._drawn or (trace.places[place].atomic and not write):
                 continue
             _, thread, epoch, _ = segments[segment]
-            turn = epoch, thread, place
-            occurrence, nth = divmod(seen[turn], trace.places[place].width)
-            key = epoch, occurrence, place
-            seen[turn] += 1
+            turn, part = divmod(seen[epoch, thread, place], trace.places[place].width)
+            key = epoch, turn, place
+            seen[epoch, thread, place] += 1
             touched[key].append((thread, array, offset))
-            if nth == 0:
-                orders[epoch][thread].append(key)
+            orders[epoch][thread] += [key] if part == 0 else []
             rows.append((row, thread, key))
             writes[place] = write
         keys = [key for epoch in sorted(orders) for key in in_program_order(orders[epoch])]
         steps = tuple(
-            Step(key[2], key[1], writes[key[2]], tuple(self._requests(touched[key], key[2])))
-            for key in keys
+            Step(p, turn, writes[p], tuple(self._requests(touched[epoch, turn, p], p)))
+            for epoch, turn, p in keys
         )
         position = {key: i for i, key in enumerate(keys)}
         marks = []
@@ -267,9 +264,8 @@ class Launch:
                 sectors, ideal = sectors_and_ideal(offsets, drawn.itemsize, drawn.skew)
                 bad = scattered(lanes, offsets, drawn.itemsize, drawn.skew)
             else:
-                # As elements of `width` times the size; the others of each follow the first.
-                firsts = [offset // width for offset in offsets[::width]]
-                ways = conflict_ways(lanes[::width], firsts, drawn.itemsize * width)
+                wide = [offset // width for offset in offsets[::width]]
+                ways = conflict_ways(lanes[::width], wide, drawn.itemsize * width)
                 bad = ways > 1
             yield Request(warp, lanes, self._drawn[array], cells, sectors, ideal, ways, bad)
 

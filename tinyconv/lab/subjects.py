@@ -210,7 +210,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
                 channels, 2 * channels, 2, 3, 1, groups=channels
             ),
         }
-    elif name == "conv_tiled":
+    elif name == "tiled":
         layers = {
             "Conv2D 2×2, padding (0, 1), 4 filters": Conv2D(
                 channels, 4, 2, padding=(0, 1), algorithm="tiled"
@@ -249,11 +249,11 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
 
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "conv": ((2, 6, 7, 5), (1, 3, 3, 1), (3, 4, 3, 2)),
-    "conv_tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
     "max_pool": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
     "max_pool_rows": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn_rows": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
+    "tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
     "linear": ((3, 7), (1, 1), (130, 5)),
     "relu": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "tanh": ((2, 6, 7, 5), (1, 1), (1, 129)),
@@ -264,9 +264,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "crop": ((2, 9, 9, 3), (1, 8, 8, 3), (3, 16, 16, 3)),
 }
 """By name, the shapes that are hostile: sides that differ and are multiples of nothing, a single
-element, one more than a block of threads. Of conv, conv_tiled, max_pool, lrn, crop: (N, H, W,
-C). The names in
-_rows, and "linear", are the fused steps of `layers/fused/`."""
+element, one more than a block of threads. Of conv, tiled, max_pool, lrn, crop: (N, H, W, C).
+The names in _rows, and "linear", are the fused steps of `layers/fused/`."""
 
 
 def checked_shape(name: str, text: str | None) -> tuple[int, ...] | None:

@@ -91,3 +91,25 @@ def test_complaints_are_the_layers(device):
     step.forward(device.zeros((2, 6, 7, 5), np.float64))
     with pytest.raises(ValueError, match=r"dy has shape \(2, 4, 5, 3\)"):
         step.backward(device.zeros((2, 4, 5, 3), np.float64))
+
+
+def test_rung_2_applies_the_relu_itself(cuda_device, monkeypatch):
+    """The same bits as convolution and ReLU apart, and no launch for the ReLU."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((1, 4, 5, 4)).astype(np.float32)
+    results = []
+    for fused in (False, True):
+        conv = Conv2D(4, 8, 3, padding=1, algorithm="tiled").to(cuda_device, "float32")
+        for parameter in conv.parameters():
+            values = np.random.default_rng(5).standard_normal(parameter.value.shape)
+            parameter.value[...] = cuda_device.array(values, np.float32)
+        relu = ReLU().to(cuda_device, "float32")
+        if fused:
+            step = ConvStep(conv, relu)
+            monkeypatch.setattr(ReLU, "forward", None)  # must not be called
+            results.append(step.forward(cuda_device.array(x)))
+        else:
+            results.append(relu.forward(conv.forward(cuda_device.array(x))))
+    apart, together = (cuda_device.to_host(each) for each in results)
+    assert (apart == 0).any() and (apart > 0).any()
+    np.testing.assert_array_equal(apart, together)

@@ -11,7 +11,7 @@ from numba import cuda, float32
 from simulated import ROOT, line_of
 
 from layers import MaxPool2D, simulator
-from layers.simulator.trace import GLOBAL, SHARED
+from layers.simulator.trace import GLOBAL, LOCAL, SHARED
 from tinyconv.lab import picture, picture_command
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch, conflict_ways, in_program_order, scattered
@@ -128,12 +128,14 @@ def test_no_access_is_lost_and_none_is_told_twice(name):
             for step in launch.block(block).steps
             for r in step.requests
         )
-        assert told == len(trace.accesses)
-        # A lane asks for one element at a time, and the steps of a warp are its own.
+        local = np.array([array.space == LOCAL for array in trace.arrays])
+        assert told == np.count_nonzero(~local[trace.accesses["array"]])
+        # A lane asks for one element at a time (four in a copy4), and the steps of a warp are its
+        # own.
         for step in launch.block(0).steps:
-            assert len({(r.warp, lane) for r in step.requests for lane in r.lanes}) == sum(
-                len(r.lanes) for r in step.requests
-            )
+            lanes = len({(r.warp, lane) for r in step.requests for lane in r.lanes})
+            width = trace.places[step.place].width
+            assert lanes * width == sum(len(r.lanes) for r in step.requests)
 
 
 def test_pooling_step_by_step():

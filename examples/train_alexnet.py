@@ -4,6 +4,9 @@
     python examples/train_alexnet.py --data photos --width 0.5 --image-size 128 --epochs 30
     python examples/train_alexnet.py --data imagenet.h5 --epochs 90 --schedule plateau
     python examples/train_alexnet.py --resume runs/003
+    python examples/train_alexnet.py --parallel columns --device cuda:0,cuda:1
+    python examples/train_alexnet.py --parallel replicas --device cuda:0,cuda:1
+    mpiexec -n 16 python examples/train_alexnet.py --parallel replicas --device cuda:0,cuda:1
 
 --data is a folder with train/<class>/ and val/<class>/ (photos of any size, mode and format), or a
 file made by `python -m tinyconv prepare`. The run leaves a folder with checkpoints, weights.h5,
@@ -13,8 +16,7 @@ checkpoint; --resume goes on from there, or from where the power failed, to the 
 
 import argparse
 import sys
-from dataclasses import asdict
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,61 +29,22 @@ from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.diagnose import LEARNED, overfit_one_batch
+from tinyconv.parallel.column_training import ColumnTraining
+from tinyconv.parallel.columns import Columns, two_devices
+from tinyconv.parallel.launch import spawn
+from tinyconv.parallel.replicas import Replica, ReplicaTraining
+from tinyconv.parallel.replicas_mpiexec import join, under_mpi
+from tinyconv.parallel.replicas_rank import device_names
+from tinyconv.plots import plot_column_filters
 from tinyconv.recorder import Recorder
 from tinyconv.run_folder import RunFolder
-from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential
 from tinyconv.stop import StopSignals
 from tinyconv.train import Training, TrainingError
+from tinyconv.train_options import complete, describe, make_schedule, parse, resumed
 
-MAY_CHANGE = {
-    *("data", "device", "epochs", "checkpoint_minutes", "checkpoint_steps", "no_graph", "resume"),
-}
-"""Options that --resume may be given anew; the data must be the same, wherever they are now."""
+PROGRAM = "train_alexnet.py"
 
-
-def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """All options, and those that were given, by name."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", metavar="PATH", help="folder {train,val}/<class>/, or .h5; default: drawn photos")
-    add("--classes", type=int, help="take only the first so many classes of a folder")
-    add("--image-size", type=int, help="side of the crop the net sees (host 96, GPU 224)")
-    add("--width", type=float, help="filters and units relative to the paper's (host 0.25, GPU 1)")
-    add("--batch-size", type=int, default=64, help="images a step (default 64; the paper: 128)")
-    add("--epochs", type=int, default=10, help="times through the training set (default 10)")
-    add("--lr", type=float, default=0.01, help="first learning rate (default 0.01, the paper's)")
-    add("--schedule", choices=("steps", "plateau", "constant"), default="steps",
-        help="divide the rate by 10: before the epochs of --drops (default), when validation stops "
-        "improving (the paper's rule), or never")  # fmt: skip
-    add("--drops", metavar="EPOCHS", help="for steps: such as 23,51,78 (default: the last third)")
-    add("--patience", type=int, default=5, help="for plateau: epochs without a new best (5)")
-    add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
-    add("--no-graph", action="store_true",
-        help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
-    add("--seed", type=int, default=0, help="same seed, same machine: same weights, to the bit")
-    add("--out", metavar="FOLDER", help="new folder for the results (default: runs/001, ...)")
-    add("--resume", metavar="FOLDER", help="go on with the run in this folder, with its options")
-    add("--checkpoint-minutes", type=float, default=10, help="time between checkpoints (default "
-        "10); one is written after every epoch anyway")  # fmt: skip
-    add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
-    add("--overfit-one-batch", action="store_true",
-        help="only see whether the net can learn a single batch by heart")  # fmt: skip
-    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
-    marked = vars(parser.parse_args(arguments, unset))
-    given = {name: value for name, value in marked.items() if value is not None}
-    return parser.parse_args(arguments), given
-
-
-def complete(options: argparse.Namespace, device: Device) -> None:
-    """Fill in what depends on the device and on other options, so that run.json says it all."""
-    if options.width is None:
-        options.width = 1.0 if device.is_cuda else 0.25
-    if options.schedule == "steps" and options.drops is None:
-        options.drops = str(options.epochs - options.epochs // 3 + 1)
 
 
 def load(options: argparse.Namespace, device: Device) -> Data:
@@ -112,41 +75,13 @@ def load(options: argparse.Namespace, device: Device) -> Data:
     return data
 
 
-def make_schedule(options: argparse.Namespace) -> Schedule:
-    if options.schedule == "plateau":
-        return Plateau(options.patience)
-    if options.schedule == "constant":
-        return Schedule()
-    try:
-        return Steps([int(epoch) for epoch in options.drops.split(",")])
-    except ValueError:
-        raise ValueError(
-            f"--drops must be rising numbers of epochs such as 23,51,78, not {options.drops!r}"
-        ) from None
-
-
-def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[str, Any]:
-    """What a checkpoint has to agree with: network, recipe, data, and every choice of the run."""
-    recipe = RECIPES[options.recipe]
-    return {
-        "width": options.width,
-        "image_size": options.image_size,
-        "input_divisor": recipe.input_divisor,
-        "recipe": asdict(recipe),
-        "class_ids": data.class_ids,
-        "class_names": data.class_names,
-        "training photos": data.train.fingerprint(),
-        "validation photos": data.val.fingerprint(),
-        "batch_size": options.batch_size,
-        "lr": options.lr,
-        "schedule": make_schedule(options).describe(),
-        "seed": options.seed,
-        "network": str(net).splitlines(),
-        "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
-    }
-
-
-def run(options: argparse.Namespace, device: Device, folder: RunFolder, data: Data) -> int:
+def run(
+    options: argparse.Namespace,
+    device: Device,
+    folder: RunFolder | None,
+    data: Data,
+    replica: Replica | None = None,
+) -> int:
     recipe = RECIPES[options.recipe]
     colour = colour_axes(data.eigenvalues, data.eigenvectors, recipe.colour)
     augment = Augment(
@@ -154,12 +89,17 @@ def run(options: argparse.Namespace, device: Device, folder: RunFolder, data: Da
     )
     net = alexnet(
         len(data.class_names), options.width, options.image_size, recipe, options.seed
-    ).to(device)
+    )
+    columns = options.parallel == "columns"
+    net = Columns(net, options.device) if columns else net.to(device)
     print(f"\n{net}\n\nrecipe {recipe.name}: {recipe.summary}")
+    if options.overfit_one_batch and (columns or replica):
+        raise ValueError("--overfit-one-batch runs on one device: leave --parallel out")
     if options.overfit_one_batch:
         return overfit(options, net, augment, data)
 
-    training = Training(
+    kind: Any = ColumnTraining if columns else Training
+    training = (partial(ReplicaTraining, replica=replica) if replica else kind)(
         net,
         data.train,
         data.val,
@@ -172,6 +112,10 @@ def run(options: argparse.Namespace, device: Device, folder: RunFolder, data: Da
         seed=options.seed,
         graph=not options.no_graph,
     )
+    if folder is None:
+        with StopSignals() as stop:
+            done = training.run(should_stop=lambda: stop.received)
+            return 0 if done else 128 + training.stopped
     settings = describe(options, data, net)
     recorder = Recorder(
         folder, training, settings, options.checkpoint_minutes, options.checkpoint_steps
@@ -195,9 +139,11 @@ def run(options: argparse.Namespace, device: Device, folder: RunFolder, data: Da
                 f"stopped after step {training.progress.step} (epoch {training.progress.epoch}); "
                 f"go on with: python examples/train_alexnet.py --resume {folder.path}"
             )
-            return 128 + stop.received
+            return 128 + training.stopped
     history = recorder.history
     folder.finish(net, data.mean_image, settings, history)
+    if columns:
+        plot_column_filters(net["conv1"].weight.value.get(), folder.path / "conv1_filters.png")
     if history:
         print(f"validation top-1 {history[-1].val_top1:.1%}, top-5 {history[-1].val_top5:.1%}")
     print(f"weights, metrics, curves and filters are in {folder.path}")
@@ -223,48 +169,65 @@ def overfit(options: argparse.Namespace, net: Sequential, augment: Augment, data
     return 0 if learned else 1
 
 
-def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolder) -> None:
-    """Take the options of the run in `folder`; those given now must be the same or may change."""
-    for name, value in folder.read_options().items():
-        if name in given and name not in MAY_CHANGE and given[name] != value:
-            raise ValueError(
-                f"--resume goes on with the run's own options: --{name.replace('_', '-')} is "
-                f"{value!r} there, not {given[name]!r}"
-            )
-        if name not in given:
-            setattr(options, name, value)
+def start(options: argparse.Namespace, replica: Replica | None = None) -> int:
+    """Everything after the options; by each rank, of which only the first has a folder."""
+    if options.parallel == "columns":
+        device, second = two_devices(options.device)
+        print(f"devices: column 0 on {device}; column 1 on {second}")
+    else:
+        device = Device(replica.device if replica else options.device)
+        print(f"device: {device}")
+    complete(options, device)
+    make_schedule(options)
+    if replica and not replica.first:
+        with load(options, device) as data:
+            return run(options, device, None, data, replica)
+    folder = RunFolder.reopen(options.resume) if options.resume else RunFolder(options.out)
+    with folder, load(options, device) as data:
+        return run(options, device, folder, data, replica)
+
+
+def settled(options: argparse.Namespace, given: dict[str, Any]) -> argparse.Namespace:
+    """The options, those of the run that is resumed included."""
+    if options.resume:
+        with RunFolder.reopen(options.resume) as folder:
+            resumed(options, given, folder)
+    if options.parallel == "none" and (under_mpi() or len(options.device.split(",")) > 1):
+        raise ValueError("for several devices or processes add --parallel replicas (or columns)")
+    if options.parallel == "columns" and under_mpi():
+        raise ValueError("--parallel columns is one process: start it without mpiexec")
+    return options
+
+
+def failure(error: BaseException, whose: str = "") -> tuple[int, str] | None:
+    """Exit status and the line to print; None for an error that is a mistake of this program."""
+    if isinstance(error, (DeviceError, ValueError, OSError)):
+        return 2, f"{PROGRAM}: error: {whose}{error}"
+    if isinstance(error, MemoryError):
+        advice = "not enough memory; try a smaller --batch-size, --width or --image-size"
+        return 2, f"{PROGRAM}: error: {whose}{advice}"
+    if isinstance(error, TrainingError):
+        return 1, f"{PROGRAM}: {whose}{error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"{PROGRAM}: interrupted"
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options, given = parse(arguments)
+    options, given = parse(__doc__, arguments)
     try:
-        if options.resume:
-            folder = RunFolder.reopen(options.resume)
-            resumed(options, given, folder)
-        device = Device(options.device)
-        print(f"device: {device}")
-        complete(options, device)
-        make_schedule(options)
-        if not options.resume:
-            folder = RunFolder(options.out)
-        with folder, load(options, device) as data:
-            return run(options, device, folder, data)
-    except (DeviceError, ValueError, OSError) as error:
-        print(f"train_alexnet.py: error: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print(
-            "train_alexnet.py: error: not enough memory; try a smaller --batch-size, --width or "
-            "--image-size",
-            file=sys.stderr,
-        )
-        return 2
-    except TrainingError as error:
-        print(f"train_alexnet.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train_alexnet.py: interrupted", file=sys.stderr)
-        return 130
+        if under_mpi():
+            return join(start, lambda: settled(options, given), failure, PROGRAM)
+        options = settled(options, given)
+        if options.parallel == "replicas" and len(names := device_names(options.device)) > 1:
+            return spawn(start, options, names, failure, PROGRAM)
+        return start(options)
+    except (Exception, KeyboardInterrupt) as error:
+        found = failure(error)
+        if found is None:
+            raise
+        print(found[1], file=sys.stderr)
+        return found[0]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ so that one place decides what stands behind the name. Three answers are possibl
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -177,6 +179,23 @@ class Device:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """`with device.current():` arrays are made and kernels launched here, among several GPUs.
+
+        Numba launches on whatever GPU is current for CuPy. Not yet run on two GPUs.
+        """
+        if not self.is_cuda or self.is_simulated:
+            yield
+            return
+        with self.xp.cuda.Device(self.index):
+            yield
+
+    @property
+    def index(self) -> int:
+        """The GPU's number; 0 for the host."""
+        return int(self.name.partition(":")[2] or 0)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` with undefined contents."""

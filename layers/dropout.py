@@ -13,8 +13,9 @@ training to testing input.
 The mask is not stored: m[i] is a function of (seed, layer, step, i), `layers/random_bits.py`, and
 the backward pass computes it again. `forward(train=True)` moves on to the next step by itself;
 `set_step` puts the layer at a given step, as a resumed run or a gradient check needs. What chooses
-the mask, the key (seed, layer, step), lies in device memory and not among a launch's arguments: a
-recorded launch (`layers/graph.py`) keeps its arguments, and would draw one mask for ever.
+the mask, the key (seed, layer, step, first element), lies in device memory and not among a launch's
+arguments: a recorded launch (`layers/graph.py`) keeps its arguments, and would draw one mask for
+ever.
 
 Any shape, float32 or float64; the mask does not depend on the device or the dtype.
 """
@@ -31,9 +32,9 @@ from layers.random_bits import random_words_device, random_words_host
 
 @njit(parallel=True, cache=True)
 def dropout_host(x, y, factor, threshold, key):
-    seed, layer, step = key[0], key[1], key[2]
+    seed, layer, step, first = key[0], key[1], key[2], key[3]
     for i in prange(x.size):
-        word = random_words_host(seed, layer, step, np.uint64(i))[0]
+        word = random_words_host(seed, layer, step, first + np.uint64(i))[0]
         y[i] = x[i] * factor if word >= threshold else x.dtype.type(0)
 
 
@@ -49,7 +50,7 @@ def dropout_kernel(x, y, factor, threshold, key):
     i = cuda.grid(1)
     if i >= x.size:
         return
-    word = random_words_device(key[0], key[1], key[2], np.uint64(i))[0]
+    word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
     y[i] = x[i] * factor if word >= threshold else x.dtype.type(0)
 
 
@@ -61,7 +62,8 @@ class Dropout(Layer):
 
     mode: "paper" (test outputs are multiplied by 1 − p) or "inverted". 0 <= p < 1, else
     ValueError. `seed`, `stream` and `step` choose the mask; a net gives each of its layers its own
-    `stream`.
+    `stream`. Where several processes share a batch, `first_row` is the row of it that ours begin
+    at.
     """
 
     def __init__(self, p=0.5, mode="paper"):
@@ -72,6 +74,7 @@ class Dropout(Layer):
             raise ValueError(f"Dropout: mode must be 'paper' or 'inverted', not {mode!r}")
         self.p, self.mode = p, mode
         self.seed, self.stream, self.step = 0, 0, 0
+        self.first_row, self.first = 0, 0
         self.key, self._written = None, None
 
     def to(self, device, dtype=None):
@@ -91,7 +94,7 @@ class Dropout(Layer):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
         self.y = self.buffer("y", x.shape)
-        self.begin_pass(train)
+        self.begin_pass(train, x.size // len(x))
         return self._apply(x, self.y)
 
     def backward(self, dy):
@@ -99,8 +102,12 @@ class Dropout(Layer):
         dy = self.check_gradient(dy)
         return self._apply(dy, self.buffer("dx", dy.shape))
 
-    def begin_pass(self, train):
-        """Settle factor, threshold and key of a pass; a training pass moves on to the next step."""
+    def begin_pass(self, train, row):
+        """Settle factor, threshold and key of a pass over rows of `row` elements.
+
+        A training pass moves on to the next step.
+        """
+        self.first = self.first_row * row
         keep = 1 - self.p
         if train:
             drop, factor = self.p, 1.0 if self.mode == "paper" else 1 / keep
@@ -113,9 +120,9 @@ class Dropout(Layer):
 
     def write_key(self):
         """Write the key of the next pass to where kernels read it, unless it is there already."""
-        words = self.seed, self.stream, self.step
+        words = self.seed, self.stream, self.step, self.first
         if self.key is None:
-            self.key = self.device.zeros((3,), np.uint64)
+            self.key = self.device.zeros((4,), np.uint64)
         if words != self._written:
             self.device.write(self.key, np.array(words, np.uint64))
             self._written = words

@@ -6,8 +6,9 @@
     check         look for races, stray accesses, and outputs not written, in every kernel
     traffic       what a kernel's memory accesses cost
     draw-kernel   a page that shows a kernel at work, step by step
+    draw          the net as boxes and arrows, on one device or two; or its first filters
 
-The last three look at simulated kernels and need no GPU.
+check, traffic and draw-kernel look at simulated kernels and need no GPU.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def gradcheck(device_name: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0, 1 for a failed check, 2 for wrong usage)."""
+    from tinyconv import draw_command
     from tinyconv.data import prepare_command
     from tinyconv.lab import check_command, picture_command, traffic_command
 
@@ -74,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     }
     for name, (module, purpose) in laboratory.items():
         module.options(commands.add_parser(name, help=purpose, description=module.__doc__))
+    purpose = "the net as boxes and arrows, on one device or two; or its first filters"
+    draw_command.options(
+        commands.add_parser("draw", help=purpose, description=draw_command.__doc__)
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "doctor":
@@ -82,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
             return prepare_command.main(options)
         if options.command == "gradcheck":
             return gradcheck(options.device)
+        if options.command == "draw":
+            return draw_command.main(options)
         if not SIMULATED:
             _start_again_with_the_simulator()
         if not simulator.installed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,4 +46,53 @@ def plot_filters(weight: np.ndarray, path: str | Path) -> None:
         if i < count:
             largest = float(np.abs(weight[i]).max()) or 1.0
             axes.imshow(np.clip(0.5 + 0.5 * weight[i] / largest, 0, 1), interpolation="nearest")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def colourfulness(weight: np.ndarray) -> np.ndarray:
+    """How far each filter is from grey: 0 sees brightness only, 1 colour differences only.
+
+    weight (K, R, S, 3). A filter's three numbers at one place have a mean, which answers to grey,
+    and deviations from it, which answer to colour. The result (K,) is the share of the deviations
+    in the sum of squares over all places: Σ (w − mean)² / Σ w². A filter of independent random
+    numbers is expected at 2/3, as two of three directions in colour space are not grey; a filter
+    of zeros counts as 0. ValueError if there are not three colours.
+    """
+    if weight.ndim != 4 or weight.shape[3] != 3:
+        raise ValueError(f"colourfulness: filters are {weight.shape}, expected (K, R, S, 3)")
+    weight = np.asarray(weight, np.float64)
+    deviation = weight - weight.mean(axis=3, keepdims=True)
+    whole = np.square(weight).sum(axis=(1, 2, 3))
+    return np.square(deviation).sum(axis=(1, 2, 3)) / np.where(whole > 0, whole, 1)
+
+
+def plot_column_filters(weight: np.ndarray, path: str | Path) -> None:
+    """conv1's filters (K, R, S, 3), those of column 0 above those of column 1, as a PNG.
+
+    Under each filter stands its `colourfulness` in percent, and over each column its mean. In the
+    paper one column became colour-agnostic and the other colour-specific, in every run (figure 3,
+    §6.1). Filters are stretched as in `plot_filters`.
+    """
+    share = colourfulness(weight)
+    middle = weight.shape[0] - weight.shape[0] // 2
+    across = min(middle, 16)
+    figure = Figure(figsize=(max(0.6 * across, 4), 0.78 * 2 * -(-middle // across) + 0.9))
+    FigureCanvasAgg(figure)
+    halves: Any = figure.subfigures(2, 1)
+    for column, part in enumerate((slice(0, middle), slice(middle, None))):
+        filters, shares = weight[part], share[part]
+        halves[column].suptitle(
+            f"column {column}: {len(filters)} filters, colourfulness "
+            f"{shares.mean():.0%} on average",
+            fontsize=9,
+        )
+        places = halves[column].subplots(-(-middle // across), across, squeeze=False)
+        halves[column].subplots_adjust(0.01, 0.02, 0.99, 0.82, wspace=0.08, hspace=0.45)
+        for i, axes in enumerate(places.flat):
+            axes.set_axis_off()
+            if i < len(filters):
+                largest = float(np.abs(filters[i]).max()) or 1.0
+                squares = np.clip(0.5 + 0.5 * filters[i] / largest, 0, 1)
+                axes.imshow(squares, interpolation="nearest")
+                axes.set_title(f"{shares[i]:.0%}", fontsize=6, pad=1.5)
     figure.savefig(path, dpi=120, metadata={"Software": None})

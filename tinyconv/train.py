@@ -96,7 +96,9 @@ class Training:
     store's StoredPhotos. schedule: of the learning rate `lr` (None: constant). bare_last_stage:
     after the schedule's last drop no colour noise, and the first layer stays as it is. seed: of
     the order and the dropout masks. graph: on a GPU, record the step once and replay it (the same
-    bits as without). Attributes: `net`, `optimizer`, `progress`, `schedule`.
+    bits as without). Attributes: `net`, `optimizer`, `progress`, `schedule`; `stopped`, what
+    `should_stop` gave when it ended the run. Where several processes train one net, `batch_size`
+    and all figures are those of the whole (`parallel/replicas.py`).
 
     ValueError for arguments out of range or weights that were never drawn. Sources: paper §5.
     """
@@ -124,6 +126,7 @@ class Training:
         self.schedule = schedule or Schedule()
         self.bare_last_stage = bare_last_stage
         self.progress = Progress()
+        self.stopped = 0
         augment.to(net.device, net.dtype)
         net.set_seed(seed)
         net.layers[0].input_gradient = False
@@ -148,7 +151,7 @@ class Training:
         finite. Two runs with equal arguments on one machine give equal bits, however often they
         were stopped and went on.
         """
-        with Loader(self.train_set, self.batch_size, self.net.device, seed=self.seed) as loader:
+        with self._loader() as loader:
             images = min(self.batch_size, len(self.train_set))
             with tqdm(
                 total=self.epochs * loader.batches_per_epoch * images,
@@ -179,13 +182,13 @@ class Training:
             self.optimizer.freeze(self.net.layers[0].parameters())
 
         def stop_if_asked() -> None:
-            if should_stop():
+            self.stopped = self._asked(should_stop())
+            if self.stopped:
                 raise _Stopped
 
         started, waited, seen_before = time.perf_counter(), loader.waited, now.seen
         for images, labels, ids in loader.epoch(now.epoch, first=now.batch):
-            self._step(images, labels, ids)
-            bar.update(len(labels))
+            bar.update(self._step(images, labels, ids))
             bar.set_postfix(
                 loss=f"{now.loss_sum / now.batch:.3f}",
                 top1=f"{now.correct / now.seen:.0%}",
@@ -195,30 +198,56 @@ class Training:
                 on_step()
             stop_if_asked()
         seconds, waited = time.perf_counter() - started, loader.waited - waited
-        result = evaluate(
-            self.net, self.val_set, self.augment, self.batch_size, on_batch=stop_if_asked
-        )
+        result = self._evaluate(stop_if_asked)
         return self._close_epoch(result, seconds, waited, now.seen - seen_before)
 
-    def _step(self, images: Any, labels: Any, ids: Any) -> None:
-        """One batch: forward, backward, update. Everything else in this file is bookkeeping."""
+    def _step(self, images: Any, labels: Any, ids: Any) -> int:
+        """One batch: forward, backward, update; returns its photos. The rest is bookkeeping."""
         now = self.progress
         x = self.augment.random(images, ids, now.epoch)
-        self.training_step.gradients(x, labels, now.step)
+        self._compute(x, labels)
         value = self.loss.value()
+        correct = hits(self.net.device.to_host(self.loss.probabilities), labels, 1)
+        value, correct, count = self._totals(value, correct, len(labels))
         if not math.isfinite(value):
-            where = where_not_finite(self.net, x, now.step)
             raise TrainingError(
-                f"the loss became {value} in step {now.step + 1} (epoch {now.epoch}): {where}; "
-                "start again with a learning rate of a third or less"
+                f"the loss became {value} in step {now.step + 1} (epoch {now.epoch}): "
+                f"{self._where(x)}; start again with a learning rate of a third or less"
             )
+        self._gather(len(labels) / count)
         self.optimizer.step()
         if now.step == 0:
             now.first_loss = value
         now.step, now.batch = now.step + 1, now.batch + 1
         now.loss_sum += value
-        now.correct += hits(self.net.device.to_host(self.loss.probabilities), labels, 1)
-        now.seen += len(labels)
+        now.correct += correct
+        now.seen += count
+        return count
+
+    # What is different where several processes train one net: `parallel/replicas.py`.
+
+    def _loader(self) -> Loader:
+        return Loader(self.train_set, self.batch_size, self.net.device, seed=self.seed)
+
+    def _asked(self, stop: Any) -> Any:
+        return stop
+
+    def _totals(self, loss: float, correct: int, count: int) -> tuple[float, int, int]:
+        """Mean loss, hits and photos of the whole batch, from those of this process."""
+        return loss, correct, count
+
+    def _where(self, x: Any) -> str:
+        return where_not_finite(self.net, x, self.progress.step)
+
+    def _compute(self, x: Any, labels: Any) -> None:
+        """The loss and the gradients of this process's photos (of replicas: the loss alone)."""
+        self.training_step.gradients(x, labels, self.progress.step)
+
+    def _gather(self, share: float) -> None:
+        """Make `optimizer.grads` those of the whole batch, `share` of which is this process's."""
+
+    def _evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
+        return evaluate(self.net, self.val_set, self.augment, self.batch_size, on_batch=on_batch)
 
     def _close_epoch(self, result: Evaluation, seconds: float, waited: float, seen: int) -> Epoch:
         now = self.progress

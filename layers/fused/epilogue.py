@@ -35,12 +35,12 @@ def bias_relu_host(y, b):
 
 @njit(parallel=True, cache=True)
 def bias_relu_dropout_host(y, b, factor, threshold, key):
-    seed, layer, step = key[0], key[1], key[2]
+    seed, layer, step, first = key[0], key[1], key[2], key[3]
     zero = y.dtype.type(0)
     for row in prange(y.shape[0]):
         for k in range(y.shape[1]):
             value = y[row, k] + b[k]
-            element = np.uint64(row * y.shape[1] + k)
+            element = first + np.uint64(row * y.shape[1] + k)
             kept = random_words_host(seed, layer, step, element)[0] >= threshold
             y[row, k] = (value if not value <= 0 else zero) * factor if kept else zero
 
@@ -91,7 +91,7 @@ def bias_relu_dropout_kernel(y, b, factor, threshold, key):
         return
     zero = y.dtype.type(0)
     value = y[i] + b[i % b.size]
-    word = random_words_device(key[0], key[1], key[2], np.uint64(i))[0]
+    word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
     y[i] = (value if not value <= zero else zero) * factor if word >= threshold else zero
 
 

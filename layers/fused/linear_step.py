@@ -28,7 +28,7 @@ class LinearStep(FusedStep):
         y = linear.buffer("y", (x.shape[0], linear.out_features))
         products(linear.device, (x, linear.weight.value.T, y))
         if self.dropout is not None:
-            self.dropout.begin_pass(train)
+            self.dropout.begin_pass(train, linear.out_features)
         if self.relu is not None:
             bias_relu(linear.device, y, linear.bias.value, self.dropout)
         else:

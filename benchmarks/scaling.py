@@ -1,0 +1,302 @@
+"""More than one device: what crosses between them, and what it should cost; and a measurement.
+
+    python benchmarks/scaling.py --paper                 # the tables of docs/scaling.md
+    python benchmarks/scaling.py                         # 1 and 2 ranks of this machine, in turns
+    python benchmarks/scaling.py --ranks 1,2,4 --mpi     # started by mpiexec instead of by spawn
+    python benchmarks/scaling.py --devices cuda:0,cuda:1,cuda:2,cuda:3 --ranks 1,2,4
+
+A measurement trains AlexNet on random photos: one rank with all cores (or one GPU), then several
+that share the cores and the batch (on GPUs the batch grows with the ranks), in turns. Predicted is
+the step of one rank with its share of cores and of the batch, and behind it the sum of the
+gradients, each measured by itself: what the ranks would do if nothing were hidden and nothing in
+the way of anything.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import machine
+
+from tinyconv import alexnet
+from tinyconv.parallel.launch import spawn
+from tinyconv.parallel.replicas_mpiexec import join, under_mpi
+from tinyconv.parallel.replicas_rank import THREADS, cores
+
+IMAGENET = 1_281_167
+"""Training photos of ILSVRC-2012."""
+
+BATCH = 128
+"""Photos a GPU and step, as in the paper."""
+
+LINKS = {"NVLink 4": 450e9, "PCIe 5 ×16": 64e9, "100 Gb/s": 12.5e9}
+"""Bytes a second in one direction. NVIDIA's H100 data sheet gives both directions together: 900
+GB/s for NVLink, 128 GB/s for PCIe 5; the last is the line rate."""
+
+MACHINE = 8
+"""GPUs of a machine; machines have one link of 100 Gb/s each."""
+
+RATES = 1000, 4000, 16000
+"""Photos a second of a single GPU: a range, since none has been measured yet."""
+
+# --- on paper
+
+
+@functools.cache
+def parameters() -> dict[str, int]:
+    """Learned numbers of each layer of the full net."""
+    net = alexnet()
+    return {x.name: sum(p.value.size for p in x.parameters()) for x in net if x.parameters()}
+
+
+@functools.cache
+def crossing_inputs() -> dict[str, int]:
+    """Elements of one image at the inputs that need all of the layer before, and the logits."""
+    net, inputs = alexnet(), {}
+    shape = net.input_shape
+    for layer in net:
+        if layer.name in ("conv3", "fc6", "fc7", "fc8"):
+            inputs[layer.name] = math.prod(shape)
+        shape = layer.output_shape(shape)
+    return inputs | {"logits": math.prod(shape)}
+
+
+def replicas_bytes(gpus: int) -> float:
+    """Sent by one GPU in a step: every gradient, twice, but for its own part."""
+    return 2 * (gpus - 1) / gpus * 4 * sum(parameters().values())
+
+
+def columns_bytes(batch: int) -> float:
+    """Sent by one of two GPUs in a step: its half of four inputs and of the logits, both ways."""
+    return 2 * 4 * batch * sum(crossing_inputs().values()) / 2
+
+
+def hybrid_bytes(gpus: int, batch: int) -> float:
+    """As replicas for the convolutions; what fc6 to fc8 read and give, of the whole batch."""
+    convolutions = sum(n for name, n in parameters().items() if name.startswith("conv"))
+    inputs = crossing_inputs()
+    crossing = sum(n for name, n in inputs.items() if name != "conv3") * batch
+    return 2 * (gpus - 1) / gpus * 4 * (convolutions + crossing)
+
+
+def exchange_seconds(scheme, gpus: int, link: str) -> float:
+    """Of one step: within machines over `link`, then between machines over 100 Gb/s."""
+    inside, machines = min(gpus, MACHINE), max(1, gpus // MACHINE)
+    seconds = scheme(inside) / LINKS[link]
+    if machines > 1:
+        seconds += scheme(machines) / LINKS["100 Gb/s"]
+    return seconds
+
+
+def epoch_seconds(rate: float, gpus: int, link: str) -> tuple[float, float]:
+    """An epoch by replicas, 128 photos a GPU: all of the sum hidden, and none of it."""
+    compute = BATCH / rate
+    exchange = exchange_seconds(replicas_bytes, gpus, link) if gpus > 1 else 0.0
+    steps = IMAGENET / (BATCH * gpus)
+    return steps * max(compute, exchange), steps * (compute + exchange)
+
+
+def bytes_table() -> list[str]:
+    rows = ["| GPUs | replicas | columns | hybrid |", "|---|---|---|---|"]
+    for gpus in (2, 4, 8, 64):
+        columns = f"{columns_bytes(gpus * BATCH) / 1e6:,.1f}" if gpus == 2 else ""
+        hybrid = hybrid_bytes(gpus, gpus * BATCH) / 1e6
+        rows.append(f"| {gpus} | {replicas_bytes(gpus) / 1e6:,.1f} | {columns} | {hybrid:,.1f} |")
+    return rows
+
+
+def seconds_table() -> list[str]:
+    rows = [f"| 2 GPUs | {' | '.join(LINKS)} |", "|---|" + "---|" * len(LINKS)]
+    schemes = {
+        "replicas": replicas_bytes(2),
+        "columns": columns_bytes(2 * BATCH),
+        "hybrid": hybrid_bytes(2, 2 * BATCH),
+    }
+    for name, count in schemes.items():
+        times = " | ".join(f"{1e3 * count / speed:,.2f}" for speed in LINKS.values())
+        rows.append(f"| {name} | {times} |")
+    return rows
+
+
+def epochs_table(link: str) -> list[str]:
+    rows = [
+        f"| GPUs, {link} | {' | '.join(f'{rate:,} photos/s' for rate in RATES)} |",
+        "|---|" + "---|" * len(RATES),
+    ]
+    for gpus in (1, 2, 4, 8, 16, 32, 64):
+        cells = []
+        for rate in RATES:
+            hidden, shown = epoch_seconds(rate, gpus, link)
+            cells.append(f"{hidden:,.0f}" if gpus == 1 else f"{hidden:,.0f} to {shown:,.0f}")
+        rows.append(f"| {gpus} | {' | '.join(cells)} |")
+    return rows
+
+
+def tables() -> list[list[str]]:
+    return [bytes_table(), seconds_table(), epochs_table("NVLink 4"), epochs_table("PCIe 5 ×16")]
+
+
+# --- measured
+
+
+def train(options, replica=None) -> int:
+    """Some steps on random photos; the first rank writes the seconds of each."""
+    import numpy as np
+
+    from layers import Device
+    from tinyconv.data import PhotoSet
+    from tinyconv.data.augment import Augment
+    from tinyconv.parallel.replicas import ReplicaTraining
+    from tinyconv.parallel.replicas_rows import part_of
+    from tinyconv.train import Training
+
+    device = Device(replica.device if replica else options.devices.split(",")[0])
+    batch, side = options.batch_size, options.image_size + options.image_size // 7
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
+    labels = rng.integers(0, options.classes, batch)
+    photos = PhotoSet(images, labels, tuple(map(str, range(options.classes))))
+    net = alexnet(options.classes, options.width, options.image_size, "robust").to(device)
+    augment = Augment(photos.mean_image(), options.image_size, 64.0)
+    arguments = net, photos, part_of(photos, slice(0, 1)), augment
+    settings = {"epochs": options.warm_up + options.steps, "batch_size": batch, "lr": 1e-4}
+    if replica:
+        run = ReplicaTraining(*arguments, replica=replica, **settings)
+    else:
+        run = Training(*arguments, **settings)
+    seconds, step = [], run._step
+
+    def timed(*batch):
+        device.synchronize()
+        started = time.perf_counter()
+        count = step(*batch)
+        device.synchronize()
+        seconds.append(time.perf_counter() - started)
+        return count
+
+    run._step = timed
+    run.run(progress=False)
+    sums = []
+    if replica:
+        ranks, flat = replica.communicator, run.optimizer.grads
+        for _ in range(options.warm_up + options.steps):
+            ranks.exchange(np.zeros(1))
+            started = time.perf_counter()
+            ranks.start(slice(0, flat.size))
+            ranks.finish()
+            device.synchronize()
+            sums.append(time.perf_counter() - started)
+    if replica is None or replica.first:
+        found = {"steps": seconds[options.warm_up :], "sums": sums[options.warm_up :]}
+        Path(options.found).write_text(json.dumps(found))
+    return 0
+
+
+def failure(error, whose=""):
+    return 2, f"scaling.py: {whose}{error!r}"
+
+
+def measure(options, ranks: int, batch: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of the steps of `ranks` ranks, in processes of their own."""
+    found = Path(options.found)
+    found.unlink(missing_ok=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(ranks)]
+    command += ["--batch-size", str(batch), "--found", str(found)]
+    if options.mpi and ranks > 1:
+        command = [options.mpiexec, "-n", str(ranks), *command]
+    environment = os.environ | dict.fromkeys(THREADS, str(threads))
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(found.read_text())
+
+
+def report(options) -> None:
+    """Measure in turns, and print the table."""
+    counts = [int(count) for count in options.ranks.split(",")]
+    gpus, threads = options.devices.startswith("cuda"), options.threads or cores()
+    one = statistics.median
+    names: dict[str, list[float]] = {}
+    sums: dict[int, list[float]] = {}
+    for _ in range(options.rounds):
+        for count in counts:
+            batch = options.batch_size * count if gpus else options.batch_size
+            share = max(1, threads // count)
+            found = measure(options, count, batch, share)
+            names.setdefault(f"{count} ranks", []).extend(found["steps"])
+            sums.setdefault(count, []).extend(found["sums"])
+            if count > 1:
+                found = measure(options, 1, batch // count, share)
+                names.setdefault(f"part of {count}", []).extend(found["steps"])
+    print(
+        f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
+        f" float32, {'mpiexec' if options.mpi else 'spawn'}, {threads} threads in all\n"
+        f"{machine('numba', 'numpy', 'mpi4py')}\n"
+    )
+    print(
+        "| ranks | batch | ms a step | fastest to slowest | images/s | beside 1 rank | predicted |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    base = 0.0
+    for count in counts:
+        batch = options.batch_size * count if gpus else options.batch_size
+        steps = names[f"{count} ranks"]
+        rate = batch / one(steps)
+        base = base or rate
+        predicted = (
+            ""
+            if count == 1
+            else f"{batch / (one(names[f'part of {count}']) + one(sums[count])):,.1f}"
+        )
+        print(
+            f"| {count} | {batch} | {1e3 * one(steps):,.1f} | {1e3 * min(steps):,.1f} to "
+            f"{1e3 * max(steps):,.1f} | {rate:,.1f} | {rate / base:.2f} | {predicted} |"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--paper", action="store_true", help="print the tables that need no machine")
+    add("--ranks", default="1,2", help="how many, in turns; the first is what others stand beside")
+    add("--devices", default="cpu", help="cpu, or the GPUs: cuda:0,cuda:1,...")
+    add("--mpi", action="store_true", help="start the ranks by mpiexec")
+    add("--mpiexec", default=shutil.which("mpiexec") or "mpiexec")
+    add("--width", type=float, default=0.25)
+    add("--image-size", type=int, default=96)
+    add("--classes", type=int, default=10)
+    add("--batch-size", type=int, default=64, help="of one GPU, or on the host of all ranks")
+    add("--threads", type=int, help="of all ranks together (default: every core)")
+    add("--steps", type=int, default=10)
+    add("--warm-up", type=int, default=3)
+    add("--rounds", type=int, default=3)
+    add("--worker", type=int, help=argparse.SUPPRESS)
+    add("--found", default=f"/tmp/scaling-{os.getpid()}.json", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.paper:
+        print("\n\n".join("\n".join(table) for table in tables()))
+        return 0
+    if options.worker is None:
+        try:
+            report(options)
+        finally:
+            Path(options.found).unlink(missing_ok=True)
+        return 0
+    options.device = options.devices
+    if under_mpi():
+        return join(train, lambda: options, failure, "scaling.py")
+    if options.worker == 1:
+        return train(options)
+    names = options.devices.split(",")
+    devices = names[: options.worker] if len(names) > 1 else names * options.worker
+    return spawn(train, options, devices, failure, "scaling.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""The two-column net is the one-device net: outputs, gradients, ten steps of training.
+
+[one GPU twice] and [two GPUs] run where there are GPUs, and are skipped in sight elsewhere.
+"""
+
+import numpy as np
+import pytest
+
+from layers import (
+    Conv2D,
+    Device,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+    SoftmaxCrossEntropy,
+)
+from layers.device import SIMULATED, DeviceError
+from tinyconv import RECIPES, SGD, Sequential, alexnet, initialize
+from tinyconv.parallel.column_training import ColumnSGD
+from tinyconv.parallel.columns import Columns, from_grouped, to_grouped, two_devices
+from tinyconv.parallel.convert import copy_weights
+from tinyconv.parallel.exchange import BorderNorm
+from tinyconv.parallel.stage import Both
+
+
+def small_net(groups_in_norm=1):
+    """Everything AlexNet has, small enough for the simulator. Odd numbers of classes and units."""
+    layers = {
+        "conv1": Conv2D(3, 6, 3, stride=2, padding=(0, 1)),
+        "relu1": ReLU(),
+        "norm1": LocalResponseNorm(5, 2.0, 0.5, 0.75, groups=groups_in_norm),
+        "pool1": MaxPool2D(3, 2),
+        "conv2": Conv2D(6, 8, 3, padding=1, groups=2),
+        "relu2": ReLU(),
+        "conv3": Conv2D(8, 4, 3, padding=1),
+        "conv4": Conv2D(4, 6, 1, groups=2),
+        "flatten": Flatten(),
+        "fc6": Linear(6 * 2 * 3, 7),
+        "relu6": ReLU(),
+        "drop6": Dropout(0.4),
+        "fc8": Linear(7, 3),
+    }
+    return initialize(Sequential(layers, (12, 14, 3)), "robust", seed=5).to("cpu", "float64")
+
+
+def batch(step, shape=(4, 12, 14, 3), classes=3):
+    rng = np.random.default_rng(step)
+    return rng.normal(size=shape), rng.integers(0, classes, shape[0])
+
+
+def devices_of(name):
+    if SIMULATED and name.startswith("cuda:0,cuda"):
+        pytest.skip("no GPU here: the simulator takes the place of one")
+    try:
+        return two_devices("cuda:0,cuda:0" if name == "simulated" else name)
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+DEVICES = [
+    pytest.param("cpu,cpu", id="host"),
+    pytest.param("simulated", marks=pytest.mark.skipif(not SIMULATED, reason="there is a GPU")),
+    pytest.param("cuda:0,cuda:0", id="one GPU twice"),
+    pytest.param("cuda:0,cuda:1", id="two GPUs"),
+]
+
+
+def ten_steps(net, optimizer, batches, steps=10):
+    """The losses of a few steps, the last logits, dL/dx and all gradients, on the host."""
+    loss = SoftmaxCrossEntropy().to(net.device, net.dtype)
+    losses = []
+    for step in range(steps):
+        x, labels = batches(step)
+        net.set_step(step)
+        y = net.forward(net.device.array(x, net.dtype))
+        losses.append(loss.forward(y, labels))
+        dx = net.backward(loss.backward())
+        gradients = {p.name: Device.to_host(p.grad).copy() for p in net.parameters()}
+        optimizer.step()
+    return np.array(losses), Device.to_host(y).copy(), Device.to_host(dx).copy(), gradients
+
+
+def assert_equal_training(grouped, columns, batches, tolerance, steps=10):
+    one = ten_steps(grouped, SGD(grouped.parameters(), 0.05), batches, steps)
+    two = ten_steps(columns, ColumnSGD(columns.parameters(), 0.05), batches, steps)
+    for wanted, found in zip(one[:3], two[:3], strict=True):
+        np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
+    assert list(one[3]) == list(two[3])
+    for name, wanted in one[3].items():
+        scale = tolerance * np.abs(wanted).max()
+        np.testing.assert_allclose(two[3][name], wanted, atol=scale, rtol=0, err_msg=name)
+    back = columns.to_grouped()
+    for wanted, found in zip(grouped.parameters(), back.parameters(), strict=True):
+        scale = tolerance * np.abs(wanted.value).max()
+        np.testing.assert_allclose(found.value, wanted.value, atol=scale, rtol=0)
+
+
+@pytest.mark.parametrize("groups_in_norm", [1, 2])
+@pytest.mark.parametrize("names", DEVICES)
+def test_ten_steps_of_a_small_net_are_those_of_one_device(names, groups_in_norm):
+    grouped = small_net(groups_in_norm)
+    columns = Columns(grouped, devices_of(names))
+    # float64 on every device: sums in other orders, ten steps long.
+    steps = 3 if names == "simulated" else 10
+    assert_equal_training(grouped, columns, batch, 1e-9, steps)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-9), ("float32", 1e-3)])
+def test_ten_steps_of_alexnet_are_those_of_one_device(recipe, dtype, tolerance):
+    """float32: each sum rounds at 6e-8 in another order, and ten steps amplify it."""
+    grouped = alexnet(5, 0.1, 67, recipe, seed=3).to("cpu", dtype)
+    columns = Columns(grouped)
+    assert any(isinstance(stage, BorderNorm) for stage in columns) == (recipe != "authors")
+
+    def photos(step):
+        x, labels = batch(step % 3, (3, 67, 67, 3), 5)
+        return 50 * x if recipe != "robust" else x, labels
+
+    assert_equal_training(grouped, columns, photos, tolerance)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_first_step_in_float32_differs_by_the_order_of_sums_only(recipe):
+    """A dot product of thousands of numbers, rounded at 6e-8, in another order."""
+    grouped = alexnet(5, 0.1, 67, recipe, seed=3)
+    assert_equal_training(grouped, Columns(grouped), lambda k: batch(k, (3, 67, 67, 3), 5), 1e-5, 1)
+
+
+def test_testing_mode_and_a_smaller_batch_and_both_inputs_agree():
+    grouped = small_net()
+    columns = Columns(grouped)
+    for count in (4, 3, 1):
+        x, _ = batch(7, (count, 12, 14, 3))
+        wanted = grouped.forward(x, train=False)
+        np.testing.assert_allclose(columns.forward(x, train=False), wanted, rtol=1e-12)
+        shared = columns.forward(Both((x, x.copy())), train=False)
+        np.testing.assert_allclose(shared, wanted, rtol=1e-12)
+
+
+def test_masks_are_those_of_one_device_at_any_seed_and_step():
+    grouped = small_net()
+    columns = Columns(grouped)
+    for net in (grouped, columns):
+        net.set_seed(11)
+        net.set_step(40)
+    x, _ = batch(0)
+    np.testing.assert_allclose(columns.forward(x), grouped.forward(x), rtol=1e-12)
+    np.testing.assert_array_equal(columns["drop6"].columns[0].y, columns["drop6"].columns[1].y)
+    zeros = grouped["drop6"].y == 0
+    assert zeros.any() and not zeros.all()
+    np.testing.assert_array_equal(columns["drop6"].columns[1].y == 0, zeros)
+
+
+def test_each_column_has_half_of_every_layers_filters():
+    columns = Columns(alexnet(10, 0.1, 67, "authors"))
+    sizes = {
+        stage.name: [layer.weight.value.shape for layer in stage.columns]
+        for stage in columns.layers
+        if stage.parameters()
+    }
+    assert all(first == second for first, second in sizes.values())
+    grouped = {p.name: p.value.shape for p in alexnet(10, 0.1, 67, "authors").parameters()}
+    for name, (half, _) in sizes.items():
+        assert 2 * half[0] == grouped[f"{name}.weight"][0]
+        assert half[1:] == grouped[f"{name}.weight"][1:]
+
+
+def test_what_crosses_in_the_papers_net():
+    columns = Columns(alexnet(recipe="paper"))
+    crossings = {name: (first, second) for name, first, second in columns.crossings()}
+    assert crossings == {
+        "share": (224 * 224 * 3, 0),
+        "norm1": (55 * 55 * 2,) * 2,
+        "norm2": (27 * 27 * 2,) * 2,
+        "exchange_conv3": (13 * 13 * 128,) * 2,
+        "exchange_fc6": (6 * 6 * 128,) * 2,
+        "exchange_fc7": (2048,) * 2,
+        "exchange_fc8": (2048,) * 2,
+        "join": (0, 500),
+    }
+    assert "60,965,224" in str(columns)
+
+
+def test_a_step_allocates_nothing_new(monkeypatch):
+    columns = Columns(small_net())
+    loss, sgd = SoftmaxCrossEntropy().to("cpu", "float64"), ColumnSGD(columns.parameters())
+
+    def step(k):
+        x, labels = batch(k)
+        loss.forward(columns.forward(x), labels)
+        columns.backward(loss.backward())
+        sgd.step()
+
+    step(0)
+    made = []
+    monkeypatch.setattr(Device, "empty", lambda *arguments: made.append(arguments))
+    step(1)
+    assert not made
+
+
+def test_without_the_input_gradient_backward_gives_none():
+    columns = Columns(small_net())
+    columns.layers[0].input_gradient = False
+    x, _ = batch(0)
+    assert columns.backward(columns.forward(x)) is None
+    columns.layers[0].input_gradient = True
+    assert columns.backward(columns.forward(x)).shape == x.shape
+
+
+# --- conversions
+
+
+def test_conversions_both_ways_keep_every_bit_and_every_choice():
+    grouped = alexnet(7, 0.05, 64, "authors", seed=2)
+    back = to_grouped(from_grouped(grouped))
+    assert str(back) == str(grouped) == str(from_grouped(grouped))
+    for old, new in zip(grouped.parameters(), back.parameters(), strict=True):
+        assert (old.name, old.lr_multiplier) == (new.name, new.lr_multiplier)
+        assert old.decay_multiplier == new.decay_multiplier
+        np.testing.assert_array_equal(old.value, new.value)
+    for old, new in zip(grouped.layers, back.layers, strict=True):
+        assert type(old) is type(new) and old.name == new.name
+        own = {k: v for k, v in vars(old).items() if isinstance(v, int | float | str | bool)}
+        assert own == {k: vars(new)[k] for k in own}
+
+
+def test_a_conversion_is_a_copy():
+    grouped = small_net()
+    columns = Columns(grouped)
+    grouped["fc6"].weight.value[...] = 7
+    assert not (columns["fc6"].weight.value.get() == 7).any()
+    columns["fc6"].weight.value[...] = 9
+    assert (grouped["fc6"].weight.value == 7).all()
+    assert (columns["fc6"].columns[1].weight.value == 9).all()
+
+
+def test_weights_are_copied_between_nets_with_the_same_parameters_only():
+    columns = Columns(small_net())
+    with pytest.raises(ValueError, match=r"conv1.weight: needs \(6, 3, 3, 3\), there is one of"):
+        copy_weights(alexnet(3, 0.05, 64), columns)
+    without = Sequential({"fc8": Linear(7, 3)})
+    with pytest.raises(ValueError, match="conv1.weight: needs .* there is none"):
+        copy_weights(without, columns)
+    with pytest.raises(ValueError, match="conv1.weight: the net that it is copied to has no such"):
+        copy_weights(columns, without)
+
+
+class Strange(Layer):
+    def forward(self, x, train=True):
+        return x
+
+    def backward(self, dy):
+        return dy
+
+
+@pytest.mark.parametrize(
+    "layers, said",
+    [
+        ({"conv1": Conv2D(3, 1, 3)}, "conv1: 1 outputs"),
+        ({"conv1": Conv2D(3, 6, 3, groups=3)}, "conv1: 6 outputs in 3 group"),
+        ({"conv1": Conv2D(2, 6, 3, groups=2)}, "conv1: two groups, and both columns hold all"),
+        ({"conv1": Conv2D(3, 6, 3), "n": LocalResponseNorm(groups=3)}, "n: 3 groups do not fit"),
+        ({"conv1": Conv2D(3, 6, 3), "odd": Strange()}, "odd: there is no two-column form of Str"),
+        ({"relu": ReLU()}, "no layer with filters"),
+    ],
+)
+def test_a_net_that_cannot_be_halved_is_refused(layers, said):
+    with pytest.raises(ValueError, match=said):
+        Columns(Sequential(layers))
+
+
+def test_what_crosses_needs_the_shape_of_the_photos():
+    net = Columns(Sequential({"conv1": Conv2D(3, 6, 3)}))
+    with pytest.raises(ValueError, match="no input_shape"):
+        net.crossings()
+
+
+# --- device lists
+
+
+@pytest.mark.parametrize("names", ["cpu", "auto", "", "cpu,", "cpu,cpu,cpu", ",", "cpu,auto"])
+def test_a_list_that_is_not_of_two_devices_is_refused_in_one_line(names):
+    with pytest.raises(ValueError) as caught:
+        two_devices(names)
+    assert str(caught.value).startswith(
+        "--parallel columns needs two devices, such as cuda:0,cuda:1"
+    )
+    assert "\n" not in str(caught.value) and repr(names) in str(caught.value)
+
+
+def test_a_host_and_a_gpu_do_not_share_a_net(cuda_device):
+    with pytest.raises(ValueError, match="two devices of one kind"):
+        two_devices(f"cpu,{cuda_device.name}")
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(DeviceError, match="cuda:99"):
+        two_devices("cuda:0,cuda:99")
+    with pytest.raises(ValueError, match="device 'gpu'"):
+        two_devices("gpu,gpu")
+
+
+def test_names_devices_and_pairs_all_say_where_a_net_goes(cuda_device):
+    columns = Columns(small_net())
+    for place in ("cpu, cpu", ["cpu", "cpu"], "cpu", Device("cpu"), (Device("cpu"), "cpu")):
+        assert columns.to(place).devices == (Device("cpu"), Device("cpu"))
+    assert columns.to(cuda_device, "float32").devices == (cuda_device, cuda_device)
+    assert columns.device == cuda_device and columns.dtype == np.float32

@@ -1,0 +1,290 @@
+"""Any number of ranks trains the same net; each has its rows, and nobody else's.
+
+The ranks are processes of this file, started as a program: python test_replicas.py MODE RANKS FILE
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import random_photos
+
+from layers import Device, Dropout
+from tinyconv import alexnet
+from tinyconv.data.augment import Augment
+from tinyconv.data.loader import Loader
+from tinyconv.parallel import replicas_rank
+from tinyconv.parallel.communicator import RankLostError
+from tinyconv.parallel.launch import spawn
+from tinyconv.parallel.replicas import Replica, ReplicaError, ReplicaTraining
+from tinyconv.parallel.replicas_rows import LoaderOfRows, part_of
+from tinyconv.schedule import Steps
+from tinyconv.train import Training, TrainingError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def training(kind=Training, count=21, **settings):
+    """With dropout, colour noise, a drop, a bare last stage, photos left over: all that differs."""
+    photos, val = random_photos(count, seed=3), random_photos(7, seed=9)
+    net = alexnet(3, 0.05, 64, "authors", seed=1).to("cpu", settings.pop("dtype", "float64"))
+    augment = Augment(photos.mean_image(), 64, 1.1, 1, np.diag([20.0, 10.0, 5.0]))
+    settings = {"epochs": 3, "batch_size": 8, "lr": 0.02, "seed": 1} | settings
+    settings |= {"schedule": Steps([2, 3]), "bare_last_stage": True}
+    return kind(net, photos, val, augment, **settings)
+
+
+def results(run, history):
+    """Everything that is to be compared, as JSON can hold it."""
+    timing = ("seconds", "images_per_second", "waited")
+    epochs = [{k: v for k, v in e.as_dict().items() if k not in timing} for e in history]
+    return {"weights": run.optimizer.values.tolist(), "epochs": epochs}
+
+
+def whole(**settings):
+    history = []
+    run = training(**settings)
+    assert run.run(on_epoch=history.append, progress=False)
+    return results(run, history)
+
+
+def work(mode_and_path, replica):
+    """One rank's part."""
+    mode, path = mode_and_path
+    make = partial(training, partial(ReplicaTraining, replica=replica, check_every=2))
+    found = {}
+    if mode == "same":
+        for name, settings in CASES.items():
+            run, history = make(**settings), []
+            replica.begun = False
+            # Only rank 0 would have read a checkpoint: the others get its weights.
+            if not replica.first:
+                run.optimizer.values[...] = 7
+                run.progress.step = 3
+            assert run.run(on_epoch=history.append, progress=False)
+            found[name] = results(run, history)
+    elif mode == "fault":
+        run = make(epochs=9)
+
+        def fault():
+            if run.progress.step == 3 and replica.rank == 1:
+                run.optimizer.values[5] *= 1 + 1e-15
+
+        run.run(on_step=fault, progress=False)
+    elif mode == "nan":
+        run = make()
+        original = run.augment.random
+
+        def broken(images, ids, epoch):
+            x = original(images, ids, epoch)
+            if replica.rank == 1 and run.progress.step == 1:
+                x[0] = np.nan
+            return x
+
+        run.augment.random = broken
+        run.run(progress=False)
+    elif mode == "lone":
+        run = make()
+
+        def full():
+            if replica.rank == 1:
+                raise OSError("no space left")
+
+        run.run(on_step=full, progress=False)
+    if replica.first:
+        Path(path).write_text(json.dumps(found))
+    return 0
+
+
+CASES = {"float64": {}, "less than a batch": {"count": 7}, "float32": {"dtype": "float32"}}
+
+
+def explain(error, whose=""):
+    if isinstance(error, TrainingError):
+        return 1, f"error: {whose}{error}"
+    return (2, f"error: {whose}{error}") if isinstance(error, OSError) else None
+
+
+def ranks(mode, count, path):
+    """Exit status, standard error and what rank 0 has written."""
+    helpers = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "helpers")))
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    done = subprocess.run(
+        [sys.executable, __file__, mode, str(count), str(path)],
+        env=environment | {"PYTHONPATH": helpers},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    found = json.loads(path.read_text()) if path.exists() else None
+    return done.returncode, done.stderr, found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: whole(**settings) for name, settings in CASES.items()}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_ranks_trains_the_same_net(alone, tmp_path, count):
+    status, err, found = ranks("same", count, tmp_path / "found")
+    assert status == 0, err
+    for name, case in found.items():
+        # Sums over the batch in another order; the rest is the same arithmetic. 1e-5 is some
+        # hundred roundings of float32, of weights of the order of 0.01 to 1.
+        tolerance = 1e-5 if name == "float32" else 1e-9
+        np.testing.assert_allclose(
+            case["weights"], alone[name]["weights"], rtol=tolerance, atol=tolerance / 10
+        )
+        for ours, theirs in zip(case["epochs"], alone[name]["epochs"], strict=True):
+            assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "mode, status, message",
+    [
+        ("fault", 1, "after step 4 rank 1 (cpu) held other weights than the rest"),
+        ("nan", 1, "nan in step 2 (epoch 1): rank 1 (cpu): the input of the net is not finite"),
+        ("lone", 2, "error: rank 1 (cpu): no space left"),
+    ],
+)
+def test_what_goes_wrong_on_one_rank_is_said_once_with_its_name(tmp_path, mode, status, message):
+    found, err, _ = ranks(mode, 2, tmp_path / "found")
+    assert found == status and message in err and err.count("\n") == 1, err
+
+
+class Silent:
+    """A communicator that nobody answers: for what needs no answer."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 9}, "batch of 9 cannot be divided among 4 processes: use --batch-size 8 "),
+        ({"batch_size": 3}, "use --batch-size 4 or 8"),
+        ({"count": 3}, "3 training photos cannot be divided among 4"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        training(partial(ReplicaTraining, replica=Replica(Silent(0, 4))), **settings)
+
+
+def test_a_rank_that_failed_before_the_first_step_is_noticed_by_the_others():
+    class Answers(Silent):
+        def exchange(self, values):
+            return np.array([[0], [2]])
+
+    with pytest.raises(RankLostError) as caught:
+        Replica(Answers(0, 2)).begin()
+    assert (caught.value.rank, caught.value.status) == (1, 2)
+    assert Replica(Answers(1, 2)).failed(2) == (1, 1)
+
+
+def test_the_odd_one_out_is_named_by_majority():
+    class Answers(Silent):
+        def exchange(self, values):
+            return np.array([5, 6, 6, 6], np.uint64)
+
+        def texts(self, text):
+            return [f"rank {rank}" for rank in range(4)]
+
+    run = training(partial(ReplicaTraining, replica=Replica(Answers(1, 4))))
+    with pytest.raises(ReplicaError, match="^now rank 0 held other weights"):
+        run.compare("now")
+
+
+def test_a_gpu_can_be_named_once_unless_it_is_simulated(monkeypatch):
+    monkeypatch.setattr(replicas_rank, "SIMULATED", False)
+    assert replicas_rank.device_names("cuda:0, cuda:1") == ["cuda:0", "cuda:1"]
+    assert replicas_rank.device_names("cpu,cpu,cpu") == ["cpu"] * 3
+    with pytest.raises(ValueError, match="each GPU can be named once"):
+        replicas_rank.device_names("cuda:1,cuda:0,cuda:1")
+
+
+def test_unequal_devices_are_named():
+    replicas_rank.check_equal(["A100", "A100"])
+    with pytest.raises(ValueError, match="rank 0 has A100, rank 2 has H100; leave one out"):
+        replicas_rank.check_equal(["A100", "A100", "H100"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_rows_of_every_batch_are_disjoint_and_complete(size):
+    photos = random_photos(26, size=4)
+    with Loader(photos, 12, seed=5) as loader:
+        expected = [(ids.copy(), labels.copy()) for _, labels, ids in loader.epoch(2, first=1)]
+    batches = []
+    for rank in range(size):
+        with LoaderOfRows(photos, 12, Device("cpu"), rank, size, seed=5) as loader:
+            assert loader.batches_per_epoch == 2
+            own = []
+            for images, labels, ids in loader.epoch(2, first=1):
+                np.testing.assert_array_equal(images, photos.images[ids])
+                own.append((ids, labels))
+            batches.append(own)
+            with pytest.raises(ValueError, match="has 2 batches"):
+                loader.epoch(1, first=3)
+    for number, (ids, labels) in enumerate(expected):
+        np.testing.assert_array_equal(np.concatenate([own[number][0] for own in batches]), ids)
+        np.testing.assert_array_equal(np.concatenate([own[number][1] for own in batches]), labels)
+
+
+@pytest.mark.parametrize("mode", ["paper", "inverted"])
+def test_dropout_masks_are_those_of_the_rows_in_the_whole_batch(device, mode):
+    x = np.random.default_rng(0).standard_normal((5, 3, 7)).astype(np.float32)
+    layer = Dropout(0.4, mode).to(device)
+    layer.set_seed(3, 6)
+    layer.set_step(2)
+    first, last = Dropout(0.4, mode).to(device), Dropout(0.4, mode).to(device)
+    for own, row in ((first, 0), (last, 2)):
+        own.set_seed(3, 6)
+        own.set_step(2)
+        own.first_row = row
+    expected = device.to_host(layer.forward(device.array(x))).copy()
+    expected_dx = device.to_host(layer.backward(device.array(x + 1))).copy()
+    for own, rows in ((first, slice(0, 2)), (last, slice(2, 5))):
+        y = device.to_host(own.forward(device.array(x[rows])))
+        np.testing.assert_array_equal(y, expected[rows])
+        dx = device.to_host(own.backward(device.array(x[rows] + 1)))
+        np.testing.assert_array_equal(dx, expected_dx[rows])
+        test = device.to_host(own.forward(device.array(x[rows]), train=False))
+        np.testing.assert_array_equal(
+            test, device.to_host(layer.forward(device.array(x[rows]), train=False))
+        )
+
+
+def test_the_net_looks_the_same_and_its_dropout_knows_its_rows():
+    run = training(partial(ReplicaTraining, replica=Replica(Silent(1, 2))))
+    assert run.net["drop6"].first_row == run.net["drop7"].first_row == 4
+    assert str(run.net) == str(training().net)
+
+
+def test_a_part_of_the_photos():
+    class Stored:
+        """As a store's photos: no array of all images."""
+
+        def __init__(self, photos):
+            self.labels, self.size = photos.labels, photos.size
+            self.class_names, self.copy_rows = photos.class_names, photos.copy_rows
+
+    photos = random_photos(9, size=4)
+    for each in (photos, Stored(photos)):
+        mine = part_of(each, slice(4, 7))
+        assert len(mine) == 3 and (mine.labels == photos.labels[4:7]).all()
+        out = np.zeros((2, 4, 4, 3), np.uint8)
+        mine.copy_rows(np.array([2, 0]), out)
+        np.testing.assert_array_equal(out, photos.images[[6, 4]])
+
+
+if __name__ == "__main__":
+    mode, count, path = sys.argv[1:]
+    devices = ["cpu"] * int(count)
+    sys.exit(spawn(work, (mode, path), devices, explain, "test_replicas.py"))

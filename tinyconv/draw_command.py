@@ -1,0 +1,113 @@
+"""`python -m tinyconv draw`: the net as a picture, and what crosses between its two devices.
+
+    python -m tinyconv draw --out net.svg
+    python -m tinyconv draw --parallel columns --recipe authors --out two_columns.svg
+    python -m tinyconv draw --filters runs/001 --out filters.png
+
+The first prints the net's table as well, the second the bytes that the devices exchange. With
+--filters it draws the first filters of a trained net (a run's folder, or a file of weights), those
+of column 0 above those of column 1, and how colourful each is (paper, figure 3).
+"""
+
+import argparse
+from pathlib import Path
+
+from tinyconv.alexnet import alexnet
+from tinyconv.checkpoint import load_model
+from tinyconv.draw_net import svg_of_net
+from tinyconv.parallel.columns import Columns
+from tinyconv.parallel.stage import COLUMNS
+from tinyconv.plots import colourfulness, plot_column_filters
+from tinyconv.recipes import RECIPES
+from tinyconv.sealed import replace_file
+
+
+def crossing_table(net: Columns, batch_size: int = 128) -> str:
+    """What goes from one device to the other in training, as a text table.
+
+    Bytes of one image in the forward pass, from column 0 and from column 1; in the backward pass as
+    many go the other way, for the photos none. Then both passes, both directions, of one step. The
+    photos count as the bytes that cross, one a colour, with the margin that random crops need.
+    """
+    if net.input_shape is None:
+        raise ValueError("draw: this net has no input_shape; give it to Sequential")
+    side = round(net.input_shape[0] * 256 / 224)
+    photos = side * side * net.input_shape[2]
+    size = net.dtype.itemsize
+    lines = [("", "from column 0", "from column 1", f"a step of {batch_size}")]
+    all_first, all_second, all_step = photos, 0, batch_size * photos
+    lines.append(("photos", f"{photos:,}", "0", f"{all_step:,}"))
+    for name, first, second in net.crossings()[1:]:
+        first, second = size * first, size * second
+        step = 2 * batch_size * (first + second)
+        lines.append((_in_words(name), f"{first:,}", f"{second:,}", f"{step:,}"))
+        all_first, all_second, all_step = all_first + first, all_second + second, all_step + step
+    lines.append(("in all", f"{all_first:,}", f"{all_second:,}", f"{all_step:,}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    return "\n".join(
+        "  ".join((line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in (1, 2, 3))))
+        for line in lines
+    )
+
+
+def _in_words(name: str) -> str:
+    """Where something crosses."""
+    if name == "join":
+        return "logits, for the loss"
+    return name.replace("exchange_", "before ").replace("norm", "border of norm")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--parallel", choices=("none", "columns"), default="none", help="columns: on two devices")
+    add("--width", type=float, default=1.0, help="relative to the paper's (default 1)")
+    add("--classes", type=int, default=1000, help="default 1000")
+    add("--image-size", type=int, default=224, help="side of the crop (default 224)")
+    add("--recipe", choices=RECIPES, default="paper", help="default paper")
+    add("--batch-size", type=int, default=128, help="images a step, for the table (default 128)")
+    add("--filters", metavar="WEIGHTS.h5", help="draw the first filters of a trained net, a PNG")
+    add("--out", metavar="FILE", help="default: net.svg, or filters.png with --filters")
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Draw, and print what the picture does not show."""
+    out = Path(chosen.out or ("filters.png" if chosen.filters else "net.svg"))
+    ending = ".png" if chosen.filters else ".svg"
+    if out.suffix != ending:
+        raise ValueError(f"--out {out}: this picture is a {ending} file")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {str(out.parent)!r}")
+    if chosen.filters:
+        _draw_filters(chosen.filters, out)
+    else:
+        _draw_net(chosen, out)
+    print(f"written: {out}")
+    return 0
+
+
+def _draw_filters(weights: str, out: Path) -> None:
+    model = load_model(weights)
+    weight = model.net["conv1"].weight.value  # type: ignore[attr-defined]
+    plot_column_filters(weight, out)
+    share, middle = colourfulness(weight), weight.shape[0] - weight.shape[0] // 2
+    for column, part in zip(COLUMNS, (share[:middle], share[middle:]), strict=True):
+        print(
+            f"column {column}: {len(part)} filters, colourfulness {part.mean():.1%} on average, "
+            f"from {part.min():.1%} to {part.max():.1%}"
+        )
+
+
+def _draw_net(chosen: argparse.Namespace, out: Path) -> None:
+    if chosen.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, not {chosen.batch_size}")
+    net = alexnet(chosen.classes, chosen.width, chosen.image_size, chosen.recipe)
+    if chosen.parallel == "columns":
+        columns = Columns(net)
+        replace_file(out, svg_of_net(columns).encode())
+        print("bytes between the devices, of one image and of a step")
+        print(crossing_table(columns, chosen.batch_size))
+    else:
+        replace_file(out, svg_of_net(net).encode())
+        print(net)

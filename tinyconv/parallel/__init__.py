@@ -1,0 +1,1 @@
+"""More than one device: the paper's two columns, and replicas of one net."""

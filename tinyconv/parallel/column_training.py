@@ -1,0 +1,152 @@
+"""Training of the two-column net: the optimizer of both devices, and photos for both.
+
+The loop is that of `tinyconv/train.py`. Three things differ from one device, and are here: SGD has
+a flat buffer on each device; crops are cut on both devices, from the same draws; and both are given
+to `Training`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from layers import Device
+from layers.layer import Buffers
+from tinyconv.data.augment import Augment
+from tinyconv.diagnose import where_not_finite
+from tinyconv.parallel.columns import Columns
+from tinyconv.parallel.link import Link
+from tinyconv.parallel.split import SplitArray, SplitParameter
+from tinyconv.parallel.stage import COLUMNS, Both
+from tinyconv.sgd import SGD
+from tinyconv.train import Training
+
+
+class ColumnSGD:
+    """`SGD` for a two-column net: one for each column, on its device, with its own flat buffer.
+
+    Arguments, `lr` and methods as `SGD`; parameters: `Columns.parameters()`. Nothing crosses: each
+    device has the gradients of its own filters.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Any],
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        self.parameters: list[SplitParameter] = list(parameters)
+        if not self.parameters:
+            raise ValueError("ColumnSGD: no parameters to train")
+        self._devices = [part.device for part in self.parameters[0].parts]
+        self._columns = []
+        for c in COLUMNS:
+            with self._devices[c].current():
+                parts = [parameter.parts[c] for parameter in self.parameters]
+                self._columns.append(SGD(parts, lr, momentum, weight_decay))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self._columns[0].lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        for column in self._columns:
+            column.lr = lr
+
+    def freeze(self, parameters: Sequence[SplitParameter]) -> None:
+        """Leave these parameters as they are from now on."""
+        for c in COLUMNS:
+            with self._devices[c].current():
+                self._columns[c].freeze([parameter.parts[c] for parameter in parameters])
+
+    def velocity(self, parameter: SplitParameter) -> SplitArray:
+        """The velocities of `parameter`, in its shape."""
+        return SplitArray(
+            [(self._devices[c], self._columns[c].velocity(parameter.parts[c])) for c in COLUMNS]
+        )
+
+    def step(self) -> None:
+        """Update every parameter from its gradient, in place."""
+        for c in COLUMNS:
+            with self._devices[c].current():
+                self._columns[c].step()
+
+
+class ColumnAugment(Augment):
+    """An `Augment` that makes each batch on the devices of both columns.
+
+    augment: the one to be as; net: where its batches go. The methods return `Both`. The draws are
+    a function of seed, epoch and photo, so both devices cut the same crops; what crosses is the
+    photos as bytes, a quarter of what the crops in float32 would be (and a little margin).
+    """
+
+    def __init__(self, augment: Augment, net: Columns) -> None:
+        self._devices = net.devices
+        self._second: Augment | None = None
+        settings = (augment.mean, augment.crop, augment.divisor, augment.seed, augment.colour)
+        if self._devices[0] != self._devices[1]:
+            self._second = Augment(*settings)
+            self._link = Link(*self._devices)
+        super().__init__(*settings)
+        self.colour_on = augment.colour_on
+
+    def to(self, device: Device | str, dtype: Any) -> "ColumnAugment":
+        """Make batches in `dtype` on the net's devices, whichever is named. Returns itself."""
+        super().to(self._devices[0], dtype)
+        if self._second is not None:
+            with self._devices[1].current():
+                self._second.to(self._devices[1], dtype)
+                self._came = Buffers(self._devices[1], np.dtype(np.uint8))
+        return self
+
+    def _cut(
+        self, images: Any, top: Any, left: Any, flip: Any, shift: Any = None, views: int = 1
+    ) -> Any:
+        if self._second is None:
+            x = super()._cut(images, top, left, flip, shift, views)
+            return Both((x, x))
+        there = images  # from the host each device takes them itself
+        if not isinstance(images, np.ndarray):
+            images = self.device.xp.ascontiguousarray(images)
+            with self._devices[1].current():
+                there = self._came("images", images.shape)
+            self._link.send(images, there)
+        first = super()._cut(images, top, left, flip, shift, views)
+        if there is not images:
+            self._link.take()
+        with self._devices[1].current():
+            second = self._second._cut(there, top, left, flip, shift, views)
+        return Both((first, second))
+
+
+class ColumnTraining(Training):
+    """`Training` of a two-column net; arguments, attributes and methods as there.
+
+    Its checkpoints hold the one-device net's arrays: either form goes on from the other's. Steps
+    are not recorded.
+    """
+
+    def __init__(
+        self, net: Columns, train_set: Any, val_set: Any, augment: Augment, **settings: Any
+    ) -> None:
+        # `Training` checks everything on the one-device form, which is given back at once.
+        super().__init__(net.to_grouped(), train_set, val_set, augment, **settings)
+        sgd = self.optimizer
+        self.net: Columns = net
+        self.augment = ColumnAugment(augment, net).to(net.device, net.dtype)
+        net.set_seed(self.seed)
+        net.layers[0].input_gradient = False
+        self.loss.to(net.device, net.dtype)
+        self.optimizer: Any = ColumnSGD(net.parameters(), sgd.lr, sgd.momentum, sgd.weight_decay)
+
+    def _compute(self, x: Any, labels: Any) -> None:
+        self.net.set_step(self.progress.step)
+        self.loss.forward(self.net.forward(x, train=True), labels)
+        self.net.backward(self.loss.backward())
+
+    def _where(self, x: Any) -> str:
+        """Looked up on the host, in the one-device form: there an activation is one array."""
+        return where_not_finite(self.net.to_grouped(), Device.to_host(x[0]), self.progress.step)

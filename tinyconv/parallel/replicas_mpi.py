@@ -1,0 +1,111 @@
+"""Ranks that mpiexec has started, on one machine or many; gradients on hosts.
+
+The sum of `communicator.py` in MPI's words: Ialltoallv scatters, Iallgatherv gathers, and the
+additions between them are ours, rank 0 first, since MPI's own may be in any order. Both calls
+return at once; how much of the sending an MPI does outside its own calls is its affair.
+"""
+
+import importlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyconv.parallel.communicator import (
+    Communicator,
+    CommunicatorError,
+    add_in_order,
+    one_line,
+    part,
+)
+
+
+class MPI(Communicator):
+    """Processes that mpiexec has started, connected by mpi4py.
+
+    CommunicatorError without mpi4py. `abort` ends all ranks; a rank that dies without it is for
+    mpiexec to notice.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._mpi = importlib.import_module("mpi4py.MPI")
+        except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library found
+            raise CommunicatorError(
+                f"started by mpiexec, and mpi4py cannot be used ({one_line(error)}): pip install "
+                "'.[mpi]'"
+            ) from None
+        self._world = self._mpi.COMM_WORLD
+        super().__init__(self._world.Get_rank(), self._world.Get_size())
+        self._flat: Any = None
+        self._received: dict[int, np.ndarray] = {}
+        self._under_way: list[tuple[slice, list[int], list[int], Any]] = []
+
+    def exchange(self, values: np.ndarray) -> np.ndarray:
+        """Every rank's values, by Allgather."""
+        values = np.asarray(values, order="C")
+        rows = np.empty((self.size, *values.shape), values.dtype)
+        self._wait(self._world.Iallgather(values, rows))
+        return rows
+
+    def broadcast(self, data: bytes, root: int = 0) -> bytes:
+        """The root's bytes, by Bcast."""
+        size = int(self.exchange(np.array(len(data)))[root])
+        buffer = bytearray(data) if self.rank == root else bytearray(size)
+        self._wait(self._world.Ibcast(buffer, root))
+        return bytes(buffer)
+
+    def attach(self, flat: np.ndarray) -> None:
+        """Name the array."""
+        self._flat = flat
+
+    def start(self, stretch: slice) -> None:
+        """Send each rank its part of the stretch."""
+        flat = self._flat[stretch]
+        parts = [part(flat.size, rank, self.size) for rank in range(self.size)]
+        counts, starts = [p.stop - p.start for p in parts], [p.start for p in parts]
+        mine = counts[self.rank]
+        rows = self._received.get(stretch.start)
+        if rows is None or rows.shape != (self.size, mine):
+            rows = self._received[stretch.start] = np.empty((self.size, mine), flat.dtype)
+        request = self._world.Ialltoallv(
+            [flat, counts, starts, self._type(flat)],
+            [rows, [mine] * self.size, [mine * r for r in range(self.size)], self._type(flat)],
+        )
+        self._under_way.append((stretch, counts, starts, request))
+
+    def finish(self) -> None:
+        """Add up this rank's part of each stretch, and send it to all others."""
+        gathers = []
+        for stretch, counts, starts, request in self._under_way:
+            self._wait(request)
+            flat, first = self._flat[stretch], starts[self.rank]
+            add_in_order(self._received[stretch.start], out=flat[first : first + counts[self.rank]])
+            gathers.append(
+                self._world.Iallgatherv(
+                    self._mpi.IN_PLACE, [flat, counts, starts, self._type(flat)]
+                )
+            )
+        for request in gathers:
+            self._wait(request)
+        self._under_way.clear()
+
+    def close(self) -> None:
+        """Nothing: mpi4py takes its leave at the end of the program."""
+        self._flat = None
+
+    def abort(self, status: int) -> None:
+        """End every rank; mpiexec returns `status`."""
+        self._world.Abort(status)
+
+    def _type(self, array: np.ndarray) -> Any:
+        return self._mpi.FLOAT if array.dtype == np.float32 else self._mpi.DOUBLE
+
+    def _wait(self, request: Any) -> None:
+        # Some MPIs wait by asking again and again without a pause. With more ranks than cores the
+        # one that is waited for would not get its turn.
+        yields: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+        while not request.Test():
+            yields()

@@ -1,0 +1,120 @@
+"""The options of `examples/train_alexnet.py`: what they are, and what follows from them.
+
+A run keeps its options in run.json, and --resume goes on with those: only what does not change the
+result, or where it is computed, may be given anew.
+"""
+
+import argparse
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from layers import Device
+from tinyconv.data.open_data import Data
+from tinyconv.recipes import RECIPES
+from tinyconv.run_folder import RunFolder
+from tinyconv.schedule import Plateau, Schedule, Steps
+from tinyconv.sequential import Sequential
+
+MAY_CHANGE = {
+    *("data", "device", "parallel", "no_graph", "epochs", "resume"),
+    *("checkpoint_minutes", "checkpoint_steps"),
+}
+"""Options that --resume may be given anew; the data must be the same, wherever they are now."""
+
+
+def parse(
+    description: str | None, arguments: list[str] | None
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """All options, and those that were given, by name; `description` is for --help."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="folder {train,val}/<class>/, or .h5; default: drawn photos")
+    add("--classes", type=int, help="take only the first so many classes of a folder")
+    add("--image-size", type=int, help="side of the crop the net sees (host 96, GPU 224)")
+    add("--width", type=float, help="filters and units relative to the paper's (host 0.25, GPU 1)")
+    add("--batch-size", type=int, default=64, help="images a step, on all devices together "
+        "(default 64; the paper: 128)")  # fmt: skip
+    add("--epochs", type=int, default=10, help="times through the training set (default 10)")
+    add("--lr", type=float, default=0.01, help="first learning rate (default 0.01, the paper's)")
+    add("--schedule", choices=("steps", "plateau", "constant"), default="steps",
+        help="divide the rate by 10: before the epochs of --drops (default), when validation stops "
+        "improving (the paper's rule), or never")  # fmt: skip
+    add("--drops", metavar="EPOCHS", help="for steps: such as 23,51,78 (default: the last third)")
+    add("--patience", type=int, default=5, help="for plateau: epochs without a new best (5)")
+    add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
+    add("--no-graph", action="store_true",
+        help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
+    add("--parallel", choices=("none", "columns", "replicas"), default="none",
+        help="columns: half of every layer on each of two devices, as in the paper; replicas: the "
+        "whole net on each device, and a part of each batch; --device cuda:0,cuda:1")  # fmt: skip
+    add("--seed", type=int, default=0, help="same seed, same machine: same weights, to the bit")
+    add("--out", metavar="FOLDER", help="new folder for the results (default: runs/001, ...)")
+    add("--resume", metavar="FOLDER", help="go on with the run in this folder, with its options")
+    add("--checkpoint-minutes", type=float, default=10, help="time between checkpoints (default "
+        "10); one is written after every epoch anyway")  # fmt: skip
+    add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
+    add("--overfit-one-batch", action="store_true",
+        help="only see whether the net can learn a single batch by heart")  # fmt: skip
+    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
+    marked = vars(parser.parse_args(arguments, unset))
+    given = {name: value for name, value in marked.items() if value is not None}
+    return parser.parse_args(arguments), given
+
+
+def complete(options: argparse.Namespace, device: Device) -> None:
+    """Fill in what depends on the device and on other options, so that run.json says it all."""
+    if options.width is None:
+        options.width = 1.0 if device.is_cuda else 0.25
+    if options.schedule == "steps" and options.drops is None:
+        options.drops = str(options.epochs - options.epochs // 3 + 1)
+
+
+def make_schedule(options: argparse.Namespace) -> Schedule:
+    """The schedule that --schedule, --drops and --patience ask for; ValueError for nonsense."""
+    if options.schedule == "plateau":
+        return Plateau(options.patience)
+    if options.schedule == "constant":
+        return Schedule()
+    try:
+        return Steps([int(epoch) for epoch in options.drops.split(",")])
+    except ValueError:
+        raise ValueError(
+            f"--drops must be rising numbers of epochs such as 23,51,78, not {options.drops!r}"
+        ) from None
+
+
+def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[str, Any]:
+    """What a checkpoint has to agree with: network, recipe, data, and every choice of the run."""
+    recipe = RECIPES[options.recipe]
+    return {
+        "width": options.width,
+        "image_size": options.image_size,
+        "input_divisor": recipe.input_divisor,
+        "recipe": asdict(recipe),
+        "class_ids": data.class_ids,
+        "class_names": data.class_names,
+        "training photos": data.train.fingerprint(),
+        "validation photos": data.val.fingerprint(),
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "schedule": make_schedule(options).describe(),
+        "seed": options.seed,
+        "network": str(net).splitlines(),
+        "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
+    }
+
+
+def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolder) -> None:
+    """Take the options of the run in `folder`; those given now must be the same or may change."""
+    for name, value in folder.read_options().items():
+        if name in given and name not in MAY_CHANGE and given[name] != value:
+            raise ValueError(
+                f"--resume goes on with the run's own options: --{name.replace('_', '-')} is "
+                f"{value!r} there, not {given[name]!r}"
+            )
+        if name not in given:
+            setattr(options, name, value)

@@ -96,7 +96,8 @@ def cores(machine: Machine) -> Finding:
     set_to = {name: os.environ[name] for name in names if name in os.environ}
     # `layers/threads.py` gives BLAS one thread, and the layers divide the work themselves.
     limits = [f"{name}={number}" for name, number in set_to.items() if number != "1"]
-    found = f"{usable} of {total} cores usable; {loops} threads; {blas} {', '.join(limits)}".rstrip()
+    found = f"{usable} of {total} cores usable; {loops} threads; {blas} {', '.join(limits)}"
+    found = found.rstrip()
     if loops > usable:
         mend = f"export NUMBA_NUM_THREADS={usable}"
         return Finding(WARNING, f"{found}: threads stand in each other's way", mend)

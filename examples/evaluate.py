@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from layers import Device, DeviceError
+from layers.first_use import compilation_announced
 from tinyconv.data.folder import read_folder
 from tinyconv.data.photos import PhotoError
 from tinyconv.data.store import PhotoStore
@@ -202,4 +203,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with compilation_announced():
+        sys.exit(main())

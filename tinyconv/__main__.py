@@ -17,6 +17,7 @@ import sys
 
 from layers import Device, DeviceError, simulator
 from layers.device import SIMULATED, SIMULATOR
+from layers.first_use import compilation_announced
 from tinyconv import doctor
 from tinyconv.gradient_cases import gradient_cases
 from tinyconv.gradient_check import HEADER, check_gradients
@@ -111,7 +112,8 @@ def _start_again_with_the_simulator() -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with compilation_announced():
+            sys.exit(main())
     except BrokenPipeError:
         # The reader has had enough (`| head`); the interpreter's last flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -93,9 +93,11 @@ def cores(machine: Machine) -> Finding:
     build = importlib.import_module("numpy").show_config(mode="dicts")
     blas = build.get("Build Dependencies", {}).get("blas", {}).get("name", "BLAS of unknown name")
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-    limits = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    found = f"{usable} of {total} cores usable; Numba {loops} threads; {blas} {', '.join(limits)}"
-    found = found.rstrip() + ("" if limits else " with a thread a core")
+    set_to = {name: os.environ[name] for name in names if name in os.environ}
+    # `layers/threads.py` gives BLAS one thread, and the layers divide the work themselves.
+    limits = [f"{name}={number}" for name, number in set_to.items() if number != "1"]
+    found = f"{usable} of {total} cores usable; {loops} threads; {blas} {', '.join(limits)}"
+    found = found.rstrip()
     if loops > usable:
         mend = f"export NUMBA_NUM_THREADS={usable}"
         return Finding(WARNING, f"{found}: threads stand in each other's way", mend)

@@ -46,7 +46,6 @@ from tinyconv.train_options import complete, describe, make_schedule, parse, res
 PROGRAM = "train_alexnet.py"
 
 
-
 def load(options: argparse.Namespace, device: Device) -> Data:
     def progress(photos, total):
         return tqdm(photos, total=total, desc="decoding", unit="photo", disable=None)

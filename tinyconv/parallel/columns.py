@@ -88,10 +88,11 @@ class Columns(Sequential):
         """The layers; the sharing of the photos, which is before them, not included."""
         return [layer for layer in self.layers if isinstance(layer, Stage)]
 
-    def to(self, device: Any, dtype: Any = None) -> "Columns":
+    def to(self, device: Any, dtype: Any = None, fuse: bool | None = None) -> "Columns":
         """Move column 0 to the first of two devices and column 1 to the second. Returns the net.
 
-        device: "cuda:0,cuda:1", two devices or names, or one for both columns.
+        device: "cuda:0,cuda:1", two devices or names, or one for both columns. fuse: without
+        effect, since a stage is one layer in each column.
         """
         if isinstance(device, str) and "," in device:
             devices = two_devices(device)

@@ -28,6 +28,20 @@ if not gpu_count():
 from layers import Device, DeviceError, simulator  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Two processes share the tests, a file at a time, where pytest-xdist is there to do it.
+
+    Not on a GPU, of which there is one, not under a debugger, and not if `-n` says otherwise.
+    """
+    option = config.option
+    chosen = getattr(option, "numprocesses", 0) is not None  # None: xdist is there, without -n
+    if chosen or gpu_count() or option.usepdb or (os.cpu_count() or 1) < 2:
+        return
+    if len(config.args) == 1 and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        option.numprocesses, option.dist, option.tx = 2, "loadfile", ["2*popen"]
+
+
 def pytest_report_header() -> str:
     """The device that the kernels of this run see, or why there is none."""
     try:

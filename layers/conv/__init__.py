@@ -163,10 +163,11 @@ class Conv2D(Layer):
     def backward(self, dy):
         """dy (N, P, Q, K) -> dx (N, H, W, C), or None if `input_gradient` is switched off."""
         dy = self.check_gradient(dy)
+        dx = self.gradients(dy)
         if self.device.is_cuda:
             db = self.bias.grad
             conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
-        return self.gradients(dy)
+        return dx
 
     def gradients(self, dy):
         """The same without dL/db on a GPU, where `layers/fused/conv_step.py` has it already."""

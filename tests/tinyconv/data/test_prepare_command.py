@@ -115,6 +115,8 @@ def test_signals_end_it_and_it_goes_on(source, tmp_path, monkeypatch, capsys, nu
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare_command, "_progress", progress)
+        # Started in the background by a shell, pytest ignores Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         before = signal.getsignal(signal.SIGTERM)
         assert run(source, tmp_path / "out.h5") == status
         assert signal.getsignal(signal.SIGTERM) == before

@@ -36,7 +36,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """
     option = config.option
     chosen = getattr(option, "numprocesses", 0) is not None  # None: xdist is there, without -n
-    if chosen or gpu_count() or option.usepdb or (os.cpu_count() or 1) < 2:
+    if chosen or hasattr(config, "workerinput") or gpu_count() or option.usepdb:
         return
     if len(config.args) == 1 and config.args_source is not pytest.Config.ArgsSource.ARGS:
         option.numprocesses, option.dist, option.tx = 2, "loadfile", ["2*popen"]

@@ -315,7 +315,7 @@ def test_under_mpiexec_a_mistake_is_one_line_and_a_killed_rank_ends_all(photos, 
     threads = dict.fromkeys(THREADS, "1")
     status, _, err = run([*arguments, "--batch-size", "7"], mpiexec(2), **threads)
     assert status == 2 and err.count("\n") == 1 and "a batch of 7 cannot be divided" in err
-    end = f"{int(signal.SIGKILL)},1,replicas.ReplicaTraining._gradients,7"
+    end = f"{int(signal.SIGKILL)},1,replicas.ReplicaTraining._gather,7"
     status, printed, err = run(arguments, mpiexec(2), END=end, **threads)
     pid = re.search(r"^rank 1: cpu on .*, process (\d+)$", printed, re.M)[1]
     assert status != 0 and pid in printed + err

@@ -16,13 +16,14 @@ Fused or not, a step gives the same result: on the host the same bits; on a GPU 
 LRN and the bias gradients of Linear, which add and multiply in another order.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from layers.layer import Layer
 
 
-class FusedStep:
+class FusedStep(ABC):
     """One or more layers that follow each other, computed together.
 
     It owns nothing: parameters, buffers, device and dtype are those of `layers`, and after
@@ -44,13 +45,13 @@ class FusedStep:
         first, *others = self.layers
         return {layer.name: f"(in {first.name})" for layer in others}
 
+    @abstractmethod
     def forward(self, x: Any, train: bool = True) -> Any:
         """y of the last layer from x of the first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, dy: Any) -> Any:
         """dL/dx of the first layer from dL/dy of the last; fills the parameters' gradients."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"

@@ -140,13 +140,17 @@ class Sequential:
         return shapes
 
     def __str__(self) -> str:
+        return self.table()
+
+    def table(self, fused: bool = True) -> str:
         """The table: layer, output shape, parameters, multiply-adds of one image.
 
-        It says of a layer that is computed together with the ones before it "in conv1", and of
-        one whose faster rung is used, what that is called.
+        fused: say of a layer that is computed together with the ones before it "in conv1", and of
+        one whose faster rung is used, what that is called. Without, the table is the same on every
+        device: the network and not how it is computed.
         """
         notes: dict[str, str] = {}
-        for step in self.steps:
+        for step in self.steps if fused else ():
             if isinstance(step, FusedStep):
                 notes |= step.notes()
         shape = self.input_shape

@@ -103,7 +103,7 @@ def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[s
         "lr": options.lr,
         "schedule": make_schedule(options).describe(),
         "seed": options.seed,
-        "network": str(net).splitlines(),
+        "network": net.table(fused=False).splitlines(),
         "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
     }
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from layers import Conv2D, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2D, ReLU
-from tinyconv import Sequential
+from tinyconv import Sequential, alexnet
 from tinyconv.gradient_check import check_gradients
 from tinyconv.initialize import initialize
+from tinyconv.parallel.columns import Columns
 
 
 def linear(inputs, outputs, seed):
@@ -175,3 +176,14 @@ def test_fusing_can_be_switched_and_the_layers_stay_the_same(device):
     assert net.to(device).steps == layers == net.layers
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     assert net["relu1"] is layers[1]
+
+
+def test_the_table_without_fusion_is_that_of_the_network_wherever_it_is_computed(cuda_device):
+    """A checkpoint is compared by it: one of a GPU must go on, on a host, and the other way."""
+    net = alexnet(3, 0.05, 64, "robust")
+    plain = net.table(fused=False)
+    assert "(in " in net.table() and "(in " not in plain
+    net.fuse = False
+    assert net.table() == plain
+    assert net.to(cuda_device, fuse=True).table(fused=False) == plain != net.table()
+    assert Columns(alexnet(3, 0.05, 64, "robust")).table() == plain

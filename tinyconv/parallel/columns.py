@@ -150,9 +150,9 @@ class Columns(Sequential):
         layers = [stage for stage in self.stages() if not isinstance(stage, Exchange | Join)]
         return Sequential({each.name: whole_layer(each) for each in layers}, self.input_shape)
 
-    def __str__(self) -> str:
-        """The table of the one-device net: the two forms are one network."""
-        return str(self._grouped())
+    def table(self, fused: bool = False) -> str:
+        """The table of the one-device net: the two forms are one network. No layer is fused."""
+        return self._grouped().table(fused=False)
 
 
 def from_grouped(grouped: Sequential, devices: Any = "cpu,cpu") -> Columns:

@@ -20,11 +20,12 @@ GPU, whether a replay does what the step does. On a GPU none of this has been ru
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from layers.device import Device
+from layers.simulator import launches_taken_down
 from layers.threads import product
 
 _this_thread = threading.local()
@@ -85,7 +86,7 @@ class Recording:
         self.pieces.append(self._stream.end_capture().launch)
 
     def _begin_list(self) -> None:
-        self._taking_down = _launches_taken_down(self.pieces)
+        self._taking_down = launches_taken_down(self.pieces)
         self._taking_down.__enter__()
 
     def _end_list(self) -> None:
@@ -95,24 +96,6 @@ class Recording:
         """Take the stream out of capture; what went wrong is already on its way to the caller."""
         with suppress(Exception):  # a capture that has failed says so once more at its end
             self._end()
-
-
-@contextmanager
-def _launches_taken_down(launches: list[Callable[[], Any]]) -> Iterator[None]:
-    """Simulated kernels are not run in here: each launch is added to the list instead."""
-    from numba.cuda.simulator.kernel import FakeCUDAKernel
-
-    launch = FakeCUDAKernel.__call__
-
-    def take_down(kernel: Any, *arguments: Any) -> None:
-        configuration = kernel.grid_dim, kernel.block_dim, 0, kernel.dynshared_size
-        launches.append(lambda: kernel[configuration](*arguments))
-
-    FakeCUDAKernel.__call__ = take_down
-    try:
-        yield
-    finally:
-        FakeCUDAKernel.__call__ = launch
 
 
 def products(device: Device, *triples: tuple[Any, Any, Any]) -> None:

@@ -10,8 +10,6 @@ drops where the uninterrupted one did.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyconv.recipes import Recipe
-
 
 class Schedule:
     """The learning rate stays as it is; base of the others.
@@ -118,8 +116,3 @@ class Plateau(Schedule):
     def state(self, state: Mapping[str, Any]) -> None:
         self.done, self.stale = int(state["done"]), int(state["stale"])
         self.best = float(state["best"])
-
-
-def bare(recipe: Recipe, schedule: Schedule, epoch: int) -> bool:
-    """Is `epoch` in the authors' last stage, without colour noise and with conv1 frozen?"""
-    return recipe.bare_last_stage and schedule.last_stage(epoch)

@@ -21,6 +21,8 @@ plain assignments, checked and recorded like all others.
 
 is here for its stand-in only: on a GPU it is 64 multiply-adds between registers; simulated one by
 one they would be nearly all the time that a test takes, so NumPy does them at once.
+
+This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
 """
 
 import numpy as np

@@ -200,3 +200,21 @@ def _call(kernel: Any, *args: Any) -> Any:
         _one_at_a_time.release()
         if recorder is not None and _traces is not None:
             (_then or _traces.append)(recorder.finish())
+
+
+@contextmanager
+def launches_taken_down(launches: list[Callable[[], Any]]) -> Iterator[None]:
+    """Within it simulated kernels are not run: each launch is added to the list instead."""
+    from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+    launch = FakeCUDAKernel.__call__
+
+    def take_down(kernel: Any, *arguments: Any) -> None:
+        configuration = kernel.grid_dim, kernel.block_dim, 0, kernel.dynshared_size
+        launches.append(lambda: kernel[configuration](*arguments))
+
+    FakeCUDAKernel.__call__ = take_down
+    try:
+        yield
+    finally:
+        FakeCUDAKernel.__call__ = launch

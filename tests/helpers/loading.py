@@ -3,10 +3,15 @@
 import gc
 import itertools
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from small import random_photos
+
+from layers.random_bits import permutation
+from tinyconv.data.loader import ORDER, batches_per_epoch
+from tinyconv.data.photos import PhotoSet
 
 PHOTOS = random_photos(20, size=4)
 
@@ -46,3 +51,25 @@ class WatchedPhotos:
     def copy_rows(self, ids, out):
         self.before(ids.tolist())
         PHOTOS.copy_rows(ids, out)
+
+
+# --- what a loader gives, without threads
+
+
+def shuffled_batches(
+    photos: PhotoSet, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(images, labels, ids) of the batches of `Loader.epoch`, for photos in memory."""
+    order = permutation(len(photos), seed, ORDER, epoch)
+    for i in range(batches_per_epoch(len(photos), batch_size)):
+        ids = order[i * batch_size : (i + 1) * batch_size]
+        yield photos.images[ids], photos.labels[ids], ids
+
+
+def ordered_batches(
+    photos: PhotoSet, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images, labels) of all photos in their order; the last batch may be smaller."""
+    for start in range(0, len(photos), batch_size):
+        part = slice(start, start + batch_size)
+        yield photos.images[part], photos.labels[part]

@@ -249,25 +249,3 @@ class _Readers:
 
 def _is_read(task: Future[None]) -> bool:
     return task.done() and task.exception() is None
-
-
-# --- without threads
-
-
-def shuffled_batches(
-    photos: PhotoSet, batch_size: int, seed: int, epoch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(images, labels, ids) of the batches of `Loader.epoch`, for photos in memory."""
-    order = permutation(len(photos), seed, ORDER, epoch)
-    for i in range(batches_per_epoch(len(photos), batch_size)):
-        ids = order[i * batch_size : (i + 1) * batch_size]
-        yield photos.images[ids], photos.labels[ids], ids
-
-
-def ordered_batches(
-    photos: PhotoSet, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of all photos in their order; the last batch may be smaller."""
-    for start in range(0, len(photos), batch_size):
-        part = slice(start, start + batch_size)
-        yield photos.images[part], photos.labels[part]

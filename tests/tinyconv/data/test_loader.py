@@ -7,15 +7,21 @@ import tracemalloc
 import numpy as np
 import pytest
 from fake_cupy import Gpu
-from loading import PHOTOS, WatchedPhotos, assert_equal, kept, no_thread_is_left
+from loading import (
+    PHOTOS,
+    WatchedPhotos,
+    assert_equal,
+    kept,
+    no_thread_is_left,
+    ordered_batches,
+    shuffled_batches,
+)
 from small import random_photos
 from stores import write_store
 
 from tinyconv.data.loader import (
     Loader,
     batches_per_epoch,
-    ordered_batches,
-    shuffled_batches,
 )
 from tinyconv.data.store import PhotoStore
 

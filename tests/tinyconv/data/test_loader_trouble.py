@@ -4,11 +4,11 @@ import ctypes
 import threading
 
 import pytest
-from loading import PHOTOS, WatchedPhotos, assert_equal, kept, no_thread_is_left
+from loading import PHOTOS, WatchedPhotos, assert_equal, kept, no_thread_is_left, shuffled_batches
 from small import random_photos
 from stores import write_store
 
-from tinyconv.data.loader import Loader, LoaderError, shuffled_batches
+from tinyconv.data.loader import Loader, LoaderError
 from tinyconv.data.store import PhotoStore
 
 __all__ = ["no_thread_is_left"]  # a fixture: it runs around every test that can see it

@@ -1,8 +1,9 @@
 """The scheduler: one launch of a kernel, block after block, each thread a greenlet.
 
 See `layers/simulator/__init__.py` for what a greenlet is and what is checked. `Launch.run` is the
-way through the grid; `_run_block` through one block; `_work` is what a greenlet does; `wait` is
-where a thread is set aside at a barrier, and `_open_barriers` where it is let go.
+way through the grid; `_run_block` through one block; `_work` is what a greenlet does; `wait`, and
+`collective` for what a warp does as one, are where a thread is set aside, and `_open_barriers` is
+where it is let go.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Thread:
         self.threadIdx = threadIdx
         self.greenlet: Any = None  # None until it first waits
         self.part: Any = None  # handed in where it waits, as a vote; later, the answer
-        self.copies = Copies()
+        self.copies: Copies | None = None  # None until it begins one
         self.finished = False
 
 
@@ -226,7 +227,8 @@ class Launch:
         while True:
             self._enter(thread)
             self.fn(*self.args)
-            thread.copies.check_none_left()
+            if thread.copies is not None:
+                thread.copies.check_none_left()
             thread.finished = True
             following = next(self._unstarted, None)
             if following is None:
@@ -253,6 +255,13 @@ class Launch:
         returned, and it orders no accesses to memory.
         """
         return self._meet(call, self.thread.number // WARP, None, part, combine)
+
+    @property
+    def copies(self) -> Copies:
+        """The asynchronous copies of the running thread."""
+        if self.thread.copies is None:
+            self.thread.copies = Copies()
+        return self.thread.copies
 
     def _meet(
         self, call: str, warp: int | None, mask: int | None, part: Any, combine: Combine | None

@@ -1,4 +1,4 @@
-"""What the kernels of rung 3 share: sizes, where a chunk lies in shared memory, and what is refused.
+"""What the kernels of rung 3 share: sizes, where chunks lie in shared memory, the product of slices.
 
 A tensor core multiplies small matrices of TF32 or BF16 numbers and adds in float32. Counted in
 bytes both kinds are alike, so one kernel source does for both. Its unit is the *chunk*, 16 bytes:
@@ -16,6 +16,9 @@ functions are plain arithmetic: the kernels call them compiled, and a test calls
 lane.
 """
 
+from numba import uint32
+
+from layers.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
 from layers.conv.tile import LARGEST
 from layers.device import cuda
 
@@ -73,7 +76,54 @@ term_word_tf32 = cuda.jit(device=True, inline="always")(term_place_tf32)
 term_word_bf16 = cuda.jit(device=True, inline="always")(term_place_bf16)
 
 
+# --- the product of two slices of forward
+#
+# A warp has 64 rows of a and 32 of b, four fragments of each: sums[4 (4 i + j) ...] are the four of
+# a thread for fragments i and j. `a` and `b` are where this lane's rows of fragment 0 begin.
+# A multiple of 8 rows ahead is that many words ahead; the second half of a row is the first, with a
+# bit flipped.
+
+
+@cuda.jit(device=True, inline="always")
+def load_half(tiles, a, b, a_words, b_words):
+    for i in range(4):
+        load_matrices(a_words, 4 * i, tiles, a + 16 * ROW * i)
+    for j in range(2):
+        load_matrices(b_words, 4 * j, tiles, b + 16 * ROW * j)
+
+
+@cuda.jit(device=True, inline="always")
+def multiply_tf32(tiles, a, b, sums):
+    a_words = cuda.local.array(16, uint32)
+    b_words = cuda.local.array(8, uint32)
+    for half in range(2):
+        load_half(tiles, a ^ 2 * CHUNK * half, b ^ 2 * CHUNK * half, a_words, b_words)
+        for i in range(16):
+            round_tf32_word(a_words, i)
+        for j in range(8):
+            round_tf32_word(b_words, j)
+        for i in range(4):
+            for j in range(4):
+                mma_tf32(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
+
+
+@cuda.jit(device=True, inline="always")
+def multiply_bf16(tiles, a, b, sums):
+    a_words = cuda.local.array(16, uint32)
+    b_words = cuda.local.array(8, uint32)
+    for half in range(2):
+        load_half(tiles, a ^ 2 * CHUNK * half, b ^ 2 * CHUNK * half, a_words, b_words)
+        for i in range(4):
+            for j in range(4):
+                mma_bf16(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
+
+
 # --- on the host
+
+
+def kind_of(array):
+    """ "tf32" for float32, "bf16" for uint16: how `array` is multiplied."""
+    return "bf16" if array.dtype.itemsize == 2 else "tf32"
 
 
 def check_sizes(*arrays):

@@ -1,4 +1,4 @@
-"""What the kernels of rung 3 share: sizes, where chunks lie in shared memory, the product of slices.
+"""What the kernels of rung 3 share: sizes, where chunks lie in shared memory, a slice's product.
 
 A tensor core multiplies small matrices of TF32 or BF16 numbers and adds in float32. Counted in
 bytes both kinds are alike, so one kernel source does for both. Its unit is the *chunk*, 16 bytes:
@@ -16,7 +16,7 @@ functions are plain arithmetic: the kernels call them compiled, and a test calls
 lane.
 """
 
-from numba import uint32
+from numba import int32, uint32
 
 from layers.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
 from layers.conv.tile import LARGEST
@@ -74,6 +74,21 @@ def term_place_bf16(term, chunk, words):
 row_word = cuda.jit(device=True, inline="always")(row_place)
 term_word_tf32 = cuda.jit(device=True, inline="always")(term_place_tf32)
 term_word_bf16 = cuda.jit(device=True, inline="always")(term_place_bf16)
+
+
+# --- arithmetic of addresses
+
+
+@cuda.jit(device=True, inline="always")
+def quotient(a, b):
+    # Of two numbers that are not negative. In 64 bits a division takes some five times as long.
+    return int32(uint32(a) // uint32(b))
+
+
+@cuda.jit(device=True, inline="always")
+def next_stage(at, stage):
+    # The same place in the next stage of `stage` words, which is the first after the last.
+    return int32(at + stage if at < (STAGES - 1) * stage else at - (STAGES - 1) * stage)
 
 
 # --- the product of two slices of forward

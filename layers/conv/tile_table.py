@@ -44,8 +44,8 @@ def read(path=PATH):
     sound = isinstance(table, dict) and all(isinstance(layers, dict) for layers in table.values())
     if not sound or any(tile not in TILES for layers in table.values() for tile in layers.values()):
         raise ValueError(
-            f'{path} is no table of tiles: make it {{"sm_90": {{"<layer>": "small"}}}} with "large" '
-            'or "small" for every layer, or {}'
+            f'{path} is no table of tiles: it maps architectures to layers and these to "large" or '
+            '"small"; make it {"sm_90": {"<layer>": "small"}}, or {}'
         )
     return table
 

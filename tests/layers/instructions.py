@@ -132,7 +132,9 @@ load_matrices_across_kernel = load_kernel(load_matrices_across)
 
 # --- the script
 
-F32, F64, U16, U32 = (types.Array(t, 1, "C") for t in (float32, types.float64, types.uint16, uint32))
+F32, F64, U16, U32 = (
+    types.Array(t, 1, "C") for t in (float32, types.float64, types.uint16, uint32)
+)
 I32, INTEGER = types.Array(int32, 1, "C"), types.int64
 NEW = (8, 0), (9, 0)
 KERNELS = {

@@ -152,9 +152,7 @@ def test_products_of_random_matrices(name, tensor_device):
 
 
 def test_bits_below_tf32_are_ignored(tensor_device):
-    a, b, c = (
-        np.ones((1, *shape), np.float32) for shape in ((16, 8), (8, 8), (16, 8))
-    )
+    a, b, c = (np.ones((1, *shape), np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
     clean = product(tensor_device, "mma_tf32", a, b, c)
     for operand in (a, b):
         operand.view(np.uint32)[...] |= 0x1FFF
@@ -165,9 +163,7 @@ def test_bits_below_tf32_are_ignored(tensor_device):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_nan_and_infinity_stay_in_their_rows_and_columns(name, tensor_device):
     terms, _ = PRODUCTS[name]
-    a, b, c = (
-        np.ones((1, *shape), np.float32) for shape in ((16, terms), (terms, 8), (16, 8))
-    )
+    a, b, c = (np.ones((1, *shape), np.float32) for shape in ((16, terms), (terms, 8), (16, 8)))
     a[0, 3, 2], b[0, 5, 6], c[0, 9, 1] = np.inf, np.nan, -np.inf
     result = product(tensor_device, name, a, b, c)[0]
     wanted = np.full((16, 8), terms + 1.0)

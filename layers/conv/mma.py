@@ -49,7 +49,7 @@ from numba import types
 from layers.device import SIMULATED
 
 if SIMULATED:
-    from layers.bfloat16 import round_tf32
+    from layers.bfloat16 import tf32_bits
     from layers.simulator import running
 
     LANES = 8, 4
@@ -111,7 +111,7 @@ if SIMULATED:
 
     def round_tf32_word(words, i):
         word = words.memory(i, 1)
-        round_tf32(word.view(np.float32), word.view(np.float32))
+        word[0] = tf32_bits(int(word[0]))
 
 else:
     from numba.cuda.extending import intrinsic

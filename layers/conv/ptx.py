@@ -49,7 +49,7 @@ import sys
 import numpy as np
 from numba import types
 
-from layers.bfloat16 import to_bits
+from layers.bfloat16 import narrow
 from layers.device import SIMULATED, cuda
 
 BYTES = 16
@@ -100,15 +100,13 @@ if SIMULATED:
     def wait_copies(n):
         running().thread.copies.wait(n)
 
-    def _as_element(y, values):
-        return to_bits(values) if y.dtype == np.uint16 else values
-
     def store8(y, at, values, first):
         y.check_aligned(at, "store8 to")
-        y.write(at, _as_element(y, values.read(first, 8)))
+        floats = values.read(first, 8)
+        y.write(at, np.array([narrow(value, y) for value in floats], y.dtype))
 
     def store1(y, at, values, i):
-        y[at] = _as_element(y, values.read(i, 1))[0]
+        y[at] = narrow(values[i], y)
 
     def add_outer(rows, columns, sums):
         sums.data += np.multiply.outer(rows.data, columns.data).ravel()

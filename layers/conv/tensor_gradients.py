@@ -34,8 +34,10 @@ from layers.conv.tensor_tile import (
     kind_of,
     next_stage,
     per_chunk,
+    quotient,
     term_word_bf16,
     term_word_tf32,
+    within,
 )
 from layers.conv.tile import NOWHERE
 from layers.conv.tile_table import TILES, choose_tile, layer_key
@@ -49,15 +51,21 @@ VALUES = 128
 
 # --- the product of two slices
 #
-# A warp's 64 filters are four fragments i, its 32 values four fragments j: sums[4 (4 i + j) ...] are
-# a thread's four of both, two for each of rows g and g + 8 (g = lane // 4). Each maker below is
-# given the words of a row of dy and of a row of a in shared memory, and returns
+# A warp's 64 filters are four fragments i, its 32 values four fragments j; sums[4 (4 i + j) ...] are
+# a thread's four sums of both. Each function below is given the words of a row of dy and of a row
+# of a in shared memory, and makes
 #
-#     first(lane, row, column)     where a lane's words of the warp's fragments begin, in either
-#     multiply(tiles, a, b, sums)  sums += a · b, of the slices of which these are the beginnings
+#     first(lane, row, column)         where this lane's words of the fragments of dy, from filter
+#                                      `row` of the tile on, and of a, from value `column` on, begin
+#     multiply(tiles, dy, a, sums)     sums += dy · a, with two steps of the slices that begin there
 #
-# Fragments that follow each other are a constant number of chunks apart, whose number is swizzled:
-# XOR goes from one to the next within eight chunks, + where all eight are skipped.
+# A row's chunks are swizzled within each eight of them; `chunks_on` goes from one to another.
+
+
+@cuda.jit(device=True, inline="always")
+def chunks_on(word, count):
+    # From a chunk to the one `count` further on in its row, if adding `count` carries no bit.
+    return (word ^ count % 8 * CHUNK) + count // 8 * 8 * CHUNK
 
 
 def multiply_tf32(dy_words, a_words):
@@ -72,17 +80,17 @@ def multiply_tf32(dy_words, a_words):
         )
 
     @cuda.jit(device=True, inline="always")
-    def multiply_step(tiles, a, b, sums, step):
+    def multiply_step(tiles, dy, a, sums, step):
         rows = cuda.local.array(16, uint32)
         columns = cuda.local.array(8, uint32)
         for half in range(2):
             term = 8 * step + 4 * half
             for i in range(8):
-                at = (a ^ 2 * i % 8 * CHUNK) + 2 * i // 8 * 8 * CHUNK + term * dy_words
-                copy1(rows, i // 2 * 4 + 2 * half + i % 2, tiles, at)
+                word = chunks_on(dy, 2 * i) + term * dy_words
+                copy1(rows, i // 2 * 4 + 2 * half + i % 2, tiles, word)
             for j in range(4):
-                at = (b ^ 2 * j * CHUNK) + term * a_words
-                copy1(columns, 2 * j + half, tiles, at)
+                word = chunks_on(a, 2 * j) + term * a_words
+                copy1(columns, 2 * j + half, tiles, word)
         for i in range(16):
             round_tf32_word(rows, i)
         for j in range(8):
@@ -92,9 +100,9 @@ def multiply_tf32(dy_words, a_words):
                 mma_tf32(rows, 4 * i, columns, 2 * j, sums, 4 * (4 * i + j))
 
     @cuda.jit(device=True, inline="always")
-    def multiply(tiles, a, b, sums):
-        multiply_step(tiles, a, b, sums, 0)
-        multiply_step(tiles, a, b, sums, 1)
+    def multiply(tiles, dy, a, sums):
+        multiply_step(tiles, dy, a, sums, 0)
+        multiply_step(tiles, dy, a, sums, 1)
 
     return first, multiply
 
@@ -110,22 +118,24 @@ def multiply_bf16(dy_words, a_words):
         )
 
     @cuda.jit(device=True, inline="always")
-    def multiply_step(tiles, a, b, sums, step):
+    def multiply_step(tiles, dy, a, sums, step):
         rows = cuda.local.array(16, uint32)
         columns = cuda.local.array(8, uint32)
         term = 16 * step
         for i in range(4):
-            load_matrices_across(rows, 4 * i, tiles, (a ^ 2 * i * CHUNK) + term * dy_words)
+            word = chunks_on(dy, 2 * i) + term * dy_words
+            load_matrices_across(rows, 4 * i, tiles, word)
         for j in range(2):
-            load_matrices_across(columns, 4 * j, tiles, (b ^ 2 * j * CHUNK) + term * a_words)
+            word = chunks_on(a, 2 * j) + term * a_words
+            load_matrices_across(columns, 4 * j, tiles, word)
         for i in range(4):
             for j in range(4):
                 mma_bf16(rows, 4 * i, columns, 2 * j, sums, 4 * (4 * i + j))
 
     @cuda.jit(device=True, inline="always")
-    def multiply(tiles, a, b, sums):
-        multiply_step(tiles, a, b, sums, 0)
-        multiply_step(tiles, a, b, sums, 1)
+    def multiply(tiles, dy, a, sums):
+        multiply_step(tiles, dy, a, sums, 0)
+        multiply_step(tiles, dy, a, sums, 1)
 
     return first, multiply
 
@@ -137,7 +147,7 @@ def multiply_bf16(dy_words, a_words):
 # `rows_on`, `columns_on`: from a window to the one a slice further on; dy has rows of `dy_filters`,
 # of which those beyond `filters` are zeros. A slice's row of x or dy is copied by 4 to 16
 # neighbouring lanes, 64 bytes or more at a time: whole sectors. Each element of `partial` is
-# written by the thread that has its sum: no races, no atomics; four lanes write a whole sector.
+# written by the thread that has its sum: no races, no atomics; four lanes fill a sector.
 
 
 def filter_kernel(name, tile_filters, threads, per, product):
@@ -169,8 +179,9 @@ def filter_kernel(name, tile_filters, threads, per, product):
         mine = filters // groups
         depth = size * size * run
         across = (depth + VALUES - 1) // VALUES
-        first_filter = cuda.blockIdx.x // across * tile_filters
-        first_value = cuda.blockIdx.x % across * VALUES
+        down_tiles = quotient(cuda.blockIdx.x, across)
+        first_filter = down_tiles * tile_filters
+        first_value = (cuda.blockIdx.x - down_tiles * across) * VALUES
         begin = part * length
         end = int32(min(begin + length, dy.size // dy_filters))
 
@@ -178,19 +189,21 @@ def filter_kernel(name, tile_filters, threads, per, product):
         fetch_m, fetch_chunk = t // lanes, t % lanes
         for i in range(a_chunks):
             d = first_value + per * (fetch_chunk + lanes * i)
-            r, s, c = d // (size * run), d // run % size, d % run
+            pixel = quotient(d, run)
+            r = quotient(pixel, size)
+            s = pixel - r * size
             down[i] = r if d < depth else NOWHERE
             right[i] = s
-            ahead[i] = (r * width + s) * channels + group * run + c
+            ahead[i] = (r * width + s) * channels + group * run + d - pixel * run
         for i in range(dy_chunks):
             k = first_filter + per * (fetch_chunk + lanes * i)
             dy_end[i] = end if k < mine else 0
         m = int32(begin + fetch_m)
-        n, p, q = int32(m // (rows * columns)), int32(m // columns % rows), int32(m % columns)
+        line = quotient(m, columns)
+        n = quotient(line, rows)
+        p, q = int32(line - n * rows), int32(m - line * columns)
         dy_at = int32(m * dy_filters + group * (dy_filters // groups) + first_filter)
         dy_at = int32(dy_at + per * fetch_chunk)
-        # Without a sign, what is negative is large: one comparison for both ends.
-        high, wide = uint32(height), uint32(width)
         image_rows, image_columns = int32(rows), int32(columns)
 
         lane, warp = t % 32, t // 32
@@ -211,12 +224,11 @@ def filter_kernel(name, tile_filters, threads, per, product):
             h, left = int32(p * stride - before), int32(q * stride - before)
             corner = int32(((n * height + h) * width + left) * channels)
             for i in range(a_chunks):
-                at_h, at_w = uint32(h + down[i]), uint32(left + right[i])
-                inside = (m < end) & (at_h < high) & (at_w < wide)
-                to = (a_to ^ lanes * i % 8 * CHUNK) + lanes * i // 8 * 8 * CHUNK
-                copy_async(tiles, to, x, int32(corner + ahead[i]), inside)
+                inside = within(h + down[i], height) & within(left + right[i], width)
+                to = chunks_on(a_to, lanes * i)
+                copy_async(tiles, to, x, int32(corner + ahead[i]), inside & (m < end))
             for i in range(dy_chunks):
-                to = (dy_to ^ lanes * i % 8 * CHUNK) + lanes * i // 8 * 8 * CHUNK
+                to = chunks_on(dy_to, lanes * i)
                 copy_async(tiles, to, dy, dy_at + per * lanes * i, m < dy_end[i])
             commit_copies()
             a_to, dy_to = next_stage(a_to, stage), next_stage(dy_to, stage)

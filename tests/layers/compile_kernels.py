@@ -20,7 +20,14 @@ ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
 NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
 """What activations are stored as."""
 
-OLDEST: dict[str, tuple[int, int]] = {}
+TENSOR_FILTER = {
+    f"layers.conv.tensor_gradients.tensor_filter_{tile}_{kind}_kernel": number
+    for tile in ("large", "small")
+    for kind, number in (("tf32", types.float32), ("bf16", types.uint16))
+}
+"""What x and dy are made of, by kernel."""
+
+OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(TENSOR_FILTER, (8, 0))
 """Kernels that need a newer architecture than the oldest one, and which."""
 
 
@@ -58,6 +65,10 @@ def signatures(stored):
             "layers.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
             "layers.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
             "layers.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
+            **{
+                name: (array(1, kind), array(1, kind), array(1)) + (integer,) * 15
+                for name, kind in TENSOR_FILTER.items()
+            },
         }
     for_activations = {
         "layers.activation.relu_forward_kernel": (values(1),) * 2,

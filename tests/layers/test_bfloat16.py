@@ -161,17 +161,13 @@ def test_a_kernel_narrows_to_the_same_bits(cuda_device):
     with np.errstate(invalid="ignore"):
         double = x.astype(np.float64)
     for source in (x, double):
-        np.testing.assert_array_equal(
-            convert(cuda_device, source, np.uint16), bfloat16.to_bits(x)
-        )
+        np.testing.assert_array_equal(convert(cuda_device, source, np.uint16), bfloat16.to_bits(x))
 
 
 def test_a_kernel_widens_to_the_same_bits(cuda_device):
     bits = (WORDS[SOME] >> 16).astype(np.uint16)
     whole = convert(cuda_device, bits, np.float32)
-    np.testing.assert_array_equal(
-        whole.view(np.uint32), bfloat16.from_bits(bits).view(np.uint32)
-    )
+    np.testing.assert_array_equal(whole.view(np.uint32), bfloat16.from_bits(bits).view(np.uint32))
     numbers = bits[~np.isnan(whole)]
     np.testing.assert_array_equal(convert(cuda_device, numbers, np.uint16), numbers)
 

@@ -56,8 +56,6 @@ def report(
     import compile_kernels
     from numba import types
 
-    from layers.device import cuda
-
     real = compile_kernels.kernels()
     made, failed = [], []
     for name, arguments in compile_kernels.signatures(types.float32).items():
@@ -67,10 +65,7 @@ def report(
             if architecture < compile_kernels.OLDEST.get(name, architecture):
                 continue
             try:
-                ptx, _ = cuda.compile(
-                    *(real[name].py_func, arguments),
-                    **{"cc": architecture, "device": False, "abi": "numba", "output": "ptx"},
-                )
+                ptx = compile_kernels.ptx_of(real[name], arguments, architecture)
                 used, listing = sass.assemble(ptx, architecture)
             except Exception as error:  # any failure to compile is a finding
                 first = (str(error).splitlines() or [""])[0]

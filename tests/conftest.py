@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from compiled import Compiled, compiled
 
 
 def gpu_count() -> int:
@@ -66,6 +67,12 @@ def device(request) -> Device:
         return Device(request.param)
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """What the compiler, which needs no GPU, makes of every kernel."""
+    return compiled(tmp_path_factory)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

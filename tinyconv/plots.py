@@ -1,21 +1,34 @@
 """Pictures of a run: how loss and accuracy went, and the first filters (paper, figure 3)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from tinyconv.train import Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(**options: Any) -> Figure:
+    # Matplotlib takes nearly as long to import as all the rest, and a picture is drawn at the end
+    # of a run, by one of its processes: nobody else waits for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(**options)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
     """Loss and top-1 accuracy of training and validation, epoch by epoch, as a PNG."""
     epochs = [e.epoch for e in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [e.train_loss for e in history], ".-", label="training")
     left.plot(epochs, [e.val_loss for e in history], ".-", label="validation")
@@ -38,8 +51,7 @@ def plot_filters(weight: np.ndarray, path: str | Path) -> None:
     count = weight.shape[0]
     columns = min(count, 16)
     rows = -(-count // columns)
-    figure = Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(0.6 * columns, 0.6 * rows + 0.4), layout="constrained")
     figure.suptitle(f"conv1: {count} filters of {weight.shape[1]}×{weight.shape[2]}", fontsize=9)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
@@ -76,8 +88,7 @@ def plot_column_filters(weight: np.ndarray, path: str | Path) -> None:
     share = colourfulness(weight)
     middle = weight.shape[0] - weight.shape[0] // 2
     across = min(middle, 16)
-    figure = Figure(figsize=(max(0.6 * across, 4), 0.78 * 2 * -(-middle // across) + 0.9))
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(max(0.6 * across, 4), 0.78 * 2 * -(-middle // across) + 0.9))
     halves: Any = figure.subfigures(2, 1)
     for column, part in enumerate((slice(0, middle), slice(middle, None))):
         filters, shares = weight[part], share[part]

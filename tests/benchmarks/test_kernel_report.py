@@ -170,24 +170,45 @@ def test_written_reports_name_date_and_machine(monkeypatch, tmp_path, capsys):
 
 # --- the real kernels
 
-
-@pytest.fixture(scope="session")
-def tiled():
-    """By name and architecture, what the report says of rung 2 of convolution."""
-    if missing := sass.missing_tools():
-        pytest.skip("; ".join(missing))
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernel_report.py")]
-    command += ["--json", "--only", "conv.tiled", "--arch", "75,80,90"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    return {(r["name"].rpartition(".")[2], tuple(r["architecture"])): r for r in rows}
-
-
 PINNED = [(7, 5), (8, 0), (9, 0)]
 WIDE = ["tiled_forward_wide_kernel", "tiled_filter_wide_kernel"]
 NARROW = ["tiled_forward_narrow_kernel", "tiled_filter_narrow_kernel"]
+
+
+def of_report(name, architecture, compiled_kernels):
+    """All numbers of the report for a kernel, by its full name."""
+    ptx = compiled_kernels.ptx(name, "float32", architecture)
+    found = kernel_report.described(name, architecture, *sass.assemble(ptx, architecture))
+    return found.as_dict()
+
+
+@pytest.fixture(scope="session")
+def tools():
+    """NVIDIA's assembler and disassembler."""
+    if missing := sass.missing_tools():
+        pytest.skip("; ".join(missing))
+
+
+@pytest.fixture(scope="session")
+def tiled(tools, compiled_kernels):
+    """By name and architecture, what the report says of rung 2 of convolution."""
+    return {
+        (name.rpartition(".")[2], architecture): of_report(name, architecture, compiled_kernels)
+        for name in compiled_kernels.kernels
+        if "conv.tiled" in name
+        for architecture in PINNED
+    }
+
+
+def test_the_program_compiles_and_says_the_same(tools, compiled_kernels):
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernel_report.py")]
+    command += ["--json", "--only", "conv.direct.conv_forward", "--arch", "75,90"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name = "layers.conv.direct.conv_forward_kernel"
+    expected = [of_report(name, a, compiled_kernels) for a in ((7, 5), (9, 0))]
+    assert json.loads(done.stdout) == json.loads(json.dumps(expected))
 
 
 @pytest.mark.parametrize("architecture", PINNED, ids=kernel_report.label)

@@ -239,10 +239,13 @@ def test_a_file_that_is_no_prepared_one(tmp_path, capsys):
 
 def test_help_and_the_embedded_data_in_a_process_of_its_own(tmp_path):
     """No GPU, no network, no argument but a shorter run: a batch of the drawn data set."""
-    run = [sys.executable, str(SCRIPT)]
+    run = [sys.executable, "-X", "importtime", str(SCRIPT)]
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
     shown = subprocess.run([*run, "--help"], capture_output=True, text=True, env=environment)
     assert shown.returncode == 0 and "--recipe" in shown.stdout
+    # Nobody waits for what draws the pictures at the end, nor for what others need.
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "numba" in imported and imported.isdisjoint({"matplotlib", "cupy", "mpi4py"})
     wrong = subprocess.run(
         [*run, "--recipe", "caffe"], capture_output=True, text=True, env=environment
     )

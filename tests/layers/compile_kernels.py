@@ -1,7 +1,9 @@
-"""Compile every kernel of the project without a GPU, and print as JSON what came out.
+"""Compile every kernel of the project without a GPU, and write down what came out.
 
-Run as a script, with the simulator off (it has no compiler); `test_kernels_compile.py` does that
-and judges the numbers.
+    python tests/layers/compile_kernels.py FOLDER
+
+with the simulator off, which has no compiler. Into FOLDER go the PTX of each kernel and rows.json,
+what `ptxas` says of it. `tests/helpers/compiled.py` does this once for all tests that want it.
 """
 
 import importlib
@@ -12,9 +14,12 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
-from numba import types
+from numba import float32, types
+
+from layers.device import cuda
 
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
 NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
@@ -30,10 +35,14 @@ TENSOR_FILTER = {
 OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(TENSOR_FILTER, (8, 0))
 """Kernels that need a newer architecture than the oldest one, and which."""
 
+ASKS_FOR_ITS_ARCHITECTURE = "layers.activation.tanh_forward_kernel"
+"""Numba looks at the architecture before it decides how to compute tanh."""
 
-def oldest(name, dtype):
-    """The first architecture on which this kernel is launched with activations of `dtype`."""
-    return OLDEST.get(name, (8, 0) if dtype == "bfloat16" else ARCHITECTURES[0])
+
+def architectures_of(name, dtype):
+    """Those of ARCHITECTURES on which this kernel is launched with activations of `dtype`."""
+    oldest = OLDEST.get(name, (8, 0) if dtype == "bfloat16" else ARCHITECTURES[0])
+    return [architecture for architecture in ARCHITECTURES if architecture >= oldest]
 
 
 def signatures(stored):
@@ -146,9 +155,6 @@ def planted_signatures(number):
 
 def planted_kernels():
     """A kernel with a float64 constant, and one with an array that does not fit registers."""
-    from numba import float32
-
-    from layers.device import cuda
 
     @cuda.jit
     def planted_double(x):
@@ -169,8 +175,6 @@ def planted_kernels():
 
 def kernels():
     """Every kernel that a module of `layers` or `tinyconv` defines, by its full name."""
-    from layers.device import cuda
-
     dispatcher = type(cuda.jit(lambda: None))
     found = {}
     for package in ("layers", "tinyconv"):
@@ -182,6 +186,40 @@ def kernels():
                 if isinstance(value, dispatcher) and not value.targetoptions.get("device"):
                     found[f"{value.py_func.__module__}.{value.py_func.__name__}"] = value
     return found
+
+
+def ptx_of(kernel, arguments, architecture):
+    """The kernel's PTX, as of `cuda.compile`.
+
+    That would run Numba's front end for each architecture. It takes most of the time, and its
+    result is the same for all: only what NVVM makes of it differs.
+    """
+    return _front_end(kernel.py_func, arguments).get_asm_str(cc=architecture)
+
+
+@lru_cache(maxsize=1)
+def _front_end(function, arguments):
+    oldest = OLDEST.get(f"{function.__module__}.{function.__name__}", ARCHITECTURES[0])
+    library, _ = cuda.compiler._compile_pyfunc_with_fixup(
+        function, arguments, device=False, abi="numba", cc=oldest
+    )
+    return library
+
+
+def same_as_alone(kernel, arguments, architecture, ptx):
+    """Whether `ptx` is what `cuda.compile` gives for this architecture alone."""
+    alone, _ = cuda.compile(
+        *(kernel.py_func, arguments),
+        **{"cc": architecture, "device": False, "abi": "numba", "output": "ptx"},
+    )
+
+    def renamed(ptx):
+        # Numba's names hold the options of a compilation, and a running number.
+        names = dict.fromkeys(re.findall(r"_Z\w+", ptx))
+        numbers = {name: f"name{number}" for number, name in enumerate(names)}
+        return re.sub(r"_Z\w+", lambda found: numbers[found[0]], ptx)
+
+    return renamed(ptx) == renamed(alone)
 
 
 def find_ptxas():
@@ -221,9 +259,8 @@ def lines_with(text, ptx):
 
 
 def main():
-    """Compile, assemble, print."""
-    from layers.device import cuda
-
+    """Compile, assemble, write."""
+    folder = Path(sys.argv[1])
     ptxas = find_ptxas()
     real = kernels()
     planted = planted_kernels()
@@ -232,27 +269,27 @@ def main():
         for dtype, number in NUMBERS.items():
             for name, arguments in {**signatures(number), **planted_signatures(number)}.items():
                 kernel = real.get(name) or planted.get(name)
-                for architecture in ARCHITECTURES:
-                    if kernel is None or architecture < oldest(name, dtype):
-                        continue
+                for architecture in architectures_of(name, dtype) if kernel else ():
                     row = {"kernel": name, "dtype": dtype, "architecture": architecture}
                     rows.append(row)
                     try:
-                        ptx, _ = cuda.compile(
-                            *(kernel.py_func, arguments),
-                            **{"cc": architecture, "device": False, "abi": "numba"},
-                            output="ptx",
-                        )
+                        ptx = ptx_of(kernel, arguments, architecture)
                     except Exception as error:  # any failure to compile is a finding
                         row["error"] = f"{type(error).__name__}: {error}"
                         continue
+                    row["ptx"] = f"{name}-{dtype}-sm_{architecture[0]}{architecture[1]}.ptx"
+                    (folder / row["ptx"]).write_text(ptx)
                     row["doubles"] = lines_with(".f64", ptx)
                     row["locals"] = lines_with(".local", ptx)
+                    if name == ASKS_FOR_ITS_ARCHITECTURE:
+                        row["same as alone"] = same_as_alone(kernel, arguments, architecture, ptx)
                     if ptxas:
                         # ptxas is a process of its own: it assembles while the next one compiles.
                         job = assembler.submit(assemble, ptxas, ptx, architecture)
                         job.add_done_callback(lambda job, row=row: row.update(job.result()))
-    json.dump({"ptxas": ptxas, "kernels": sorted(real), "rows": rows}, sys.stdout, indent=1)
+    result = {"ptxas": ptxas, "kernels": sorted(real), "rows": rows}
+    (folder / "rows.part").write_text(json.dumps(result, indent=1))
+    (folder / "rows.part").replace(folder / "rows.json")
 
 
 if __name__ == "__main__":

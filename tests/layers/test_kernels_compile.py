@@ -1,13 +1,4 @@
-"""Every kernel is compiled without a GPU and assembled: no spills, no float64 by accident.
-
-The simulator has no compiler, so `compile_kernels.py` does it in a process of its own, once.
-"""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Every kernel is compiled without a GPU and assembled: no spills, no float64 by accident."""
 
 import numba
 import numpy as np
@@ -34,8 +25,6 @@ from tinyconv.data.augment import Augment
 
 from . import compile_kernels, oracles
 
-ROOT = Path(__file__).resolve().parents[2]
-
 SINGLE = [
     (name, dtype)
     for dtype in ("float32", "bfloat16")
@@ -47,7 +36,7 @@ COMPILED = [
     for dtype, number in compile_kernels.NUMBERS.items()
     for name in compile_kernels.signatures(number)
     for architecture in compile_kernels.ARCHITECTURES
-    if architecture >= compile_kernels.oldest(name, dtype)
+    if architecture in compile_kernels.architectures_of(name, dtype)
 ]
 
 
@@ -56,53 +45,26 @@ def label(value):
     return f"sm_{value[0]}{value[1]}" if isinstance(value, tuple) else value.rpartition(".")[2]
 
 
-@pytest.fixture(scope="session")
-def compiled():
-    """What the worker printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("NUMBA_ENABLE_CUDASIM", None)
-    worker = Path(compile_kernels.__file__)
-    done = subprocess.run(
-        [sys.executable, str(worker)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture
-def row(compiled):
-    """A function: what became of one kernel for one dtype and architecture."""
-
-    def find(name, dtype, architecture):
-        wanted = name, dtype, list(architecture)
-        (found,) = (
-            r for r in compiled["rows"] if (r["kernel"], r["dtype"], r["architecture"]) == wanted
-        )
-        return found
-
-    return find
-
-
-@pytest.fixture
-def assembled(compiled, row):
-    """The same, where there is an assembler."""
-    if compiled["ptxas"] is None:
+def assembled(compiled_kernels):
+    """The kernels, where there is an assembler."""
+    if compiled_kernels.ptxas is None:
         pytest.skip("ptxas is missing: pip install -e '.[test]' (or '.[test-cuda12]') brings it")
-    return row
+    return compiled_kernels
 
 
-def test_every_kernel_of_the_project_has_its_argument_types_in_the_table(compiled):
+def test_every_kernel_of_the_project_has_its_argument_types_in_the_table(compiled_kernels):
     in_table = {
         name
         for number in compile_kernels.NUMBERS.values()
         for name in compile_kernels.signatures(number)
     }
-    assert set(compiled["kernels"]) == in_table, "add it to compile_kernels.signatures"
+    assert set(compiled_kernels.kernels) == in_table, "add it to compile_kernels.signatures"
 
 
 @pytest.mark.parametrize(("name", "dtype", "architecture"), COMPILED, ids=label)
 def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, architecture, assembled):
-    found = assembled(name, dtype, architecture)
+    found = assembled.row(name, dtype, architecture)
     assert "error" not in found, found["error"]
     assert found["locals"] == []
     assert (found["stack"], found["spill stores"], found["spill loads"]) == (0, 0, 0)
@@ -111,23 +73,32 @@ def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, archit
 
 @pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
 @pytest.mark.parametrize(("name", "dtype"), SINGLE, ids=label)
-def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture, row):
-    if architecture >= compile_kernels.oldest(name, dtype):
-        found = row(name, dtype, architecture)
+def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture, compiled_kernels):
+    if architecture in compile_kernels.architectures_of(name, dtype):
+        found = compiled_kernels.row(name, dtype, architecture)
         assert "error" not in found, found["error"]
         assert found["doubles"] == []
 
 
 @pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
-def test_a_planted_float64_constant_is_caught(architecture, row):
-    assert row("planted_double", "float32", architecture)["doubles"]
+def test_a_planted_float64_constant_is_caught(architecture, compiled_kernels):
+    assert compiled_kernels.row("planted_double", "float32", architecture)["doubles"]
 
 
 @pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
 def test_a_planted_local_array_is_caught(architecture, assembled):
-    found = assembled("planted_local", "float32", architecture)
+    found = assembled.row("planted_local", "float32", architecture)
     assert found["locals"]
     assert found["stack"] >= 400
+
+
+@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+@pytest.mark.parametrize("dtype", compile_kernels.NUMBERS)
+def test_one_front_end_for_all_architectures_gives_what_each_alone_does(
+    dtype, architecture, compiled_kernels
+):
+    name = compile_kernels.ASKS_FOR_ITS_ARCHITECTURE
+    assert compiled_kernels.row(name, dtype, architecture)["same as alone"]
 
 
 # --- the table tells the truth

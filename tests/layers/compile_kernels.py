@@ -17,17 +17,53 @@ from pathlib import Path
 from numba import types
 
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
-NUMBERS = {"float32": types.float32, "float64": types.float64}
+NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
+"""What activations are stored as."""
 
-OLDEST: dict[str, tuple[int, int]] = {}
+OLDEST: dict[str, tuple[int, int]] = {
+    **{
+        f"layers.conv.tensor_core.tensor_forward_{tile}_{kind}_kernel": (8, 0)
+        for tile in ("large", "small")
+        for kind in ("tf32", "bf16")
+    },
+    "layers.conv.blocks.filter_blocks_kernel": (8, 0),
+    "layers.conv.blocks.turned_blocks_kernel": (8, 0),
+}
 """Kernels that need a newer architecture than the oldest one, and which."""
+
+
+def tensor_signatures(stored):
+    """The argument types of the kernels of rung 3, for float32 or bfloat16 (uint16)."""
+    integer, number = types.int64, types.float32
+    values, numbers, flat = (
+        types.Array(*array, "C") for array in ((stored, 4), (number, 4), (stored, 1))
+    )
+    bf16 = stored == types.uint16
+    kind = "bf16" if bf16 else "tf32"
+    forward = (flat, flat, types.Array(number, 1, "C"), flat, flat, *(integer,) * 11)
+    only_float32 = {
+        "layers.conv.blocks.filter_from_blocks_kernel": (numbers, numbers, integer),
+    }
+    return {
+        f"layers.conv.tensor_core.tensor_forward_large_{kind}_kernel": forward,
+        f"layers.conv.tensor_core.tensor_forward_small_{kind}_kernel": forward,
+        "layers.conv.blocks.image_blocks_kernel": (values, values, *(integer,) * 3),
+        "layers.conv.blocks.filter_blocks_kernel": (numbers, values, integer),
+        "layers.conv.blocks.turned_blocks_kernel": (numbers, values, integer, integer),
+        "layers.conv.blocks.image_from_blocks_kernel": (
+            *(values,) * 3, *(integer,) * 3, types.boolean,
+        ),
+        **({} if bf16 else only_float32),
+    }  # fmt: skip
 
 
 def signatures(number):
     """The argument types of each kernel as the layers launch it, computing in `number`.
 
-    A kernel that knows only one of the two numbers is left out for the other.
+    A kernel that does not know `number` is left out.
     """
+    if number == types.uint16:
+        return tensor_signatures(number)
     integer, key = types.int64, types.uint64
 
     def array(ndim, dtype=number):
@@ -41,6 +77,7 @@ def signatures(number):
         forward = (array(1),) * 4 + (integer,) * 11
         filter_gradient = (array(1),) * 3 + (integer,) * 11
         only_float32 = {
+            **tensor_signatures(number),
             "layers.conv.tiled.tiled_forward_wide_kernel": forward,
             "layers.conv.tiled.tiled_forward_narrow_kernel": forward,
             "layers.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),

@@ -25,7 +25,11 @@ from layers import (
     Tanh,
     simulator,
 )
+from layers.conv import blocks
+from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
+from layers.conv.tile_table import TILES
 from layers.device import SIMULATED
+from layers.layer import Buffers
 from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
 
@@ -33,7 +37,12 @@ from . import compile_kernels, oracles
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FLOAT32 = list(compile_kernels.signatures(numba.float32))
+SINGLE = [
+    (name, dtype)
+    for dtype in ("float32", "bfloat16")
+    for name in compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
+]
+"""What computes in float32, whatever it stores."""
 COMPILED = [
     (name, dtype, architecture)
     for dtype, number in compile_kernels.NUMBERS.items()
@@ -102,10 +111,10 @@ def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, archit
 
 
 @pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
-@pytest.mark.parametrize("name", FLOAT32, ids=label)
-def test_a_float32_kernel_computes_nothing_in_float64(name, architecture, row):
+@pytest.mark.parametrize(("name", "dtype"), SINGLE, ids=label)
+def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture, row):
     if architecture >= compile_kernels.OLDEST.get(name, (0, 0)):
-        found = row(name, "float32", architecture)
+        found = row(name, dtype, architecture)
         assert "error" not in found, found["error"]
         assert found["doubles"] == []
 
@@ -156,6 +165,19 @@ def launch_everything(device, dtype):
     augment.random(np.zeros((2, 6, 6, 3), np.uint8), np.arange(2), 0)
 
 
+def launch_tensor_cores(device, dtype):
+    """Every kernel of rung 3 once, with both tiles."""
+    elements = np.uint16 if dtype == "bfloat16" else np.float32
+    buffer = Buffers(device, np.float32)
+    w, b = device.zeros((8, 2, 2, 3), np.float32), device.zeros((8,), np.float32)
+    x, y = device.zeros((1, 3, 3, 3), elements), device.zeros((1, 1, 1, 8), elements)
+    for tile in TILES:
+        tensor_forward(x, w, b, y, 2, 0, 1, buffer, tile=tile)
+    tensor_input_gradient(y, w, x, 2, 0, 1, buffer, mask=x)
+    if dtype == "float32":
+        blocks.filter_from_blocks(blocks.filter_blocks(w, 2, x, buffer), w, 2)
+
+
 @pytest.mark.parametrize("dtype", compile_kernels.NUMBERS)
 def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype):
     if not SIMULATED or not simulator.installed:
@@ -167,6 +189,9 @@ def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype):
         launched.setdefault(trace.kernel, set()).add(types)
 
     with simulator.record(note):
-        launch_everything(Device("cuda:0"), dtype)
+        if dtype != "bfloat16":
+            launch_everything(Device("cuda:0"), dtype)
+        if dtype != "float64":
+            launch_tensor_cores(Device("cuda:0"), dtype)
     table = compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
     assert launched == {name.rpartition(".")[2]: {types} for name, types in table.items()}

@@ -4,6 +4,7 @@ The choice has to be made before numba is imported, so the driver is asked direc
 """
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 
@@ -41,6 +42,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if len(config.args) == 1 and config.args_source is not pytest.Config.ArgsSource.ARGS:
         option.numprocesses, option.dist, option.tx = 2, "loadfile", ["2*popen"]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now, a million objects, is never looked through for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

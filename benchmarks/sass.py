@@ -39,7 +39,7 @@ ASSEMBLY = "ptxas", "nvdisasm"
 def find_tool(name: str) -> str | None:
     """The path of one of NVIDIA's tools, out of a wheel or on PATH; None if it is missing."""
     for folder in sys.path:
-        for wheel in WHEELS[name]:
+        for wheel in WHEELS.get(name, ()):
             path = Path(folder, "nvidia", wheel, name)
             if path.is_file():
                 return str(path)

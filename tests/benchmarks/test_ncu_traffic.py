@@ -1,6 +1,5 @@
 """benchmarks/ncu_traffic.py, as much of it as can be tested without a GPU."""
 
-
 import ncu_traffic
 import pytest
 import textbook

@@ -57,6 +57,7 @@ __all__ = [
     "install",
     "installed",
     "record",
+    "running",
     "shuffled",
 ]
 
@@ -174,6 +175,13 @@ _traces: list[Trace] | None = None
 _then: Callable[[Trace], None] | None = None
 _order: Random | None = None
 _one_at_a_time = threading.Lock()
+
+
+def running() -> Launch:
+    """The launch that runs, for functions that stand for instructions; RuntimeError if none."""
+    if _launch is None:
+        raise RuntimeError(f"this instruction is simulated by the scheduler only: {install()}")
+    return _launch
 
 
 def _call(kernel: Any, *args: Any) -> Any:

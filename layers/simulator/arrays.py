@@ -43,11 +43,12 @@ class KernelArray:
     refused.
     """
 
-    __slots__ = ("data", "dtype", "name", "ndim", "shape", "size", "strides")
+    __slots__ = ("data", "dtype", "name", "ndim", "shape", "size", "space", "strides")
 
-    def __init__(self, data: ndarray, name: str):
+    def __init__(self, data: ndarray, name: str, space: str = "global"):
         self.data = data
         self.name = name
+        self.space = space
         self.dtype = data.dtype
         self.ndim = data.ndim
         self.shape = data.shape
@@ -68,7 +69,7 @@ class KernelArray:
         except (IndexError, ValueError) as error:
             self._refuse(index, error)
         if type(value) is ndarray:
-            return KernelArray(value, f"{self.name}[{_text(index)}]")
+            return KernelArray(value, f"{self.name}[{_text(index)}]", self.space)
         return value
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -77,6 +78,32 @@ class KernelArray:
             self.data[index] = value
         except IndexError as error:
             self._refuse(index, error)
+
+    def memory(self, at: int, count: int) -> ndarray:
+        """The `count` neighbouring elements of a flat array from `at` on."""
+        if self.ndim != 1 or at < 0 or at + count > self.size:
+            self._refuse(f"{at}:{at + count}", IndexError("not all of them are in a flat array"))
+        return self.data[at : at + count]
+
+    def read(self, at: int, count: int, place: tuple | None = None) -> ndarray:
+        """`memory`, for reading, by an instruction that moves 16 bytes."""
+        return self.memory(at, count)
+
+    def write(
+        self, at: int, values: ndarray, place: tuple | None = None, arrived: bool = False
+    ) -> None:
+        """Neighbouring elements from `at` on, written by an instruction that moves 16 bytes.
+
+        arrived: it only waits for a copy that was begun elsewhere.
+        """
+        self.memory(at, len(values))[:] = values
+
+    def check_aligned(self, at: int, what: str) -> None:
+        """ValueError unless element `at` lies at a multiple of 16 bytes, as on a GPU it must."""
+        # Shared and local memory is aligned there as asked for, here as NumPy has it.
+        begin = self.data.__array_interface__["data"][0] if self.space == "global" else 0
+        if (begin + int(at) * self.data.itemsize) % 16:
+            raise ValueError(f"{what} {self.name}[{at}]: not at a multiple of 16 bytes")
 
     def _refuse(self, index: Any, error: Exception) -> NoReturn:
         raise IndexError(f"{self.name}[{_text(index)}] of shape {self.shape}: {error}") from None
@@ -123,7 +150,7 @@ Make = Callable[[ndarray, str, str], KernelArray]
 
 def unwatched(data: ndarray, name: str, space: str) -> KernelArray:
     """`data` as a kernel sees it when nobody records what it does."""
-    return KernelArray(data, name)
+    return KernelArray(data, name, space)
 
 
 def _fresh(shape: Any, dtype: Any) -> ndarray:

@@ -20,8 +20,13 @@ import numpy as np
 from layers.simulator.arrays import KernelArray
 from layers.simulator.trace import ACCESS, GLOBAL, SEGMENT, ArrayInfo, Meeting, Place, Trace
 
-PTX = str(Path(__file__).parents[1] / "conv" / "ptx.py")
-"""The file whose functions stand for instructions."""
+CONV = Path(__file__).parents[1] / "conv"
+STAND_INS = (
+    str(CONV / "ptx.py"),
+    str(CONV / "mma.py"),
+    str(Path(__file__).with_name("copies.py")),
+)
+"""The files whose functions stand for instructions."""
 
 BATCH = 100_000
 """Length of the list of notes at which they are worked out and forgotten."""
@@ -32,8 +37,16 @@ class WatchedArray(KernelArray):
 
     __slots__ = ("note", "number", "recorder", "stand_ins", "start", "steps")
 
-    def __init__(self, data: np.ndarray, name: str, recorder: Recorder, number: int, start: int):
-        super().__init__(data, name)
+    def __init__(
+        self,
+        data: np.ndarray,
+        name: str,
+        space: str,
+        recorder: Recorder,
+        number: int,
+        start: int,
+    ):
+        super().__init__(data, name, space)
         self.recorder = recorder
         self.note = recorder.note
         self.stand_ins = recorder.stand_ins
@@ -53,7 +66,9 @@ class WatchedArray(KernelArray):
         value = KernelArray.__getitem__(self, index)
         if type(value) is KernelArray:  # a row: nothing is read yet
             start = int(self.offsets([index])[0])
-            return WatchedArray(value.data, value.name, self.recorder, self.number, start)
+            return WatchedArray(
+                value.data, value.name, self.space, self.recorder, self.number, start
+            )
         frame = _getframe(1)
         code = frame.f_code
         if code.co_filename in self.stand_ins:
@@ -68,6 +83,30 @@ class WatchedArray(KernelArray):
         if code.co_filename in self.stand_ins:
             code, frame = self.recorder.called_from(frame)
         self.note((self, index, True, code, frame.f_lasti))
+
+    def read(self, at: int, count: int, place: tuple | None = None) -> np.ndarray:
+        """As in KernelArray; noted as `count` reads by `place`, or else by the caller."""
+        values = KernelArray.read(self, at, count)
+        self._note_all(at, count, False, place)
+        return values
+
+    def write(
+        self, at: int, values: np.ndarray, place: tuple | None = None, arrived: bool = False
+    ) -> None:
+        """As in KernelArray; noted as so many writes by `place`, or else by the caller."""
+        KernelArray.write(self, at, values)
+        key = self._note_all(at, len(values), True, place)
+        if arrived:
+            self.recorder.arrivals.add(key)
+
+    def _note_all(self, at: int, count: int, write: bool, place: tuple | None) -> tuple[int, int]:
+        if place is None:
+            code, frame = self.recorder.called_from(_getframe(2))
+            place = code, frame.f_lasti
+        key = id(place[0]), place[1]
+        self.recorder.wide.add(key)
+        self.note([x for i in range(at, at + count) for x in (self, i, write, *place)])
+        return key
 
 
 class Recorder:
@@ -86,12 +125,13 @@ class Recorder:
         self._batches: list[np.ndarray] = []
         self._batched = 0
         self._places: dict[tuple[int, int], int] = {}  # by identity of the code
-        # Atomics are functions of Numba's simulator, copies of `conv/ptx.py`: what these stand-ins
+        # Atomics are functions of Numba's simulator, copies and the like ours: what these stand-ins
         # do, their caller is said to do.
         self.atomics = FakeCUDAAtomic.add.__code__.co_filename
-        self.stand_ins = frozenset((self.atomics, PTX))
+        self.stand_ins = frozenset((self.atomics, *STAND_INS))
         self._atomic: set[tuple[int, int]] = set()
-        self._fours: set[tuple[int, int]] = set()
+        self.wide: set[tuple[int, int]] = set()
+        self.arrivals: set[tuple[int, int]] = set()
         self._segments: list[tuple[int, int, int, int]] = []
         self._starts: list[int] = []  # of each segment: how many accesses came before it
         self._epoch = 0
@@ -107,16 +147,14 @@ class Recorder:
         """`data` as the kernel sees it, from now on noted."""
         block = None if space == GLOBAL else self.block
         self.trace.arrays.append(ArrayInfo(name, space, data, block, thread))
-        return WatchedArray(data, name, self, len(self.trace.arrays) - 1, 0)
+        return WatchedArray(data, name, space, self, len(self.trace.arrays) - 1, 0)
 
     def called_from(self, frame: Any) -> tuple[CodeType, Any]:
         """The code and frame that called the stand-in running in `frame`."""
-        stand_in, frame = frame.f_code, frame.f_back
-        key = id(frame.f_code), frame.f_lasti
-        if stand_in.co_filename == self.atomics:
-            self._atomic.add(key)
-        elif stand_in.co_name == "copy4":
-            self._fours.add(key)
+        while (stand_in := frame.f_code.co_filename) in self.stand_ins:
+            frame = frame.f_back
+            if stand_in == self.atomics:
+                self._atomic.add((id(frame.f_code), frame.f_lasti))
         return frame.f_code, frame
 
     def begin_block(self, number: int) -> None:
@@ -188,9 +226,9 @@ class Recorder:
         if key not in self._places:
             starts = _starts(code)
             start = starts[bisect_right(starts, at) - 1]
-            line, width = _line(code, start), 4 if key in self._fours else 1
-            atomic = key in self._atomic
-            place = Place(code.co_filename, line, code.co_name, start, atomic, width)
+            atomic, wide, arrival = (key in of for of in (self._atomic, self.wide, self.arrivals))
+            line = _line(code, start)
+            place = Place(code.co_filename, line, code.co_name, start, atomic, wide, arrival)
             if place not in self.trace.places:
                 self.trace.places.append(place)
             self._places[key] = self.trace.places.index(place)

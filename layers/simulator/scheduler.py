@@ -28,6 +28,7 @@ from layers.simulator.arrays import (
     as_kernel_sees,
     unwatched,
 )
+from layers.simulator.copies import Copies
 from layers.simulator.recorder import Recorder
 from layers.simulator.trace import LOCAL, Trace
 
@@ -36,7 +37,11 @@ try:
 except ImportError:  # needed only to simulate
     greenlet = None
 
-SIMULATORS = ("layers.simulator", "numba.cuda.simulator")
+SIMULATORS = ("layers.simulator", "numba.cuda.simulator", "layers.conv.ptx", "layers.conv.mma")
+"""Modules whose functions stand for instructions, or run kernels."""
+
+Combine = Callable[[list[Any]], list[Any]]
+"""What is made of the parts that threads hand in where they meet: an answer for each, in order."""
 
 
 class SimulatorError(RuntimeError):
@@ -54,31 +59,42 @@ def positions(size: Dim3) -> list[Dim3]:
 
 
 class Barrier:
-    """Where threads meet: one call in the source, for the whole block or one mask of a warp."""
+    """Where threads meet: one call in the source, for the whole block, a warp, or some lanes."""
 
-    def __init__(self, call: str, file: str, line: int, warp: int | None, mask: int | None):
+    def __init__(
+        self,
+        call: str,
+        file: str,
+        line: int,
+        warp: int | None,
+        mask: int | None,
+        combine: Combine | None,
+    ):
         self.call = call
         self.file = file
         self.line = line
         self.warp = warp  # None: the whole block
-        self.mask = mask
+        self.mask = mask  # None: all lanes, none of them exempt
+        self.combine = combine
         self.waiting: list[Thread] = []
 
     def is_full(self, threads: list[Thread]) -> bool:
         """Whether none of the block's `threads` is missing here."""
-        if self.warp is None or self.mask is None:
+        if self.warp is None:
             return len(self.waiting) == len(threads)  # who has returned is missing for good
+        if self.mask is None:
+            return len(self.waiting) == WARP
         lanes = threads[self.warp * WARP : (self.warp + 1) * WARP]
         named = (lane for i, lane in enumerate(lanes) if self.mask >> i & 1)
         return len(self.waiting) == sum(not lane.finished for lane in named)
 
     def open(self) -> list[Thread]:
-        """The threads that waited, each given the answer to its vote."""
-        released, self.waiting = self.waiting, []
-        if self.call in _ANSWERS:
-            answer = int(_ANSWERS[self.call](bool(thread.vote) for thread in released))
-            for thread in released:
-                thread.vote = answer
+        """The threads that waited, in order, each given the answer to its part."""
+        released, self.waiting = sorted(self.waiting, key=attrgetter("number")), []
+        if self.combine is not None:
+            answers = self.combine([thread.part for thread in released])
+            for thread, answer in zip(released, answers, strict=True):
+                thread.part = answer
         return released
 
     def __str__(self) -> str:
@@ -86,23 +102,28 @@ class Barrier:
         return f"{self.call}({arguments}) in {self.file}:{self.line}"
 
 
-_ANSWERS: dict[str, Callable[[Iterable[bool]], int]] = {
-    "syncthreads_count": sum,
-    "syncthreads_and": all,
-    "syncthreads_or": any,
+def _vote(count: Callable[[Iterable[bool]], int]) -> Combine:
+    return lambda votes: [int(count(map(bool, votes)))] * len(votes)
+
+
+VOTES = {
+    "syncthreads_count": _vote(sum),
+    "syncthreads_and": _vote(all),
+    "syncthreads_or": _vote(any),
 }
 
 
 class Thread:
     """One CUDA thread: where it is in its block, and how far it has come."""
 
-    __slots__ = ("finished", "greenlet", "number", "threadIdx", "vote")
+    __slots__ = ("copies", "finished", "greenlet", "number", "part", "threadIdx")
 
     def __init__(self, number: int, threadIdx: Dim3):
         self.number = number  # x fastest; 32 in a row are a warp
         self.threadIdx = threadIdx
         self.greenlet: Any = None  # None until it first waits
-        self.vote: Any = None  # given to syncthreads_count/and/or; later, their answer
+        self.part: Any = None  # handed in where it waits, as a vote; later, the answer
+        self.copies = Copies()
         self.finished = False
 
 
@@ -205,6 +226,7 @@ class Launch:
         while True:
             self._enter(thread)
             self.fn(*self.args)
+            thread.copies.check_none_left()
             thread.finished = True
             following = next(self._unstarted, None)
             if following is None:
@@ -220,19 +242,33 @@ class Launch:
 
     def wait(self, call: str, vote: Any = None, mask: int | None = None) -> Any:
         """Set the running thread aside at a barrier; returns when that opens, with its answer."""
+        warp = None if mask is None else self.thread.number // WARP
+        return self._meet(call, warp, mask, vote, VOTES.get(call))
+
+    def collective(self, call: str, part: Any, combine: Combine) -> Any:
+        """What the 32 lanes of a warp do as one: each hands in a part and is given its answer.
+
+        call: what the instruction is called, whose stand-in calls this. combine: makes the answers
+        of the parts, once all lanes are there. Unlike `syncwarp` it exempts none that have
+        returned, and it orders no accesses to memory.
+        """
+        return self._meet(call, self.thread.number // WARP, None, part, combine)
+
+    def _meet(
+        self, call: str, warp: int | None, mask: int | None, part: Any, combine: Combine | None
+    ) -> Any:
         thread = self.thread
-        frame = sys._getframe(2)  # the kernel's, past the method of KernelCuda
-        warp = None if mask is None else thread.number // WARP
+        frame = sys._getframe(3)  # the kernel's, past the method of KernelCuda or the stand-in
         place = id(frame.f_code), frame.f_lasti, warp, mask
         barrier = self.barriers.get(place)
         if barrier is None:
             file, line = frame.f_code.co_filename, frame.f_lineno
-            barrier = self.barriers[place] = Barrier(call, file, line, warp, mask)
+            barrier = self.barriers[place] = Barrier(call, file, line, warp, mask, combine)
         barrier.waiting.append(thread)
-        thread.vote = vote
+        thread.part = part
         thread.greenlet = greenlet.getcurrent()
         self.scheduler.switch()
-        return thread.vote
+        return thread.part
 
     def _open_barriers(self) -> list[Thread]:
         """Who may go on, in order, as nobody is missing where they wait; empty at the end."""
@@ -244,7 +280,7 @@ class Launch:
         for barrier in full:
             met = barrier.open()
             released += met
-            if self.recorder is not None:
+            if self.recorder is not None and (barrier.warp is None or barrier.mask is not None):
                 numbers = [thread.number for thread in met]
                 self.recorder.open_barrier(barrier.call, barrier.file, barrier.line, numbers)
         return self._ordered(sorted(released, key=attrgetter("number")))

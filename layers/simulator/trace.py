@@ -85,9 +85,16 @@ class Place:
     """Its offset in the function's bytecode: a line may hold several."""
     atomic: bool = False
     """Whether it is a call of `cuda.atomic`, whose reads and writes are one step on a GPU."""
-    width: int = 1
-    """How many neighbouring elements it moves: 4 for a call of `copy4`, which makes four accesses
-    here and is one instruction on a GPU."""
+    wide: bool = False
+    """Whether it moves 16 bytes: a call of `copy4` or its like, which makes several accesses here
+    and is one instruction on a GPU."""
+    arrival: bool = False
+    """Whether it waits for copies that other places began, whose writes then happen. That they
+    begin is noted there, as a write as well."""
+
+    def width(self, itemsize: int) -> int:
+        """How many neighbouring elements of `itemsize` bytes it moves."""
+        return 16 // itemsize if self.wide else 1
 
     @property
     def source(self) -> str:

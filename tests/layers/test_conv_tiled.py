@@ -211,7 +211,7 @@ def test_a_warp_fetches_whole_sectors():
     reads = [
         line
         for line in measure(traces[0]).lines
-        if line.array in ("x", "w") and line.place.width == 4
+        if line.array in ("x", "w") and line.place.wide
     ]
     assert {line.array for line in reads} == {"x", "w"}
     assert all(line.sectors == line.ideal_sectors for line in reads)
@@ -244,7 +244,7 @@ def test_a_copy_of_four_that_is_not_aligned_is_refused_by_the_simulator():
     x, y = (KernelArray(np.zeros(8, np.float32), name) for name in "xy")
     ptx.copy4(y, 4, x, 0)
     for to, at in ((1, 0), (0, 2)):
-        with pytest.raises(ValueError, match="not aligned"):
+        with pytest.raises(ValueError, match="not at a multiple of 16 bytes"):
             ptx.copy4(y, to, x, at)
 
 

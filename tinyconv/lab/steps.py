@@ -213,23 +213,22 @@ class Launch:
         touched: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
         orders: dict[int, dict[int, list[tuple]]] = defaultdict(lambda: defaultdict(list))
         rows: list[tuple[int, int, tuple]] = []
-        writes: dict[int, bool] = {}
         segments = trace.segments.tolist()
         for row, (array, offset, write, segment, place) in enumerate(accesses.tolist(), first):
             if array not in self._drawn or (trace.places[place].atomic and not write):
                 continue
             _, thread, epoch, _ = segments[segment]
-            turn, part = divmod(seen[epoch, thread, place], trace.places[place].width)
-            key = epoch, turn, place
-            seen[epoch, thread, place] += 1
+            width = trace.places[place].width(trace.arrays[array].data.itemsize)
+            turn, part = divmod(seen[epoch, thread, place, write], width)
+            key = epoch, turn, place, write
+            seen[epoch, thread, place, write] += 1
             touched[key].append((thread, array, offset))
             orders[epoch][thread] += [key] if part == 0 else []
             rows.append((row, thread, key))
-            writes[place] = write
         keys = [key for epoch in sorted(orders) for key in in_program_order(orders[epoch])]
         steps = tuple(
-            Step(p, turn, writes[p], tuple(self._requests(touched[epoch, turn, p], p)))
-            for epoch, turn, p in keys
+            Step(p, turn, write, tuple(self._requests(touched[epoch, turn, p, write], p)))
+            for epoch, turn, p, write in keys
         )
         position = {key: i for i, key in enumerate(keys)}
         marks = []
@@ -247,13 +246,13 @@ class Launch:
         return Block(number, steps, tuple(marks))
 
     def _requests(self, touched: list[tuple[int, int, int]], place: int) -> Iterator[Request]:
-        width = self.trace.places[place].width
         groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for thread, array, offset in sorted(touched):
             groups[thread // WARP, array].append((thread % WARP, offset))
         for (warp, array), pairs in groups.items():
             info = self.trace.arrays[array]
             drawn = self.arrays[self._drawn[array]]
+            width = self.trace.places[place].width(drawn.itemsize)
             lanes, offsets = zip(*pairs, strict=True)
             cells = offsets
             if not drawn.in_order:
@@ -281,7 +280,7 @@ class Launch:
 
 
 def in_program_order(threads: dict[int, list[tuple]]) -> list[tuple]:
-    """The keys (..., k, place) in an order that suits every thread's own list, where one exists."""
+    """The keys (..., k, place, write) in an order that suits every thread, where one exists."""
     before: dict[tuple, set[tuple]] = {key: set() for keys in threads.values() for key in keys}
     for keys in threads.values():
         for one, following in zip(keys, keys[1:], strict=False):

@@ -93,8 +93,14 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
     accesses, arrays, sizes = accesses[once], arrays[once], sizes[once]
     addresses, shared, atomic = addresses[once], shared[once], atomic[once]
 
+    # What a copy brings is counted where it began.
+    begun = ~np.array([place.arrival for place in trace.places] or [False])[accesses["place"]]
+    accesses, arrays, sizes = accesses[begun], arrays[begun], sizes[begun]
+    addresses, shared, atomic = addresses[begun], shared[begun], atomic[begun]
+
     # Of the accesses of a `copy4` the first stands for all four, with four times the size.
-    width = np.array([place.width for place in trace.places] or [1])[accesses["place"]]
+    wide = np.array([place.wide for place in trace.places] or [False])[accesses["place"]]
+    width = np.where(wide, 16 // sizes, 1)
     first_ones = firsts(accesses, width)
     accesses, arrays, sizes = accesses[first_ones], arrays[first_ones], (sizes * width)[first_ones]
     addresses, shared, atomic = addresses[first_ones], shared[first_ones], atomic[first_ones]

@@ -134,7 +134,8 @@ def test_no_access_is_lost_and_none_is_told_twice(name):
         # own.
         for step in launch.block(0).steps:
             lanes = len({(r.warp, lane) for r in step.requests for lane in r.lanes})
-            width = trace.places[step.place].width
+            itemsize = launch.arrays[step.requests[0].array].itemsize
+            width = trace.places[step.place].width(itemsize)
             assert lanes * width == sum(len(r.lanes) for r in step.requests)
 
 

@@ -30,7 +30,8 @@ For dL/dx the filters are turned around as well, and their channel axes exchange
     turned[(u, v, c), i, j, k] = filters[k, R' − 1 − i, R' − 1 − j, (u, v, c)]        R' = ⌈R / b⌉
 """
 
-from layers.bfloat16 import narrow, widen
+from layers.bfloat16 import widen
+from layers.conv.mma import operand
 from layers.conv.tensor_tile import check_sizes, per_chunk
 from layers.device import THREADS, cuda, grid_for, grid_of
 
@@ -40,7 +41,8 @@ from layers.device import THREADS, cuda, grid_for, grid_of
 # deterministic. Where a block row has no more than its line of x, neighbours read neighbours;
 # `turned_blocks_kernel` reads far apart, and filters are small beside images.
 #
-# Filters come in as float32 and go out as the kind of the images; images keep theirs.
+# Images keep their numbers. Filters go out as operands, in the kind of the images: they are rounded
+# here once, and not by every warp that takes them out of shared memory.
 
 
 @cuda.jit
@@ -76,7 +78,7 @@ def filter_blocks_kernel(w, filters, side):
     u, v, c = place // (side * mine), place // mine % side, place % mine
     r, s = i * side + u, j * side + v
     if u < side and r < size and s < size:
-        filters[k, i, j, place] = narrow(w[k, r, s, c], filters)
+        filters[k, i, j, place] = operand(w[k, r, s, c], filters)
     else:
         filters[k, i, j, place] = 0
 
@@ -96,7 +98,7 @@ def turned_blocks_kernel(w, turned, side, groups):
     u, v, c = place // (side * mine), place // mine % side, place % mine
     r, s = (rows - 1 - i) * side + u, (columns - 1 - j) * side + v
     if k < filters // groups and u < side and r < size and s < size:
-        turned[channel, i, j, k] = narrow(w[group * (filters // groups) + k, r, s, c], turned)
+        turned[channel, i, j, k] = operand(w[group * (filters // groups) + k, r, s, c], turned)
     else:
         turned[channel, i, j, k] = 0
 

@@ -37,7 +37,10 @@ words target[to : to + 4] of a local array. Lane l says where row l % 8 of matri
 
 ("cvt.rna.tf32"), without which the tensor core cuts the lower bits off.
 
-All 32 lanes come to these calls together, except to `round_tf32_word`. In the simulator each hands
+    operand(value, array)               `value`, a float32, as an element of `array` that needs no
+                                        rounding any more: TF32 in float32, or bfloat16 bits
+
+All 32 lanes come to these calls together, except to the last two. In the simulator each hands
 in its part and waits; when the last has come NumPy does the whole warp's work at once. The products
 are added up in float64 there and rounded once; a tensor core adds in an order and with roundings
 of its own, which NVIDIA does not describe.
@@ -49,7 +52,7 @@ from numba import types
 from layers.device import SIMULATED
 
 if SIMULATED:
-    from layers.bfloat16 import round_tf32
+    from layers.bfloat16 import narrow, round_tf32
     from layers.simulator import running
 
     LANES = 8, 4
@@ -113,10 +116,25 @@ if SIMULATED:
         word = words.memory(i, 1)
         round_tf32(word.view(np.float32), word.view(np.float32))
 
+    def operand(value, array):
+        if array.dtype == np.uint16:
+            return narrow(value, array)
+        number = np.array([value], np.float32)
+        return round_tf32(number, number)[0]
+
 else:
+    from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
-    from layers.conv.ptx import FLOAT, SHARED, WORD, element_pointer, in_space, instruction
+    from layers.conv.ptx import (
+        FLOAT,
+        SHARED,
+        WORD,
+        element_pointer,
+        in_space,
+        instruction,
+        two_bfloat16,
+    )
 
     def _words(context, builder, signature, arguments, number, count):
         """Pointers to `count` elements of an array argument, from its index on."""
@@ -191,3 +209,18 @@ else:
             return context.get_dummy_value()
 
         return types.void(words, types.int64), emit
+
+    @intrinsic
+    def operand(typingctx, value, array):
+        """A float32 as an element of `array`, TF32 or bfloat16 bits."""
+        bf16 = array.dtype == types.uint16
+
+        def emit(context, builder, signature, arguments):
+            number = arguments[0]
+            if bf16:
+                return builder.trunc(two_bfloat16(builder, number, FLOAT(0)), ir.IntType(16))
+            text = "cvt.rna.tf32.f32 $0, $1;"
+            word = instruction(builder, text, WORD, [number], "=r,f", memory=False)
+            return builder.bitcast(word, FLOAT)
+
+        return (types.uint16 if bf16 else types.float32)(types.float32, array), emit

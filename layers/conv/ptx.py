@@ -224,7 +224,7 @@ else:
         first = element_pointer(context, builder, signature, arguments, 2)
         return [builder.load(builder.gep(first, [WORD(i)])) for i in range(count)]
 
-    def _two_bfloat16(builder, low, high):
+    def two_bfloat16(builder, low, high):
         text = "cvt.rn.bf16x2.f32 $0, $1, $2;"
         return instruction(builder, text, WORD, [high, low], "=r,f,f", memory=False)
 
@@ -244,7 +244,7 @@ else:
             vectors = [_vector(builder, floats[:4]), _vector(builder, floats[4:])]
             if y.dtype == types.uint16:
                 pairs = zip(floats[::2], floats[1::2], strict=True)
-                vectors = [_vector(builder, [_two_bfloat16(builder, *pair) for pair in pairs])]
+                vectors = [_vector(builder, [two_bfloat16(builder, *pair) for pair in pairs])]
             element = element_pointer(context, builder, signature, arguments, 0)
             place = builder.bitcast(element, ir.PointerType(vectors[0].type))
             for i, vector in enumerate(vectors):
@@ -261,7 +261,7 @@ else:
         def emit(context, builder, signature, arguments):
             (value,) = _values(context, builder, signature, arguments, 1)
             if y.dtype == types.uint16:
-                word = _two_bfloat16(builder, value, FLOAT(0))
+                word = two_bfloat16(builder, value, FLOAT(0))
                 value = builder.trunc(word, ir.IntType(16))
             builder.store(value, element_pointer(context, builder, signature, arguments, 0))
             return context.get_dummy_value()

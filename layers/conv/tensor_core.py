@@ -20,7 +20,8 @@ A place outside of the image is a copy of 0 bytes, which leaves zeros. Only whol
 are copied: layers whose channels do not fit go through `blocks.py` first.
 
 float32 arrays are multiplied as TF32, rounded as they come out of shared memory; uint16 arrays are
-bfloat16, and are written as such. Parameters are float32; filters are converted once for a step.
+bfloat16, and are written as such. Parameters are float32; filters are rounded once for a step, by
+`blocks.py` too.
 The order of all sums is fixed, and does not depend on the tile: the same bits every time.
 """
 
@@ -52,11 +53,13 @@ from layers.conv.tensor_tile import (
     multiply_bf16,
     multiply_tf32,
     next_stage,
+    next_term,
     per_chunk,
     quotient,
     row_word,
+    within,
 )
-from layers.conv.tile import NOWHERE, next_place
+from layers.conv.tile import NOWHERE
 from layers.conv.tile_table import TILES, choose_tile, layer_key
 from layers.device import cuda, grid_of
 
@@ -92,7 +95,7 @@ def forward_kernel(name, tile_filters, threads, per, multiply):
         corner = cuda.local.array(own_windows, int32)
         top = cuda.local.array(own_windows, int32)
         left = cuda.local.array(own_windows, int32)
-        w_depth = cuda.local.array(own_filters, int32)
+        w_at = cuda.local.array(own_filters, int32)
         t = int32(cuda.threadIdx.x & (threads - 1))
         group = int32(cuda.blockIdx.y)
         mine, run = quotient(filters, groups), quotient(channels, groups)
@@ -106,7 +109,7 @@ def forward_kernel(name, tile_filters, threads, per, multiply):
         runs = int32(size)
         if groups == 1:
             run, runs = int32(size * run), int32(1)
-        line, high = int32(width * channels), int32(height)
+        line = int32(width * channels)
 
         fetch_row, fetch_chunk = int32(t // 4), int32(t % 4)
         for i in range(own_windows):
@@ -117,14 +120,14 @@ def forward_kernel(name, tile_filters, threads, per, multiply):
             left[i] = ((m - n_p * columns) * stride - before) * channels + first_channel
             corner[i] = (n * height + h) * line + left[i]
             top[i] = h if m < windows else NOWHERE
-        # Row 8 j + i of each 32 holds filter 4 i + j.
+        # Row 8 j + i of each 32 holds filter 4 i + j; beyond the last filter it is that one again,
+        # as nobody asks for its products.
         filter_ = int32(fetch_row // 32 * 32 + fetch_row % 8 * 4 + fetch_row % 32 // 8)
-        for i in range(own_filters):
-            w_depth[i] = depth if first_filter + filter_ + apart * i < mine else 0
-        w_at = int32((group * mine + first_filter + filter_) * depth + fetch_chunk * per)
-        w_step = int32(apart * depth)
         d = int32(fetch_chunk * per)
-        r, s, c = next_place(int32(0), int32(0), int32(0), d, run, runs)
+        for i in range(own_filters):
+            k = min(first_filter + filter_ + apart * i, mine - 1)
+            w_at[i] = (group * mine + k) * depth + d
+        r, s, c = next_term(int32(0), int32(0), int32(0), d, run, runs, size)
 
         lane, warp = int32(t % 32), int32(t // 32)
         warp_row, warp_column = warp // warps_across * 64, warp % warps_across * 32
@@ -143,16 +146,16 @@ def forward_kernel(name, tile_filters, threads, per, multiply):
             along = int32(s * channels + c)
             ahead = int32(r * line + along)
             for i in range(own_windows):
-                h, from_left = int32(top[i] + r), int32(left[i] + along)
-                inside = d < depth and h >= 0 and h < high and from_left >= 0 and from_left < line
+                inside = within(top[i] + r, height) and within(left[i] + along, line)
                 copy_async(tiles, to + apart * ROW * i, x, int32(corner[i] + ahead), inside)
             for i in range(own_filters):
                 to_filter = to + (WINDOWS + apart * i) * ROW
-                copy_async(tiles, to_filter, w, int32(w_at + w_step * i), d < w_depth[i])
+                copy_async(tiles, to_filter, w, w_at[i], d < depth)
+                w_at[i] += slice_depth
             commit_copies()
             to = next_stage(to, stage)
-            d, w_at = int32(d + slice_depth), int32(w_at + slice_depth)
-            r, s, c = next_place(r, s, c, slice_depth, run, runs)
+            d = int32(d + slice_depth)
+            r, s, c = next_term(r, s, c, slice_depth, run, runs, size)
 
             if turn >= 0:
                 multiply(tiles, a_from, b_from, sums)
@@ -230,7 +233,7 @@ KERNELS = {
 
 
 def multiply_all(x, w, b, y, stride, before, groups, then, mask, key, tile):
-    """One launch. x and w are of one kind and in whole chunks; b is float32, for `then` & BIAS."""
+    """One launch: x in whole chunks, w operands of its kind; b is float32, for `then` & BIAS."""
     check_sizes(x, y)
     _, height, width, channels = x.shape
     _, rows, columns, filters = y.shape
@@ -275,9 +278,8 @@ def tensor_forward(
         side = choose_side(size, stride, channels, per_chunk(x))
         x = image_blocks("x", x, y.shape, size, stride, side, before, groups, buffer)
         stride, before = stride // side, 0
-    if side > 1 or w.dtype != x.dtype or not takes(w, 1):
-        w = filter_blocks(w, side, x, buffer)
-    multiply_all(x, w, b, y, stride, before, groups, then, mask, key, tile)
+    filters = filter_blocks(w, side, x, buffer)
+    multiply_all(x, filters, b, y, stride, before, groups, then, mask, key, tile)
 
 
 def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, tile=None):

@@ -19,7 +19,7 @@ lane.
 from numba import int32, uint32
 
 from layers.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
-from layers.conv.tile import LARGEST
+from layers.conv.tile import LARGEST, NOWHERE
 from layers.device import cuda
 
 CHUNK = 4
@@ -86,6 +86,27 @@ def quotient(a, b):
 
 
 @cuda.jit(device=True, inline="always")
+def within(a, size):
+    # 0 <= a < size, by one comparison: without its sign a negative number is a large one.
+    return uint32(int32(a)) < uint32(size)
+
+
+@cuda.jit(device=True, inline="always")
+def next_term(r, s, c, ahead, run, runs, size):
+    # As `next_place` in tile.py; behind the last row of the window r is NOWHERE.
+    c = int32(c + ahead)
+    while c >= run:
+        c = int32(c - run)
+        s = int32(s + 1)
+        if s == runs:
+            s = int32(0)
+            r = int32(r + 1)
+            if r == size:
+                r = int32(NOWHERE)
+    return r, s, c
+
+
+@cuda.jit(device=True, inline="always")
 def next_stage(at, stage):
     # The same place in the next stage of `stage` words, which is the first after the last.
     return int32(at + stage if at < (STAGES - 1) * stage else at - (STAGES - 1) * stage)
@@ -113,10 +134,8 @@ def multiply_tf32(tiles, a, b, sums):
     b_words = cuda.local.array(8, uint32)
     for half in range(2):
         load_half(tiles, a ^ 2 * CHUNK * half, b ^ 2 * CHUNK * half, a_words, b_words)
-        for i in range(16):
+        for i in range(16):  # filters are rounded already
             round_tf32_word(a_words, i)
-        for j in range(8):
-            round_tf32_word(b_words, j)
         for i in range(4):
             for j in range(4):
                 mma_tf32(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))

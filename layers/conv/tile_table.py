@@ -42,7 +42,8 @@ def read(path=PATH):
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no table of tiles ({error}): write {{}} into it") from None
     sound = isinstance(table, dict) and all(isinstance(layers, dict) for layers in table.values())
-    if not sound or any(tile not in TILES for layers in table.values() for tile in layers.values()):
+    tiles = [tile for layers in table.values() for tile in layers.values()] if sound else [None]
+    if any(tile not in tuple(TILES) for tile in tiles):
         raise ValueError(
             f'{path} is no table of tiles: it maps architectures to layers and these to "large" or '
             '"small"; make it {"sm_90": {"<layer>": "small"}}, or {}'

@@ -136,7 +136,7 @@ class Launch:
         self.order = order  # None: by number
         grid, block = Dim3(*kernel.grid_dim), Dim3(*kernel.block_dim)
         code = self.fn.__code__
-        self.trace = Trace(code.co_name, code.co_filename, code.co_firstlineno, grid, block)
+        self.trace = Trace(self.fn.__name__, code.co_filename, code.co_firstlineno, grid, block)
         self.recorder = Recorder(self.trace) if record else None
         self.make = self._watched if record else unwatched
         names = code.co_varnames

@@ -66,9 +66,7 @@ def shuffled_batches(
         yield photos.images[ids], photos.labels[ids], ids
 
 
-def ordered_batches(
-    photos: PhotoSet, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def ordered_batches(photos: PhotoSet, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images, labels) of all photos in their order; the last batch may be smaller."""
     for start in range(0, len(photos), batch_size):
         part = slice(start, start + batch_size)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layers.bfloat16 import from_bits, round_bf16, to_bits
+from layers.bfloat16 import from_bits, round_bf16, round_tf32, to_bits
 from layers.conv import blocks
 from layers.layer import Buffers
 
@@ -109,8 +109,7 @@ def test_filters_as_blocks_turned_blocks_and_back(title, kind, cuda_device, buff
     right = np.zeros((filters, across, across, padded), np.float32)
     for k, r, s, c in np.ndindex(w.shape):
         right[k, r // side, s // side, (r % side * side + s % side) * channels + c] = w[k, r, s, c]
-    if kind == "bfloat16":
-        round_bf16(right, right)
+    (round_bf16 if kind == "bfloat16" else round_tf32)(right, right)
 
     def numbers(array):
         array = cuda_device.to_host(array)
@@ -128,7 +127,7 @@ def test_filters_as_blocks_turned_blocks_and_back(title, kind, cuda_device, buff
     if kind == "float32":
         back = cuda_device.empty(w.shape, np.float32)
         blocks.filter_from_blocks(made, back, side)
-        np.testing.assert_array_equal(cuda_device.to_host(back), w)
+        np.testing.assert_array_equal(cuda_device.to_host(back), round_tf32(w, w))
 
 
 # --- which blocks

@@ -4,12 +4,14 @@ The operands are rounded first, to TF32 or bfloat16, so that every product is ex
 remains is the order of the additions, and the rounding of a bfloat16 result.
 """
 
+import json
+
 import numpy as np
 import pytest
 
 from layers import simulator
 from layers.bfloat16 import from_bits, round_bf16, round_tf32, to_bits
-from layers.conv import tensor_core, tile_table
+from layers.conv import tile_table
 from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.device import SIMULATED
 from layers.layer import Buffers
@@ -19,7 +21,7 @@ from tinyconv.lab.traffic import measure
 CASES = {
     "one chunk": ((1, 1, 1, 8), 8, 1, 1, 0, 1),
     "slices that end inside a pixel": ((2, 4, 3, 24), 8, 2, 1, (1, 0), 1),
-    "several stages": ((1, 3, 4, 40), 16, 3, 1, 1, 1),
+    "several stages": ((1, 3, 4, 40), 16, 2, 1, 1, 1),
     "windows beyond a tile": ((2, 9, 8, 8), 4, 1, 1, 0, 1),
     "filters beyond a tile": ((1, 3, 2, 8), 136, 1, 1, 0, 1),
     "stride 2, padding only before": ((2, 7, 6, 8), 12, 3, 2, (3, 0), 1),
@@ -104,9 +106,9 @@ class Problem:
         _, rows, columns, _ = dy.shape
         sides = height + self.before + self.after, width + self.before + self.after
         padded = np.zeros((images, *sides, channels))
-        image = slice(self.before, self.before + height), slice(self.before, self.before + width)
-        padded[:, *image] = x
+        padded[:, self.before :, self.before :][:, :height, :width] = x
         y, d_padded = np.zeros(dy.shape) + b, np.zeros_like(padded)
+        dx = d_padded[:, self.before :, self.before :][:, :height, :width]
         for g in range(self.groups):
             part = slice(g * mine, (g + 1) * mine)
             own = slice(g * filters // self.groups, (g + 1) * filters // self.groups)
@@ -115,7 +117,7 @@ class Problem:
                 right = slice(s, s + (columns - 1) * self.stride + 1, self.stride)
                 y[..., own] += padded[:, down, right, part] @ w[own, r, s].T.astype(float)
                 d_padded[:, down, right, part] += dy[..., own] @ w[own, r, s].astype(float)
-        return y, d_padded[:, *image]
+        return y, dx
 
     def right(self, b=True):
         """y and dx as they should be, and for each the sum of its products' magnitudes."""
@@ -125,7 +127,7 @@ class Problem:
 
 
 def assert_right(mine, right, magnitude, kind):
-    """Within a few roundings of float32 sums, and that of a bfloat16 result (half a step: at most 2⁻⁸ of it)."""
+    """But for roundings of float32 sums, and half a step of a bfloat16 result, 2⁻⁸ at most."""
     error = np.abs(mine - right)
     assert mine.shape == right.shape
     assert (error <= 1e-5 * magnitude + (2**-8 * np.abs(mine) if kind == "bf16" else 0)).all()
@@ -150,3 +152,185 @@ def test_the_large_tile_gives_the_bits_of_the_small_one(title, kind, cuda_device
     y = problem.forward(tile="large")
     assert_right(y, *problem.right()[::2], kind)
     np.testing.assert_array_equal(y, problem.forward(tile="small"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_order_of_threads_gives_the_same_bits(kind, cuda_device):
+    if not simulator.installed:
+        pytest.skip("the order is the simulator's: set NUMBA_ENABLE_CUDASIM=1")
+    problem = Problem(CASES["slices that end inside a pixel"], kind, cuda_device)
+    first = problem.forward()
+    with simulator.shuffled(7):
+        np.testing.assert_array_equal(problem.forward(), first)
+
+
+# --- what happens on the way out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("filters", [8, 5])
+def test_relu_and_mask_keep_what_is_not_a_number(kind, filters, cuda_device):
+    problem = Problem(((1, 3, 4, 8), filters, 2, 1, 0, 1), kind, cuda_device)
+    y, _, size, _ = problem.right()
+    mask = np.random.default_rng(8).standard_normal(y.shape)
+    mask[0, 0, 0, :3] = np.nan, 0, -0.0
+    problem.x[0, 2, 3, 0] = np.nan  # of the last window alone
+    made = problem.forward(relu=True)
+    assert np.isnan(made[0, 1, 2]).all() and np.isnan(made).sum() == filters
+    right = np.maximum(y, 0)
+    right[0, 1, 2] = made[0, 1, 2] = 0
+    assert (right == 0).any() and (right > 0).any()
+    assert_right(made, right, size, kind)
+
+    both = problem.forward(relu=True, mask=problem.array(mask))
+    kept = ~(mask <= 0)
+    assert np.isnan(both[0, 1, 2][kept[0, 1, 2]]).all()
+    both[0, 1, 2][kept[0, 1, 2]] = 0
+    np.testing.assert_array_equal(both, np.where(kept, made, 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_input_gradient_is_masked(kind, stride, cuda_device):
+    problem = Problem(((1, 5, 4, 8), 8, 2, stride, 1, 1), kind, cuda_device)
+    mask = np.random.default_rng(8).standard_normal(problem.shape)
+    mask[0, 1, 1, :3] = np.nan, 0, -0.0
+    dx = problem.input_gradient(mask=problem.array(mask))
+    np.testing.assert_array_equal(dx, np.where(mask <= 0, 0, problem.input_gradient()))
+
+
+def test_without_a_bias(cuda_device):
+    problem = Problem(CASES["odd everything"], "tf32", cuda_device)
+    assert_right(problem.forward(b=False), *problem.right(b=False)[::2], "tf32")
+
+
+# --- what the launches are
+
+
+def launches_of(run):
+    """The names of the kernels that `run()` launches."""
+    if not simulator.installed:
+        pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
+    names = []
+    with simulator.record(lambda trace: names.append(trace.kernel)):
+        run()
+    return names
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "filters", "stride", "forward", "backward"),
+    [
+        ("tf32", 4, 4, 1, ["filter_blocks"], ["turned_blocks"]),
+        ("tf32", 6, 6, 1, ["image_blocks", "filter_blocks"], ["turned_blocks", "image_blocks"]),
+        ("bf16", 8, 12, 1, ["filter_blocks"], ["turned_blocks", "image_blocks"]),
+        ("bf16", 8, 8, 2, ["filter_blocks"], ["turned_blocks"]),
+    ],
+)
+def test_what_is_rearranged(kind, channels, filters, stride, forward, backward, cuda_device):
+    problem = Problem(((1, 3, 3, channels), filters, 1, stride, 0, 1), kind, cuda_device)
+    product = f"tensor_forward_small_{kind}"
+    back = ["image_from_blocks"] if stride > 1 else []
+    for run, names in (
+        (problem.forward, [*forward, product]),
+        (problem.input_gradient, [*backward, product, *back]),
+    ):
+        assert launches_of(run) == [f"{name}_kernel" for name in names]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_that_does_not_begin_at_16_bytes_is_copied(kind, cuda_device):
+    problem = Problem(CASES["one chunk"], kind, cuda_device)
+    as_it_is = problem.array
+    memory = cuda_device.empty((24,), KINDS[kind])
+    start = next(i for i in range(1, 16) if memory[i:].__array_interface__["data"][0] % 16)
+
+    def moved(values):
+        shifted = memory[start : start + 8].reshape(values.shape)
+        shifted[...] = as_it_is(values)
+        return shifted
+
+    problem.array = lambda values: moved(values) if values is problem.x else as_it_is(values)
+    y, _, size, _ = problem.right()
+    assert_right(problem.forward(), y, size, kind)
+    assert launches_of(problem.forward)[0] == "image_blocks_kernel"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tile", tile_table.TILES)
+def test_memory_is_moved_in_whole_sectors_and_without_bank_conflicts(kind, tile, cuda_device):
+    if not SIMULATED or not simulator.installed:
+        pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
+    problem = Problem(((2, 8, 8, 32), 64, 1, 1, 0, 1), kind, cuda_device)
+    with simulator.record() as traces:
+        problem.forward(tile=tile)
+    (trace,) = (trace for trace in traces if trace.kernel.startswith("tensor_forward"))
+    lines = measure(trace).lines
+    shared = [line for line in lines if line.space == "shared"]
+    assert len(shared) >= 4  # two copies, two loads
+    assert {line.conflict_ways for line in shared} == {1}
+    # Eight float32 are stored by two instructions, each of which takes half of every sector.
+    arrays = {"x", "w", "y"} if kind == "bf16" else {"x", "w"}
+    moved = [line for line in lines if line.array in arrays]
+    assert {line.array for line in moved} == arrays
+    assert all(line.sectors == line.ideal_sectors for line in moved)
+
+
+def test_more_elements_than_32_bits_count_are_refused(cuda_device, monkeypatch):
+    monkeypatch.setattr("layers.conv.tensor_tile.LARGEST", 100)
+    problem = Problem(((1, 5, 5, 8), 4, 2, 1, 0, 1), "tf32", cuda_device)
+    with pytest.raises(ValueError, match=r"'tensor' counts 100 elements.*\(1, 5, 5, 8\)"):
+        problem.forward()
+
+
+# --- which tile
+
+
+@pytest.mark.parametrize(
+    ("filters", "blocks", "tile"),
+    [
+        (128, 1000, "large"),
+        (96, 1000, "large"),  # 128 places in either
+        (192, 1000, "small"),  # 192 places of 256
+        (48, 1000, "small"),
+        (128, 131, "small"),  # a multiprocessor without a block
+        (128, 132, "large"),
+    ],
+)
+def test_the_rule(filters, blocks, tile):
+    assert tile_table.choose_tile("no layer's", filters, blocks) == tile
+
+
+def test_the_table_goes_before_the_rule(tmp_path, monkeypatch, cuda_device):
+    problem = Problem(((1, 2, 2, 4), 4, 1, 1, 0, 1), "tf32", cuda_device)
+    key = "tf32 forward 1x2x2x4 4x1x1x4 stride 1 before 0 groups 1"
+    path = tmp_path / "tiles.json"
+    path.write_text(json.dumps({"sm_90": {key: "large"}, "sm_80": {}}))
+    table = tile_table.read(path)
+    assert launches_of(problem.forward)[-1] == "tensor_forward_small_tf32_kernel"
+    monkeypatch.setattr(tile_table, "_table", lambda: table)
+    monkeypatch.setattr(tile_table, "_gpu", lambda: ("sm_80", 132))
+    assert launches_of(problem.forward)[-1] == "tensor_forward_small_tf32_kernel"
+    monkeypatch.setattr(tile_table, "_gpu", lambda: ("sm_90", 132))
+    assert launches_of(problem.forward)[-1] == "tensor_forward_large_tf32_kernel"
+    assert launches_of(problem.input_gradient)[-1] == "tensor_forward_small_tf32_kernel"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "3", '{"sm_90": "large"}', '{"sm_90": {"a layer": "huge"}}',
+        '{"sm_90": {"a layer": ["large"]}}', b"\xff",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_table_is_refused_in_one_line(text, tmp_path):
+    path = tmp_path / "tiles.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"tiles\.json is no table of tiles.*\{\}") as caught:
+        tile_table.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_missing_is_refused_and_ours_is_there(tmp_path):
+    with pytest.raises(ValueError, match="none.json is no table of tiles"):
+        tile_table.read(tmp_path / "none.json")
+    assert isinstance(tile_table.read(), dict)

@@ -98,8 +98,7 @@ def test_epochs_count_the_barriers_that_a_thread_has_passed():
     accesses, segments = traces[0].accesses, traces[0].segments[traces[0].accesses["segment"]]
     of = {
         thread: [
-            (int(s["epoch"]), int(s["warp_epoch"]))
-            for s in segments[segments["thread"] == thread]
+            (int(s["epoch"]), int(s["warp_epoch"])) for s in segments[segments["thread"] == thread]
         ]
         for thread in (0, 33)
     }

@@ -53,9 +53,7 @@ def test_bit_flips_are_noticed_or_harmless(path):
             outcomes["refused"] += 1
             continue
         with PhotoStore(path) as store:
-            photos, split = (
-                (store.train, "train") if inside == [head.train] else (store.val, "val")
-            )
+            photos, split = (store.train, "train") if inside == [head.train] else (store.val, "val")
             if place < inside[0].offset + len(photos) * 75:
                 with pytest.raises(StoreError, match=f"images of '{split}' are damaged.*copy"):
                     store.verify()

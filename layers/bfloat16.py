@@ -2,24 +2,24 @@
 
     float32     sign, 8 bits of exponent, 23 of fraction
     TF32        sign, 8 bits of exponent, 10 of fraction; the other 13 bits of the word are 0
-    bfloat16    sign, 8 bits of exponent,  7 of fraction; the upper half of the word alone
+    bfloat16    sign, 8 bits of exponent,  7 of fraction: the upper half of the word, alone
 
 Both have the range of float32; only their steps are wider, 2⁻¹⁰ and 2⁻⁷ of a number instead of
-2⁻²³. NumPy has no such types: a bfloat16 is kept as the uint16 of its 16 bits, a TF32 number as
-the float32 that it also is.
+2⁻²³. NumPy has no such types. Here a bfloat16 is the uint16 of its 16 bits, or the float32 that
+it also is; a TF32 number is a float32.
 
-Rounding is to nearest, and done in integer arithmetic: a float32's bits, read as an integer, grow
-with its magnitude, so that half a step is added and the rest cut off; where the fraction
-overflows, the exponent grows by one, and beyond the largest number that gives infinity. What lies
-in the middle goes to the even neighbour in bfloat16, away from zero in TF32: that is what a GPU's
-`cvt.rn.bf16` and `cvt.rna.tf32` do (PTX ISA, "cvt"). Every NaN becomes one quiet NaN.
+Rounding is to nearest, in integer arithmetic. The bits of a float32, read as an integer, grow with
+its magnitude: half a step is added and the rest cut off. Should the fraction overflow, the exponent
+grows by one, and from the largest number that leads to infinity. What lies in the middle goes to
+the even neighbour in bfloat16, away from zero in TF32, as with a GPU's `cvt.rn.bf16` and
+`cvt.rna.tf32` (PTX ISA, "cvt"). A NaN stays a NaN, and is quiet; in bfloat16 there is but one.
 
 On the host whole arrays are rounded, or turned into bits and back. In a kernel
 
-    widen(value)            float32 of an element: of bfloat16 bits, or of a float as it is
-    narrow(value, array)    `value` as an element of `array`: its bfloat16 bits, or as it is
+    widen(value)            the float32 of bfloat16 bits; a float as it is
+    narrow(value, array)    the bfloat16 bits of a float, if `array` is of uint16; else as it is
 
-let one source serve arrays of float32, of float64 and of bfloat16. All of them give the same bits.
+let one source serve arrays of float32, of float64 and of bfloat16. The bits are the same everywhere.
 """
 
 import numpy as np
@@ -28,27 +28,28 @@ from numba import njit, prange, types
 from layers.device import SIMULATED
 
 NAN = 0x7FFF
-"""The bits of the NaN that every NaN becomes as a bfloat16, as on a GPU."""
-
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
-_INFINITY = np.uint32(0x7F800000)
-
-# --- host: arrays
+"""The only NaN that is made in bfloat16."""
 
 
-@njit(inline="always")
-def _bf16(word):
-    if word & _MAGNITUDE > _INFINITY:
-        return np.uint32(NAN)
-    # Half a step less one, and one more where the step's last bit is set: ties go to even.
-    return np.uint32((word + np.uint32(0x7FFF) + (word >> np.uint32(16) & np.uint32(1))) >> 16)
+def bf16_bits(word):
+    """The bfloat16 bits of a float32; both as integers."""
+    if word & 0x7FFFFFFF > 0x7F800000:
+        return NAN
+    # Half a step less one, and one more where the last bit to stay is set: ties go to even.
+    return (word + 0x7FFF + (word >> 16 & 1)) >> 16
 
 
-@njit(inline="always")
-def _tf32(word):
-    if word & _MAGNITUDE > _INFINITY:
-        return np.uint32(0x7FFFE000)
-    return np.uint32((word + np.uint32(0x1000)) & np.uint32(0xFFFFE000))
+def tf32_bits(word):
+    """The bits of a float32 rounded to TF32; both as integers."""
+    if word & 0x7FFFFFFF > 0x7F800000:
+        return (word | 0x00400000) & 0xFFFFE000
+    return (word + 0x1000) & 0xFFFFE000
+
+
+# --- host
+
+_bf16 = njit(bf16_bits, inline="always")
+_tf32 = njit(tf32_bits, inline="always")
 
 
 @njit(parallel=True, cache=True)
@@ -60,13 +61,13 @@ def _to_bits(words, bits):
 @njit(parallel=True, cache=True)
 def _from_bits(bits, words):
     for i in prange(bits.size):
-        words[i] = np.uint32(bits[i]) << np.uint32(16)
+        words[i] = bits[i] << 16
 
 
 @njit(parallel=True, cache=True)
 def _round_bf16(words, rounded):
     for i in prange(words.size):
-        rounded[i] = _bf16(words[i]) << np.uint32(16)
+        rounded[i] = _bf16(words[i]) << 16
 
 
 @njit(parallel=True, cache=True)
@@ -76,53 +77,59 @@ def _round_tf32(words, rounded):
 
 
 def _flat(array, dtype, word):
-    """The elements of `array` in a row, as unsigned integers `word`; ValueError if not `dtype`."""
+    """The elements of `array` in a row, as unsigned integers; ValueError if not of `dtype`."""
     if array.dtype != dtype:
         raise ValueError(f"an array of {np.dtype(dtype)} is wanted, not of {array.dtype}")
     return np.ascontiguousarray(array).reshape(-1).view(word)
 
 
-def _flat_out(array, like):
-    if array.shape != like.shape or not array.flags.c_contiguous:
-        raise ValueError(f"out {array.shape} must be contiguous and of the shape {like.shape}")
-    return _flat(array, np.float32, np.uint32)
+def _flat_out(out, x):
+    if out.shape != x.shape or not out.flags.c_contiguous:
+        raise ValueError(f"out {out.shape} must be contiguous and have the shape of x {x.shape}")
+    return _flat(out, np.float32, np.uint32)
 
 
 def to_bits(x: np.ndarray) -> np.ndarray:
-    """The bfloat16 bits (uint16) of `x` (float32, any shape), rounded to nearest, ties to even."""
+    """The bfloat16 bits (uint16) of `x` (float32), in its shape; rounded.
+
+    Raises ValueError if x is not of float32.
+    """
     bits = np.empty(x.shape, np.uint16)
     _to_bits(_flat(x, np.float32, np.uint32), bits.reshape(-1))
     return bits
 
 
 def from_bits(bits: np.ndarray) -> np.ndarray:
-    """The float32 numbers whose bfloat16 bits (uint16, any shape) are given; exact."""
+    """The float32 numbers that have these bfloat16 bits (uint16), in their shape; exact.
+
+    Raises ValueError if bits are not of uint16.
+    """
     x = np.empty(bits.shape, np.float32)
     _from_bits(_flat(bits, np.uint16, np.uint16), x.reshape(-1).view(np.uint32))
     return x
 
 
 def round_bf16(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`out` = `x` (both float32, of one shape; may be the same array) rounded to bfloat16."""
+    """x rounded to bfloat16, in `out`, which is returned and may be x itself.
+
+    x, out: float32 of one shape, out contiguous; ValueError if not.
+    """
     _round_bf16(_flat(x, np.float32, np.uint32), _flat_out(out, x))
     return out
 
 
 def round_tf32(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`out` = `x` (both float32, of one shape; may be the same array) rounded to TF32."""
+    """x rounded to TF32, in `out`, which is returned and may be x itself.
+
+    x, out: float32 of one shape, out contiguous; ValueError if not.
+    """
     _round_tf32(_flat(x, np.float32, np.uint32), _flat_out(out, x))
     return out
 
 
-# --- kernels: single elements
+# --- kernels
 
 if SIMULATED:
-
-    def _narrow(value):
-        word = int(np.float32(value).view(np.uint32))
-        if word & 0x7FFFFFFF > 0x7F800000:
-            return NAN
-        return (word + 0x7FFF + (word >> 16 & 1)) >> 16
 
     def widen(value):
         if isinstance(value, np.uint16):
@@ -130,9 +137,13 @@ if SIMULATED:
         return value
 
     def narrow(value, array):
-        return np.uint16(_narrow(value)) if array.dtype == np.uint16 else value
+        if array.dtype == np.uint16:
+            return np.uint16(bf16_bits(int(np.float32(value).view(np.uint32))))
+        return value
 
 else:
+    # The same arithmetic as LLVM's instructions: without a GPU at hand Numba compiles no function
+    # that a kernel calls only for some types of its arguments.
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
@@ -162,7 +173,7 @@ else:
 
     @intrinsic
     def narrow(typingctx, value, array):
-        """The bfloat16 bits of a float, if `array` has such elements; else the float as it is."""
+        """The bfloat16 bits of a float, if `array` is of uint16; else the float as it is."""
         if array.dtype == types.uint16:
             return types.uint16(value, array), _emit_narrow
         return value(value, array), _emit_unchanged

@@ -52,7 +52,7 @@ from numba import types
 from layers.device import SIMULATED
 
 if SIMULATED:
-    from layers.bfloat16 import narrow, round_tf32
+    from layers.bfloat16 import narrow, tf32_bits
     from layers.simulator import running
 
     LANES = 8, 4
@@ -114,13 +114,12 @@ if SIMULATED:
 
     def round_tf32_word(words, i):
         word = words.memory(i, 1)
-        round_tf32(word.view(np.float32), word.view(np.float32))
+        word[0] = tf32_bits(int(word[0]))
 
     def operand(value, array):
         if array.dtype == np.uint16:
             return narrow(value, array)
-        number = np.array([value], np.float32)
-        return round_tf32(number, number)[0]
+        return np.uint32(tf32_bits(int(np.float32(value).view(np.uint32)))).view(np.float32)
 
 else:
     from llvmlite import ir

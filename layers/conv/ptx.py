@@ -29,6 +29,10 @@ arrived only after a barrier. No copy may be on its way when the thread returns.
 
 write float32 as elements of `y`: as they are, or rounded to bfloat16 (uint16, "cvt.rn.bf16x2").
 
+    load8(values, first, x, at)         values[first : first + 8] = x[at : at + 8]
+
+reads eight elements of float32, or of bfloat16, as float32.
+
 Arrays are flat. In copies both have elements of one type of 32 bits, in global, shared or local
 memory; `copy_async` moves bytes, of elements of any type. A local array whose indices are
 constants once the loops are unrolled is kept in registers, so that its side of a copy costs
@@ -49,7 +53,7 @@ import sys
 import numpy as np
 from numba import types
 
-from layers.bfloat16 import to_bits
+from layers.bfloat16 import narrow, widen
 from layers.device import SIMULATED, cuda
 
 BYTES = 16
@@ -100,15 +104,18 @@ if SIMULATED:
     def wait_copies(n):
         running().thread.copies.wait(n)
 
-    def _as_element(y, values):
-        return to_bits(values) if y.dtype == np.uint16 else values
-
     def store8(y, at, values, first):
         y.check_aligned(at, "store8 to")
-        y.write(at, _as_element(y, values.read(first, 8)))
+        floats = values.read(first, 8)
+        y.write(at, np.array([narrow(value, y) for value in floats], y.dtype))
 
     def store1(y, at, values, i):
-        y[at] = _as_element(y, values.read(i, 1))[0]
+        y[at] = narrow(values[i], y)
+
+    def load8(values, first, x, at):
+        x.check_aligned(at, "load8 from")
+        for i, element in enumerate(x.read(at, 8)):
+            values[first + i] = widen(element)
 
     def add_outer(rows, columns, sums):
         sums.data += np.multiply.outer(rows.data, columns.data).ravel()
@@ -264,6 +271,35 @@ else:
                 word = two_bfloat16(builder, value, FLOAT(0))
                 value = builder.trunc(word, ir.IntType(16))
             builder.store(value, element_pointer(context, builder, signature, arguments, 0))
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    @intrinsic
+    def load8(typingctx, values, first, x, at):
+        """Eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
+        signature = types.void(values, types.int64, x, types.int64)
+
+        def emit(context, builder, signature, arguments):
+            bf16 = x.dtype == types.uint16
+            kind = ir.PointerType(ir.VectorType(WORD if bf16 else FLOAT, 4))
+            place = builder.bitcast(
+                element_pointer(context, builder, signature, arguments, 2), kind
+            )
+            floats = []
+            for i in range(1 if bf16 else 2):
+                vector = builder.load(builder.gep(place, [WORD(i)]))
+                vector.align = BYTES
+                for j in range(4):
+                    word = builder.extract_element(vector, WORD(j))
+                    halves = [word]
+                    if bf16:
+                        upper = builder.and_(word, WORD(0xFFFF0000))
+                        halves = [builder.shl(word, WORD(16)), upper]
+                    floats += [builder.bitcast(half, FLOAT) for half in halves]
+            target = element_pointer(context, builder, signature, arguments, 0)
+            for i, value in enumerate(floats):
+                builder.store(value, builder.gep(target, [WORD(i)]))
             return context.get_dummy_value()
 
         return signature, emit

@@ -40,6 +40,7 @@ from layers.conv.ptx import (
     commit_copies,
     copy_async,
     is_aligned,
+    load8,
     store1,
     store8,
     wait_copies,
@@ -197,18 +198,23 @@ def finish(sums, b, mask, y, row, rows, column, columns, row_stride, first, then
 def finish_row(sums, i, bias, mask, y, at, there, whole, then):
     # Of the eight, `there` are to be stored.
     values = cuda.local.array(8, float32)
+    signs = cuda.local.array(8, float32)
     for j in range(8):
-        value = sums[i // 2 * 16 + i % 2 * 2 + j % 4 * 4 + j // 4] + bias[j]
-        if then & RELU and value <= float32(0):  # not "> 0": a NaN stays one
-            value = float32(0)
-        if then & MASK and j < there and widen(mask[at + j]) <= float32(0):
-            value = float32(0)
-        values[j] = value
+        values[j] = sums[i // 2 * 16 + i % 2 * 2 + j % 4 * 4 + j // 4] + bias[j]
+        if then & RELU and values[j] <= float32(0):  # not "> 0": a NaN stays one
+            values[j] = float32(0)
     if whole and there > 0:
+        if then & MASK:
+            load8(signs, 0, mask, at)
+            for j in range(8):
+                if signs[j] <= float32(0):
+                    values[j] = float32(0)
         store8(y, at, values, 0)
     else:
         for j in range(8):
             if j < there:
+                if then & MASK and widen(mask[at + j]) <= float32(0):
+                    values[j] = float32(0)
                 store1(y, at + j, values, j)
 
 

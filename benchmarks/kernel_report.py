@@ -34,7 +34,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
 
 ARCHITECTURES = tuple(sass.LIMITS)
 
-THREADS = {"sgd_kernel": 256, "sum_rows_kernel": 256, "masked_gradient_kernel": 256}
+THREADS = {
+    **{"sgd_kernel": 256, "sum_rows_kernel": 256, "masked_gradient_kernel": 256},
+    **{f"tensor_filter_large_{kind}_kernel": 256 for kind in ("tf32", "bf16")},
+}
 """Threads in a block, where they are not 128."""
 
 

@@ -265,10 +265,13 @@ def tiled_filter_narrow_kernel(
     write(sums, partial, row, mine, depth, column, depth, first)
 
 
-def cut(windows, tiles):
-    """(parts, windows of a part) for the sum over `windows`, if a part has `tiles` blocks."""
+def cut(windows, tiles, depth=DEPTH):
+    """(parts, windows of a part) for the sum over `windows`, if a part has `tiles` blocks.
+
+    `depth`: windows of a slice; a part has whole slices.
+    """
     parts = max(1, min(BLOCKS // tiles, windows // FEWEST_WINDOWS))
-    length = -(-windows // (parts * DEPTH)) * DEPTH
+    length = -(-windows // (parts * depth)) * depth
     return -(-windows // length), length
 
 

@@ -19,7 +19,14 @@ from numba import types
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
 NUMBERS = {"float32": types.float32, "float64": types.float64}
 
-OLDEST: dict[str, tuple[int, int]] = {}
+TENSOR_FILTER = {
+    f"layers.conv.tensor_gradients.tensor_filter_{tile}_{kind}_kernel": number
+    for tile in ("large", "small")
+    for kind, number in (("tf32", types.float32), ("bf16", types.uint16))
+}
+"""What x and dy are made of, by kernel."""
+
+OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(TENSOR_FILTER, (8, 0))
 """Kernels that need a newer architecture than the oldest one, and which."""
 
 
@@ -46,6 +53,10 @@ def signatures(number):
             "layers.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
             "layers.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
             "layers.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
+            **{
+                name: (array(1, kind), array(1, kind), array(1)) + (integer,) * 15
+                for name, kind in TENSOR_FILTER.items()
+            },
         }
     return {
         **only_float32,

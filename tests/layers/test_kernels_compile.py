@@ -25,6 +25,8 @@ from layers import (
     Tanh,
     simulator,
 )
+from layers.conv.tensor_gradients import tensor_filter_gradient
+from layers.conv.tile_table import TILES
 from layers.device import SIMULATED
 from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
@@ -148,6 +150,11 @@ def launch_everything(device, dtype):
         for filters in (4, 3):  # the wide kernels, and the narrow ones
             layer = Conv2D(4, filters, 2, algorithm="tiled").to(device, dtype)
             oracles.run(layer, rng.standard_normal((1, 3, 3, 4)), np.ones((1, 2, 2, filters)))
+        for kind in (np.float32, np.uint16):
+            numbers = device.zeros((1, 1, 1, 8), kind)
+            dw = device.zeros((8, 1, 1, 8), np.float32)
+            for tile in TILES:
+                tensor_filter_gradient(numbers, numbers, dw, 1, 0, 1, layer.buffer, tile)
     optimizer = SGD(conv.parameters())
     optimizer.step()
     # As in training, where weights and gradients are parts of the optimizer's arrays.

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from layers import Device, DeviceError
 from layers.first_use import compilation_announced
+from layers.precision import PRECISIONS, described, settle
 from tinyconv.data.folder import read_folder
 from tinyconv.data.photos import PhotoError
 from tinyconv.data.store import PhotoStore
@@ -63,6 +64,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", metavar="FILE", help="write everything as JSON; - for the terminal, instead of "
         "the tables")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
+    add("--precision", choices=PRECISIONS, default="auto", help="fp32, tf32 or bf16; auto "
+        "(default): tf32 on a GPU that knows it, else fp32")  # fmt: skip
     add("--batch-size", type=int, default=64, help="crops that go through a net at once (64)")
     options = parser.parse_args(arguments)
     if options.data is None and not options.predict:
@@ -167,10 +170,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
         raise ValueError(f"--json {options.json}: there is no such folder")
     device = Device(options.device)
-    say(f"device: {device}")
-    members = [load_member(path, device) for path in options.nets]
+    precision = settle(options.precision, device)
+    say(f"device: {device}\nprecision: {described(precision, device)}")
+    members = [load_member(path, device, precision) for path in options.nets]
     check_members(members)
-    result: dict[str, Any] = {"nets": options.nets, "device": str(device)}
+    result: dict[str, Any] = {
+        "nets": options.nets,
+        "device": str(device),
+        "precision": precision,
+    }
     failed = 0
     if options.data is not None:
         result |= evaluate_data(options, members, say)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from layers import Device, DeviceError
 from layers.first_use import compilation_announced
+from layers.precision import described
 from tinyconv import RECIPES, alexnet
 from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.augment import Augment, colour_axes
@@ -86,11 +87,10 @@ def run(
     augment = Augment(
         data.mean_image, options.image_size, recipe.input_divisor, options.seed, colour
     )
-    net = alexnet(
-        len(data.class_names), options.width, options.image_size, recipe, options.seed
-    )
+    net = alexnet(len(data.class_names), options.width, options.image_size, recipe, options.seed)
     columns = options.parallel == "columns"
-    net = Columns(net, options.device) if columns else net.to(device)
+    net = Columns(net, options.device) if columns else net
+    net.to(options.device if columns else device, precision=options.precision)
     print(f"\n{net}\n\nrecipe {recipe.name}: {recipe.summary}")
     if options.overfit_one_batch and (columns or replica):
         raise ValueError("--overfit-one-batch runs on one device: leave --parallel out")
@@ -177,6 +177,7 @@ def start(options: argparse.Namespace, replica: Replica | None = None) -> int:
         device = Device(replica.device if replica else options.device)
         print(f"device: {device}")
     complete(options, device)
+    print(f"precision: {described(options.precision, device)}")
     make_schedule(options)
     if replica and not replica.first:
         with load(options, device) as data:

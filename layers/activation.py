@@ -13,6 +13,7 @@ import math
 
 from numba import njit, prange
 
+from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import cuda, grid_for
 from layers.layer import Layer
 
@@ -50,7 +51,8 @@ def tanh_backward_host(y, dy, dx):
 # Every element has one owner: no races, and the same bits every time.
 #
 # "not x <= 0" instead of "x > 0": a NaN compares false with everything, and so passes through
-# instead of being silently turned into 0.
+# instead of being silently turned into 0. An element may also be the bits of a bfloat16
+# (`bfloat16.py`): `widen` makes a number of it, `narrow` an element of a number.
 
 
 @cuda.jit
@@ -58,7 +60,7 @@ def relu_forward_kernel(x, y):
     i = cuda.grid(1)
     if i >= x.size:
         return
-    y[i] = x[i] if not x[i] <= x.dtype.type(0) else x.dtype.type(0)
+    y[i] = x[i] if not widen(x[i]) <= wide_type(x).type(0) else x.dtype.type(0)
 
 
 @cuda.jit
@@ -66,7 +68,7 @@ def relu_backward_kernel(y, dy, dx):
     i = cuda.grid(1)
     if i >= y.size:
         return
-    dx[i] = dy[i] if not y[i] <= y.dtype.type(0) else y.dtype.type(0)
+    dx[i] = dy[i] if not widen(y[i]) <= wide_type(y).type(0) else y.dtype.type(0)
 
 
 @cuda.jit
@@ -74,7 +76,7 @@ def tanh_forward_kernel(x, y):
     i = cuda.grid(1)
     if i >= x.size:
         return
-    y[i] = math.tanh(x[i])
+    y[i] = narrow(math.tanh(widen(x[i])), y)
 
 
 @cuda.jit
@@ -82,7 +84,8 @@ def tanh_backward_kernel(y, dy, dx):
     i = cuda.grid(1)
     if i >= y.size:
         return
-    dx[i] = dy[i] * (y.dtype.type(1) - y[i] * y[i])
+    value = widen(y[i])
+    dx[i] = narrow(widen(dy[i]) * (wide_type(y).type(1) - value * value), dx)
 
 
 # --- layers
@@ -94,7 +97,7 @@ class ReLU(Layer):
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
-        self.y = y = self.buffer("y", x.shape)
+        self.y = y = self.buffer("y", x.shape, self.storage)
         if self.device.is_cuda:
             relu_forward_kernel[grid_for(x.size)](x.reshape(-1), y.reshape(-1))
         else:
@@ -104,7 +107,7 @@ class ReLU(Layer):
     def backward(self, dy):
         """dy -> dx, both of x's shape."""
         y, dy = self.y, self.check_gradient(dy)
-        dx = self.buffer("dx", y.shape)
+        dx = self.buffer("dx", y.shape, self.storage)
         if self.device.is_cuda:
             relu_backward_kernel[grid_for(y.size)](y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
         else:
@@ -118,7 +121,7 @@ class Tanh(Layer):
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
-        self.y = y = self.buffer("y", x.shape)
+        self.y = y = self.buffer("y", x.shape, self.storage)
         if self.device.is_cuda:
             tanh_forward_kernel[grid_for(x.size)](x.reshape(-1), y.reshape(-1))
         else:
@@ -128,7 +131,7 @@ class Tanh(Layer):
     def backward(self, dy):
         """dy -> dx, both of x's shape."""
         y, dy = self.y, self.check_gradient(dy)
-        dx = self.buffer("dx", y.shape)
+        dx = self.buffer("dx", y.shape, self.storage)
         if self.device.is_cuda:
             tanh_backward_kernel[grid_for(y.size)](y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
         else:

@@ -18,6 +18,7 @@ On the host whole arrays are rounded, or turned into bits and back. In a kernel
 
     widen(value)            the float32 of bfloat16 bits; a float as it is
     narrow(value, array)    the bfloat16 bits of a float, if `array` is of uint16; else as it is
+    wide_type(array)        the dtype of widened elements: float32 for uint16, else `array`'s
 
 let one source serve arrays of float32, of float64 and of bfloat16. The bits are the same everywhere.
 """
@@ -141,6 +142,9 @@ if SIMULATED:
             return np.uint16(bf16_bits(int(np.float32(value).view(np.uint32))))
         return value
 
+    def wide_type(array):
+        return np.dtype(np.float32) if array.dtype == np.uint16 else array.dtype
+
 else:
     # The same arithmetic as LLVM's instructions: without a GPU at hand Numba compiles no function
     # that a kernel calls only for some types of its arguments.
@@ -164,6 +168,9 @@ else:
     def _emit_unchanged(context, builder, signature, arguments):
         return arguments[0]
 
+    def _emit_nothing(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
     @intrinsic
     def widen(typingctx, value):
         """The float32 of bfloat16 bits; a float as it is."""
@@ -177,3 +184,9 @@ else:
         if array.dtype == types.uint16:
             return types.uint16(value, array), _emit_narrow
         return value(value, array), _emit_unchanged
+
+    @intrinsic
+    def wide_type(typingctx, array):
+        """float32 for an array of bfloat16 bits; else the dtype of its floats."""
+        number = types.float32 if array.dtype == types.uint16 else array.dtype
+        return types.DType(number)(array), _emit_nothing

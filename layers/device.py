@@ -197,6 +197,16 @@ class Device:
         """The GPU's number; 0 for the host."""
         return int(self.name.partition(":")[2] or 0)
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The GPU's compute capability, such as (8, 0); the simulator has all of the newest's."""
+        if not self.is_cuda:
+            raise ValueError(f"{self.name} has no compute capability")
+        if self.is_simulated:
+            return 9, 0
+        digits = self.xp.cuda.Device(self.index).compute_capability
+        return int(digits[:-1]), int(digits[-1])
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` with undefined contents."""
         return self.xp.empty(shape, dtype)

@@ -23,6 +23,7 @@ Any shape, float32 or float64; the mask does not depend on the device or the dty
 import numpy as np
 from numba import njit, prange
 
+from layers.bfloat16 import narrow, widen
 from layers.device import cuda, grid_for
 from layers.layer import Layer
 from layers.random_bits import random_words_device, random_words_host
@@ -51,7 +52,7 @@ def dropout_kernel(x, y, factor, threshold, key):
     if i >= x.size:
         return
     word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
-    y[i] = x[i] * factor if word >= threshold else x.dtype.type(0)
+    y[i] = narrow(widen(x[i]) * factor, y) if word >= threshold else x.dtype.type(0)
 
 
 # --- layer
@@ -77,10 +78,10 @@ class Dropout(Layer):
         self.first_row, self.first = 0, 0
         self.key, self._written = None, None
 
-    def to(self, device, dtype=None):
+    def to(self, device, dtype=None, precision=None):
         """Move the layer; its step goes with it."""
         self.key, self._written = None, None
-        return super().to(device, dtype)
+        return super().to(device, dtype, precision)
 
     def set_step(self, step):
         """The next training pass is that of step `step`."""
@@ -93,14 +94,14 @@ class Dropout(Layer):
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
-        self.y = self.buffer("y", x.shape)
+        self.y = self.buffer("y", x.shape, self.storage)
         self.begin_pass(train, x.size // len(x))
         return self._apply(x, self.y)
 
     def backward(self, dy):
         """dy -> dx, both of x's shape, with the mask of the last forward pass."""
         dy = self.check_gradient(dy)
-        return self._apply(dy, self.buffer("dx", dy.shape))
+        return self._apply(dy, self.buffer("dx", dy.shape, self.storage))
 
     def begin_pass(self, train, row):
         """Settle factor, threshold and key of a pass over rows of `row` elements.

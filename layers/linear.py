@@ -4,15 +4,17 @@
 
     dL/dx = dL/dy · w         dL/dw = dL/dyᵀ · x         dL/db = Σ_n dL/dy[n]
 
-Shapes: x, dx (N, in); w (out, in); b (out); y, dy (N, out). float32 or float64.
+Shapes: x, dx (N, in); w (out, in); b (out); y, dy (N, out). float32 or float64; x, y and their
+gradients may be bfloat16 on a GPU.
 
 All three are plain matrix products, and nobody multiplies matrices better than the vendor's
-library: NumPy's BLAS on the host, cuBLAS through CuPy on a GPU. There is no kernel here, and so
-one text serves both.
+library: NumPy's BLAS on the host, cuBLAS on a GPU (`products.py`). What is left, the bias and its
+gradient, is in `fused/epilogue.py`. There is no kernel here, and so one text serves both.
 """
 
+from layers.fused.epilogue import add_bias, bias_gradient
 from layers.layer import Layer, Parameter
-from layers.threads import product
+from layers.products import multiply
 
 
 class Linear(Layer):
@@ -49,21 +51,33 @@ class Linear(Layer):
         """in · out."""
         return self.weight.value.size
 
+    def begin(self, x):
+        """Take x (N, in), as the products do, and w; returns an array for x · wᵀ, and y (N, out).
+
+        The two are one array, except in bf16 on a GPU, where the product is float32 and y is not.
+        """
+        x = self.check_input(x)
+        self.x = self.operand(x, "x for products")
+        self.w = self.operand(self.weight.value, "w for products")
+        self.y = y = self.buffer("y", (x.shape[0], self.out_features), self.storage)
+        return y if self.storage == self.dtype else self.buffer("product", y.shape), y
+
     def forward(self, x, train=True):
         """x (N, in) -> y (N, out)."""
-        self.x = x = self.check_input(x)
-        self.y = y = self.buffer("y", (x.shape[0], self.out_features))
-        product(self.device, x, self.weight.value.T, y)
-        y += self.bias.value
+        p, y = self.begin(x)
+        multiply(self.device, (self.x, self.w.T, p), precision=self.precision)
+        add_bias(self.device, p, self.bias.value, y)
         return y
 
     def backward(self, dy):
         """dy (N, out) -> dx (N, in), or None if `input_gradient` is switched off."""
         dy = self.check_gradient(dy)
-        product(self.device, dy.T, self.x, self.weight.grad)
-        self.device.xp.sum(dy, axis=0, out=self.bias.grad)
+        bias_gradient(self.device, dy, self.bias.grad, self.buffer)
+        dy = self.operand(dy, "dy for products")
+        dw = dy.T, self.x, self.weight.grad
         if not self.input_gradient:
+            multiply(self.device, dw, precision=self.precision)
             return None
-        dx = self.buffer("dx", self.x.shape)
-        product(self.device, dy, self.weight.value, dx)
+        dx = self.buffer("dx", self.x.shape, self.storage)
+        multiply(self.device, dw, (dy, self.w, dx), precision=self.precision)
         return dx

@@ -25,6 +25,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from layers.bfloat16 import narrow, widen
 from layers.device import cuda, grid_for
 from layers.layer import Layer
 
@@ -111,11 +112,11 @@ def lrn_forward_kernel(x, y, scale, width, half, k, alpha, beta):
     row = index // x.shape[1]
     i = index % x.shape[1]
     low = i // width * width
-    total = x.dtype.type(0)
+    total = scale.dtype.type(0)
     for j in range(max(low, i - half), min(low + width, i + half + 1)):
-        total += x[row, j] * x[row, j]
+        total += widen(x[row, j]) * widen(x[row, j])
     scale[row, i] = k + alpha * total
-    y[row, i] = x[row, i] * scale[row, i] ** -beta
+    y[row, i] = narrow(widen(x[row, i]) * scale[row, i] ** -beta, y)
 
 
 @cuda.jit
@@ -126,10 +127,11 @@ def lrn_backward_kernel(x, y, scale, dy, dx, width, half, two_alpha_beta, beta):
     row = index // x.shape[1]
     j = index % x.shape[1]
     low = j // width * width
-    total = x.dtype.type(0)
+    total = scale.dtype.type(0)
     for i in range(max(low, j - half), min(low + width, j + half + 1)):
-        total += dy[row, i] * y[row, i] / scale[row, i]
-    dx[row, j] = dy[row, j] * scale[row, j] ** -beta - two_alpha_beta * x[row, j] * total
+        total += widen(dy[row, i]) * widen(y[row, i]) / scale[row, i]
+    direct = widen(dy[row, j]) * scale[row, j] ** -beta
+    dx[row, j] = narrow(direct - two_alpha_beta * widen(x[row, j]) * total, dx)
 
 
 # --- layer
@@ -163,7 +165,7 @@ class LocalResponseNorm(Layer):
     def forward(self, x, train=True):
         """x (N, ..., C) -> y of the same shape."""
         self.x = x = self.check_input(x)
-        self.y = y = self.buffer("y", x.shape)
+        self.y = y = self.buffer("y", x.shape, self.storage)
         self.scale = scale = self.buffer("scale", x.shape)
         rows = (-1, x.shape[-1])
         number = self.dtype.type
@@ -181,7 +183,7 @@ class LocalResponseNorm(Layer):
     def backward(self, dy):
         """dy -> dx, both of x's shape."""
         dy = self.check_gradient(dy)
-        dx = self.buffer("dx", dy.shape)
+        dx = self.buffer("dx", dy.shape, self.storage)
         rows = (-1, dy.shape[-1])
         number = self.dtype.type
         arguments = (

@@ -19,6 +19,7 @@ The paper's β = 0.75 has a power that needs no logarithm: s^−¾ = 1 / (√s �
 
 import math
 
+from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import THREADS, cuda, grid_of
 from layers.fused import FusedStep
 
@@ -55,50 +56,50 @@ inverse_power_device = cuda.jit(inverse_power, device=True, inline="always")
 
 @cuda.jit
 def lrn_rows_forward_kernel(x, y, width, half, k, alpha, beta, three_quarters):
-    staged = cuda.shared.array(STAGED_ONE, x.dtype)
+    staged = cuda.shared.array(STAGED_ONE, wide_type(x))
     first = cuda.blockIdx.x * TILE - half
     for place in range(cuda.threadIdx.x, TILE + 2 * half, THREADS):
         if first + place >= 0 and first + place < x.size:
-            staged[place] = x[first + place]
+            staged[place] = widen(x[first + place])
     cuda.syncthreads()
-    one = x.dtype.type(1)
+    one = wide_type(x).type(1)
     for place in range(half + cuda.threadIdx.x, half + TILE, THREADS):
         i = first + place
         if i < x.size:
             low = i // width * width
-            total = x.dtype.type(0)
+            total = wide_type(x).type(0)
             for j in range(max(low, i - half) - first, min(low + width, i + half + 1) - first):
                 near = staged[j]
                 total += near * near
             power = inverse_power_device(k + alpha * total, one, beta, three_quarters)
-            y[i] = staged[place] * power
+            y[i] = narrow(staged[place] * power, y)
 
 
 @cuda.jit
 def lrn_rows_backward_kernel(
     x, dy, dx, width, half, k, alpha, beta, two_alpha_beta, three_quarters
 ):  # fmt: skip
-    staged = cuda.shared.array(STAGED_TWO, x.dtype)
-    direct = cuda.shared.array(STAGED_ONE, x.dtype)  # dy · s^−β
-    terms = cuda.shared.array(STAGED_ONE, x.dtype)
+    staged = cuda.shared.array(STAGED_TWO, wide_type(x))
+    direct = cuda.shared.array(STAGED_ONE, wide_type(x))  # dy · s^−β
+    terms = cuda.shared.array(STAGED_ONE, wide_type(x))
     first = cuda.blockIdx.x * TILE - half  # of direct and terms; staged begins `half` before
     for place in range(cuda.threadIdx.x, TILE + 4 * half, THREADS):
         i = first - half + place
         if i >= 0 and i < x.size:
-            staged[place] = x[i]
+            staged[place] = widen(x[i])
     cuda.syncthreads()
-    one = x.dtype.type(1)
+    one = wide_type(x).type(1)
     for place in range(cuda.threadIdx.x, TILE + 2 * half, THREADS):
         i = first + place
         if i >= 0 and i < x.size:
             low = i // width * width
-            total = x.dtype.type(0)
+            total = wide_type(x).type(0)
             start = first - half
             for j in range(max(low, i - half) - start, min(low + width, i + half + 1) - start):
                 near = staged[j]
                 total += near * near
             s = k + alpha * total
-            value = dy[i] * inverse_power_device(s, one, beta, three_quarters)
+            value = widen(dy[i]) * inverse_power_device(s, one, beta, three_quarters)
             direct[place] = value
             terms[place] = value * staged[place + half] / s
     cuda.syncthreads()
@@ -106,10 +107,11 @@ def lrn_rows_backward_kernel(
         j = first + place
         if j < x.size:
             low = j // width * width
-            total = x.dtype.type(0)
+            total = wide_type(x).type(0)
             for i in range(max(low, j - half) - first, min(low + width, j + half + 1) - first):
                 total += terms[i]
-            dx[j] = direct[place] - two_alpha_beta * staged[place + half] * total
+            value = direct[place] - two_alpha_beta * staged[place + half] * total
+            dx[j] = narrow(value, dx)
 
 
 # --- step
@@ -131,7 +133,7 @@ class LRNRowsStep(FusedStep):
         """x (N, ..., C) -> y of the same shape."""
         (norm,) = self.layers
         norm.x = x = norm.check_input(x)
-        norm.y = y = norm.buffer("y", x.shape)
+        norm.y = y = norm.buffer("y", x.shape, norm.storage)
         width, reach, constants, quick = self._arguments(norm, x)
         launch = lrn_rows_forward_kernel[grid_of(-(-x.size // TILE), THREADS)]
         launch(x.reshape(-1), y.reshape(-1), width, reach, *constants, quick)
@@ -141,7 +143,7 @@ class LRNRowsStep(FusedStep):
         """dy -> dx, both of x's shape."""
         (norm,) = self.layers
         dy = norm.check_gradient(dy)
-        dx = norm.buffer("dx", dy.shape)
+        dx = norm.buffer("dx", dy.shape, norm.storage)
         width, reach, constants, quick = self._arguments(norm, dy)
         factor = norm.dtype.type(2 * norm.alpha * norm.beta)
         launch = lrn_rows_backward_kernel[grid_of(-(-dy.size // TILE), THREADS)]

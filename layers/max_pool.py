@@ -19,6 +19,7 @@ A NaN in a window wins it, so that it is seen at the end and not lost.
 
 from numba import njit, prange
 
+from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import cuda, grid_for
 from layers.layer import Layer
 
@@ -80,15 +81,15 @@ def max_pool_forward_kernel(x, y, winner, size, stride):
     q = index // y.shape[3] % y.shape[2]
     p = index // (y.shape[3] * y.shape[2]) % y.shape[1]
     n = index // (y.shape[3] * y.shape[2] * y.shape[1])
-    best = x[n, p * stride, q * stride, c]
+    best = widen(x[n, p * stride, q * stride, c])
     place = p * stride * x.shape[2] + q * stride
     for h in range(p * stride, p * stride + size):
         for w in range(q * stride, q * stride + size):
-            value = x[n, h, w, c]
+            value = widen(x[n, h, w, c])
             if value > best or value != value:
                 best = value
                 place = h * x.shape[2] + w
-    y[n, p, q, c] = best
+    y[n, p, q, c] = narrow(best, y)
     winner[n, p, q, c] = place
 
 
@@ -101,12 +102,12 @@ def max_pool_backward_kernel(dy, winner, dx, size, stride):
     w = index // dx.shape[3] % dx.shape[2]
     h = index // (dx.shape[3] * dx.shape[2]) % dx.shape[1]
     n = index // (dx.shape[3] * dx.shape[2] * dx.shape[1])
-    total = dx.dtype.type(0)
+    total = wide_type(dx).type(0)
     for p in range(max(0, (h - size) // stride + 1), min(dy.shape[1], h // stride + 1)):
         for q in range(max(0, (w - size) // stride + 1), min(dy.shape[2], w // stride + 1)):
             if winner[n, p, q, c] == h * dx.shape[2] + w:
-                total += dy[n, p, q, c]
-    dx[n, h, w, c] = total
+                total += widen(dy[n, p, q, c])
+    dx[n, h, w, c] = narrow(total, dx)
 
 
 # --- layer
@@ -145,7 +146,7 @@ class MaxPool2D(Layer):
         x = self.check_input(x)
         self.x_shape = x.shape
         shape = (x.shape[0], *self.output_shape(x.shape[1:]))
-        self.y = y = self.buffer("y", shape)
+        self.y = y = self.buffer("y", shape, self.storage)
         self.winner = self.buffer("winner", shape, "int32")
         if self.device.is_cuda:
             max_pool_forward_kernel[grid_for(y.size)](
@@ -158,7 +159,7 @@ class MaxPool2D(Layer):
     def backward(self, dy):
         """dy (N, P, Q, C) -> dx (N, H, W, C)."""
         dy = self.check_gradient(dy)
-        dx = self.buffer("dx", self.x_shape)
+        dx = self.buffer("dx", self.x_shape, self.storage)
         if self.device.is_cuda:
             max_pool_backward_kernel[grid_for(dx.size)](
                 dy, self.winner, dx, self.kernel_size, self.stride

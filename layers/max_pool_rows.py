@@ -16,6 +16,7 @@ look at up to four.
 Both give rung 1's bits: the first of equals wins, a NaN wins, and sums are added in its order.
 """
 
+from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import cuda, grid_for
 from layers.fused import FusedStep
 
@@ -46,12 +47,13 @@ def max_pool_rows_forward_kernel(x, y, winner):
     n = index // (y.shape[3] * y.shape[1])
     h = 2 * p
     # The window's left column, which was the right one of the window before.
-    left_0, left_1, left_2 = x[n, h, 0, c], x[n, h + 1, 0, c], x[n, h + 2, 0, c]
+    left_0, left_1 = widen(x[n, h, 0, c]), widen(x[n, h + 1, 0, c])
+    left_2 = widen(x[n, h + 2, 0, c])
     for q in range(y.shape[2]):
         w = 2 * q + 1
-        middle_0, right_0 = x[n, h, w, c], x[n, h, w + 1, c]
-        middle_1, right_1 = x[n, h + 1, w, c], x[n, h + 1, w + 1, c]
-        middle_2, right_2 = x[n, h + 2, w, c], x[n, h + 2, w + 1, c]
+        middle_0, right_0 = widen(x[n, h, w, c]), widen(x[n, h, w + 1, c])
+        middle_1, right_1 = widen(x[n, h + 1, w, c]), widen(x[n, h + 1, w + 1, c])
+        middle_2, right_2 = widen(x[n, h + 2, w, c]), widen(x[n, h + 2, w + 1, c])
         best, place = larger_device(left_0, 0, middle_0, 1)
         best, place = larger_device(best, place, right_0, 2)
         best, place = larger_device(best, place, left_1, 3)
@@ -60,7 +62,7 @@ def max_pool_rows_forward_kernel(x, y, winner):
         best, place = larger_device(best, place, left_2, 6)
         best, place = larger_device(best, place, middle_2, 7)
         best, place = larger_device(best, place, right_2, 8)
-        y[n, p, q, c] = best
+        y[n, p, q, c] = narrow(best, y)
         winner[n, p, q, c] = place
         left_0, left_1, left_2 = right_0, right_1, right_2
 
@@ -73,7 +75,7 @@ def max_pool_rows_backward_kernel(dy, winner, dx):
     c = index % dx.shape[3]
     h = index // dx.shape[3] % dx.shape[1]
     n = index // (dx.shape[3] * dx.shape[1])
-    zero = dx.dtype.type(0)
+    zero = wide_type(dx).type(0)
     # The windows in row `lower` have this row of pixels as their first or second, those in row
     # `upper` as their third; `first` is the place that the lower ones call its left pixel.
     lower, upper = h // 2, h // 2 - 1
@@ -85,7 +87,7 @@ def max_pool_rows_backward_kernel(dy, winner, dx):
         middle = zero
         right_upper_next, right_lower_next = zero, zero
         if has_upper:
-            place, gradient = winner[n, upper, q, c], dy[n, upper, q, c]
+            place, gradient = winner[n, upper, q, c], widen(dy[n, upper, q, c])
             if place == 6:
                 left += gradient
             elif place == 7:
@@ -94,20 +96,20 @@ def max_pool_rows_backward_kernel(dy, winner, dx):
                 right_upper_next = gradient
         left += right_lower
         if has_lower:
-            place, gradient = winner[n, lower, q, c], dy[n, lower, q, c]
+            place, gradient = winner[n, lower, q, c], widen(dy[n, lower, q, c])
             if place == first:
                 left += gradient
             elif place == first + 1:
                 middle += gradient
             elif place == first + 2:
                 right_lower_next = gradient
-        dx[n, h, 2 * q, c] = left
-        dx[n, h, 2 * q + 1, c] = middle
+        dx[n, h, 2 * q, c] = narrow(left, dx)
+        dx[n, h, 2 * q + 1, c] = narrow(middle, dx)
         right_upper, right_lower = right_upper_next, right_lower_next
     last = 2 * dy.shape[2]
-    dx[n, h, last, c] = zero + right_upper + right_lower
+    dx[n, h, last, c] = narrow(zero + right_upper + right_lower, dx)
     for w in range(last + 1, dx.shape[2]):
-        dx[n, h, w, c] = zero
+        dx[n, h, w, c] = narrow(zero, dx)
 
 
 # --- step
@@ -131,7 +133,7 @@ class MaxPoolRowsStep(FusedStep):
         x = pool.check_input(x)
         pool.x_shape = x.shape
         shape = (x.shape[0], *pool.output_shape(x.shape[1:]))
-        pool.y = y = pool.buffer("y", shape)
+        pool.y = y = pool.buffer("y", shape, pool.storage)
         self.places = pool.buffer("places", shape, "uint8")
         threads = y.shape[0] * y.shape[1] * y.shape[3]
         max_pool_rows_forward_kernel[grid_for(threads)](x, y, self.places)
@@ -141,7 +143,7 @@ class MaxPoolRowsStep(FusedStep):
         """dy (N, P, Q, C) -> dx (N, H, W, C)."""
         (pool,) = self.layers
         dy = pool.check_gradient(dy)
-        dx = pool.buffer("dx", pool.x_shape)
+        dx = pool.buffer("dx", pool.x_shape, pool.storage)
         threads = dx.shape[0] * dx.shape[1] * dx.shape[3]
         max_pool_rows_backward_kernel[grid_for(threads)](dy, self.places, dx)
         return dx

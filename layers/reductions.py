@@ -12,6 +12,7 @@ Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64. `layers/
 first pass to the mask of the ReLU, whose output it sums.
 """
 
+from layers.bfloat16 import widen
 from layers.device import cuda, grid_for, grid_of
 
 LANES = 32
@@ -50,13 +51,13 @@ def parts_grid(rows: int, columns: int):
 
 @cuda.jit
 def sum_rows_kernel(x, partial, rows):
-    sums = cuda.shared.array((WARPS, LANES), x.dtype)
+    sums = cuda.shared.array((WARPS, LANES), partial.dtype)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
     k, part = cuda.blockIdx.x * LANES + lane, cuda.blockIdx.y
-    total = x.dtype.type(0)
+    total = partial.dtype.type(0)
     if k < x.shape[1]:
         for row in range(part * rows + warp, min((part + 1) * rows, x.shape[0]), WARPS):
-            total += x[row, k]
+            total += widen(x[row, k])
     sums[warp, lane] = total
     cuda.syncthreads()
     if warp == 0 and k < x.shape[1]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from layers.bfloat16 import narrow, round_bf16, widen
 from layers.device import cuda, grid_for
 from layers.layer import OnDevice
 from layers.reductions import mean
@@ -64,17 +65,17 @@ def softmax_forward_kernel(logits, labels, probabilities, losses):
     n = cuda.grid(1)
     if n >= logits.shape[0]:
         return
-    largest = logits[n, 0]
+    largest = widen(logits[n, 0])
     for c in range(1, logits.shape[1]):
-        largest = max(largest, logits[n, c])
-    total = logits.dtype.type(0)
+        largest = max(largest, widen(logits[n, c]))
+    total = losses.dtype.type(0)
     for c in range(logits.shape[1]):
-        value = math.exp(logits[n, c] - largest)
+        value = math.exp(widen(logits[n, c]) - largest)
         probabilities[n, c] = value
         total += value
     for c in range(logits.shape[1]):
         probabilities[n, c] /= total
-    losses[n] = math.log(total) - (logits[n, labels[n]] - largest)
+    losses[n] = math.log(total) - (widen(logits[n, labels[n]]) - largest)
 
 
 @cuda.jit
@@ -86,7 +87,7 @@ def softmax_backward_kernel(probabilities, labels, dlogits):
     c = index % probabilities.shape[1]
     target = probabilities.dtype.type(1 if c == labels[n] else 0)
     images = probabilities.dtype.type(probabilities.shape[0])
-    dlogits[n, c] = (probabilities[n, c] - target) / images
+    dlogits[n, c] = narrow((probabilities[n, c] - target) / images, dlogits)
 
 
 # --- layer
@@ -134,7 +135,7 @@ class SoftmaxCrossEntropy(OnDevice):
             softmax_forward_host(*arguments)
             return
         if self.fuse:
-            softmax_rows(*arguments, self.buffer("dlogits", logits.shape))
+            softmax_rows(*arguments, self.buffer("dlogits", logits.shape, self.storage))
         else:
             softmax_forward_kernel[grid_for(logits.shape[0])](*arguments)
         mean(self.losses, self.mean)
@@ -149,7 +150,7 @@ class SoftmaxCrossEntropy(OnDevice):
         """-> dL/dlogits (N, C) of the last forward pass."""
         if self.y is None:
             raise RuntimeError("SoftmaxCrossEntropy: backward() needs a forward() before it")
-        dlogits = self.buffer("dlogits", self.probabilities.shape)
+        dlogits = self.buffer("dlogits", self.probabilities.shape, self.storage)
         if self.device.is_cuda and self.fuse:
             return dlogits
         arguments = self.probabilities, self.labels, dlogits
@@ -157,6 +158,8 @@ class SoftmaxCrossEntropy(OnDevice):
             softmax_backward_kernel[grid_for(dlogits.size)](*arguments)
         else:
             softmax_backward_host(*arguments)
+            if self.precision == "bf16":
+                round_bf16(dlogits, dlogits)
         return dlogits
 
     def _checked(self, labels, shape):

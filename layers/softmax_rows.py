@@ -9,6 +9,7 @@ sum is known, so is dL/dlogits, which is written in the same pass: the backward 
 
 import math
 
+from layers.bfloat16 import narrow, widen
 from layers.device import THREADS, cuda, grid_of
 
 # --- kernel
@@ -21,11 +22,11 @@ from layers.device import THREADS, cuda, grid_of
 
 @cuda.jit
 def softmax_rows_kernel(logits, labels, probabilities, losses, dlogits):
-    shared = cuda.shared.array(THREADS, logits.dtype)
+    shared = cuda.shared.array(THREADS, losses.dtype)
     n, t = cuda.blockIdx.x, cuda.threadIdx.x
-    largest = logits[n, 0]
+    largest = widen(logits[n, 0])
     for c in range(t, logits.shape[1], THREADS):
-        largest = max(largest, logits[n, c])
+        largest = max(largest, widen(logits[n, c]))
     shared[t] = largest
     cuda.syncthreads()
     active = THREADS // 2
@@ -36,9 +37,9 @@ def softmax_rows_kernel(logits, labels, probabilities, losses, dlogits):
         active //= 2
     largest = shared[0]
     cuda.syncthreads()
-    total = logits.dtype.type(0)
+    total = losses.dtype.type(0)
     for c in range(t, logits.shape[1], THREADS):
-        total += math.exp(logits[n, c] - largest)
+        total += math.exp(widen(logits[n, c]) - largest)
     shared[t] = total
     cuda.syncthreads()
     active = THREADS // 2
@@ -48,14 +49,14 @@ def softmax_rows_kernel(logits, labels, probabilities, losses, dlogits):
         cuda.syncthreads()
         active //= 2
     total = shared[0]
-    images = logits.dtype.type(logits.shape[0])
+    images = losses.dtype.type(logits.shape[0])
     for c in range(t, logits.shape[1], THREADS):
-        probability = math.exp(logits[n, c] - largest) / total
+        probability = math.exp(widen(logits[n, c]) - largest) / total
         probabilities[n, c] = probability
-        target = logits.dtype.type(1 if c == labels[n] else 0)
-        dlogits[n, c] = (probability - target) / images
+        target = losses.dtype.type(1 if c == labels[n] else 0)
+        dlogits[n, c] = narrow((probability - target) / images, dlogits)
     if t == 0:
-        losses[n] = math.log(total) - (logits[n, labels[n]] - largest)
+        losses[n] = math.log(total) - (widen(logits[n, labels[n]]) - largest)
 
 
 # --- launch

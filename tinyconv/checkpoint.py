@@ -29,6 +29,9 @@ from tinyconv.train import Progress, Training
 
 KIND = "checkpoint 1"
 
+FREE = "versions", "precision"
+"""Settings that are noted only: a run may go on with another version, and in another precision."""
+
 
 class CheckpointError(ValueError):
     """A weights file or checkpoint cannot be used, and why."""
@@ -73,7 +76,7 @@ def load_weights(path: str | Path, net: Sequential) -> tuple[np.ndarray, dict[st
 def load_checkpoint(path: str | Path, training: Training, settings: dict[str, Any]) -> None:
     """Put `training` where it was when `path` was written.
 
-    settings: those of this run, which must be the checkpoint's (the versions aside). Nothing is
+    settings: those of this run, which must be the checkpoint's (but for FREE). Nothing is
     changed if they are not: CheckpointError names the first difference. DamagedError if the file
     cannot be read.
     """
@@ -115,8 +118,8 @@ class Model:
         return list(self.settings["class_ids"])
 
 
-def load_model(path: str | Path, device: Device | str = "cpu") -> Model:
-    """Build the net that `path` holds, on `device` in float32.
+def load_model(path: str | Path, device: Device | str = "cpu", precision: str = "fp32") -> Model:
+    """Build the net that `path` holds, on `device` in float32 and `precision`, as `Layer.to`.
 
     path: weights.h5, a checkpoint, or the folder of a run (its best checkpoint, else its weights).
     CheckpointError if there is none, or it cannot be read, or is not of an AlexNet.
@@ -136,17 +139,20 @@ def load_model(path: str | Path, device: Device | str = "cpu") -> Model:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not say which AlexNet it is ({error})") from None
         mean_image, _ = _load_weights(path, file, net)
-        return Model(net.to(device), mean_image, settings)
+        return Model(net.to(device, precision=precision), mean_image, settings)
 
     return _read(path, read)
 
 
 def first_difference(stored: dict[str, Any], present: dict[str, Any]) -> str:
-    """In words, the first setting in which a checkpoint differs from this run; "" for none."""
+    """In words, the first setting in which a checkpoint differs from this run; "" for none.
+
+    Those of FREE may differ.
+    """
     present = json.loads(json.dumps(present))  # JSON knows no tuples
     for key in [*present, *(key for key in stored if key not in present)]:
         old, new = stored.get(key, "nothing"), present.get(key, "nothing")
-        if key == "versions" or old == new:
+        if key in FREE or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             return f"{key}, {first_difference(old, new)}"

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 
 from layers import Layer, SoftmaxCrossEntropy
+from layers.precision import BITS
 from tinyconv.data.augment import Augment
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
+
+INFINITE = 0x7F80
+"""The bits of a bfloat16's exponent: all set in infinities and NaN, and in nothing else."""
 
 LEARNED = 0.05
 """A loss below which a batch is known by heart: the right class gets 95 % on average."""
@@ -29,6 +33,8 @@ def where_not_finite(net: Sequential, x: Any, step: int) -> str:
     xp = net.device.xp
 
     def finite(array: Any) -> bool:
+        if array.dtype == BITS:
+            return bool((array & INFINITE != INFINITE).all())
         return bool(xp.isfinite(array).all())
 
     for parameter in net.parameters():
@@ -38,9 +44,10 @@ def where_not_finite(net: Sequential, x: Any, step: int) -> str:
     if not finite(x):
         return "the input of the net is not finite"
     net.set_step(step)
+    x = net.enter(x)
     layer: Layer
     for layer in net.layers:
-        x = layer.forward(x, train=True)
+        x = net.stored(layer.forward(x, train=True))
         if not finite(x):
             return f"the output of {layer.name} is the first that is not finite"
     return "every layer's output is finite: the loss itself overflowed"
@@ -102,7 +109,7 @@ def overfit_one_batch(
     photos.copy_rows(ids, images)
     x, labels = augment.centre(images), photos.labels[ids]
     loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr)
-    loss.to(net.device, net.dtype)
+    loss.to(net.device, net.dtype, net.precision)
     losses: list[float] = []
     for step in range(1, steps + 1):
         losses.append(loss.forward(net.forward(x, train=False), labels))

@@ -51,12 +51,12 @@ class Member:
         return len(self.augment.mean)
 
 
-def load_member(path: str | Path, device: Device) -> Member:
+def load_member(path: str | Path, device: Device, precision: str = "fp32") -> Member:
     """The net in `path` (weights, a checkpoint, or a run's folder) on `device`.
 
     CheckpointError, in one line, for a file that cannot be used.
     """
-    model = load_model(path, device)
+    model = load_model(path, device, precision)
     try:
         divisor = Recipe(**model.settings["recipe"]).input_divisor
         augment = Augment(model.mean_image, model.settings["image_size"], divisor)

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from layers import Device, Layer, Parameter
+from layers.bfloat16 import round_bf16
 from layers.fused import FusedStep
 from layers.fused.plan import plan
+from layers.precision import described
 
 
 class Sequential:
@@ -81,6 +83,11 @@ class Sequential:
         return self.layers[0].dtype
 
     @property
+    def precision(self) -> str:
+        """What the layers round: "fp32", "tf32" or "bf16" (`layers/precision.py`)."""
+        return self.layers[0].precision
+
+    @property
     def fuse(self) -> bool:
         """Whether layers that can be computed together are; may be set at any time."""
         return self._fuse
@@ -90,21 +97,28 @@ class Sequential:
         self._fuse = bool(fuse)
         self.steps: list[Layer | FusedStep] = plan(self.layers) if fuse else list(self.layers)
 
-    def to(self, device: Device | str, dtype: Any = None, fuse: bool | None = None) -> "Sequential":
-        """Move every layer to `device`, computing in `dtype`, fused or not (None: as before).
+    def to(
+        self,
+        device: Device | str,
+        dtype: Any = None,
+        precision: str | None = None,
+        fuse: bool | None = None,
+    ) -> "Sequential":
+        """Move every layer to `device`, computing in `dtype` and `precision`, fused or not.
 
-        Returns the net.
+        None: as before. Returns the net. Errors as `Layer.to`.
         """
         device = Device(device)
         for layer in self.layers:
-            layer.to(device, dtype)
+            layer.to(device, dtype, precision)
         self.fuse = self.fuse if fuse is None else fuse
         return self
 
     def forward(self, x: Any, train: bool = True) -> Any:
         """x (N, ...) -> the last layer's output."""
+        x = self.enter(x)
         for layer in self.steps:
-            x = layer.forward(x, train)
+            x = self.stored(layer.forward(x, train))
         return x
 
     def backward(self, dy: Any) -> Any:
@@ -114,8 +128,32 @@ class Sequential:
         respect to the photo, and for AlexNet it is a fourteenth of the backward pass.
         """
         for layer in reversed(self.steps):
-            dy = layer.backward(dy)
+            dy = self.stored(layer.backward(dy))
         return dy
+
+    # In bf16 all arrays between two steps hold bfloat16: on a GPU in their 16 bits, on the host as
+    # float32 that are rounded where they come about.
+
+    def check_input(self, x: Any) -> Any:
+        """x, C-contiguous, after a check that the net takes it. ValueError says why it does not.
+
+        In bf16 x may be float32.
+        """
+        first = self.layers[0]
+        dtype = getattr(x, "dtype", None)
+        return first.check_input(x, dtype if dtype == first.dtype else first.storage)
+
+    def enter(self, x: Any) -> Any:
+        """x as the first layer takes it: in bf16 a rounded copy."""
+        if self.precision != "bf16":
+            return x
+        return self.layers[0].operand(self.check_input(x), "x of the net")
+
+    def stored(self, array: Any) -> Any:
+        """What a step has given, as the next one finds it: on the host bf16 rounds it in place."""
+        if self.precision == "bf16" and not self.device.is_cuda and array is not None:
+            round_bf16(array, array)
+        return array
 
     def parameters(self) -> list[Parameter]:
         """All learned arrays, first layer first."""
@@ -146,8 +184,9 @@ class Sequential:
         """The table: layer, output shape, parameters, multiply-adds of one image.
 
         fused: say of a layer that is computed together with the ones before it "in conv1", and of
-        one whose faster rung is used, what that is called. Without, the table is the same on every
-        device: the network and not how it is computed.
+        one whose faster rung is used, what that is called; and in the end the precision, if it
+        is not fp32. Without, the table is the same on every device: the network and not how it is
+        computed.
         """
         notes: dict[str, str] = {}
         for step in self.steps if fused else ():
@@ -171,6 +210,8 @@ class Sequential:
             left = "  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=False))
             right = "  ".join(cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True))
             lines.append(f"{left}  {right}".rstrip())
+        if fused and self.precision != "fp32":
+            lines.append(f"precision {described(self.precision, self.device)}")
         return "\n".join(lines)
 
 

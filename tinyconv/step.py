@@ -55,7 +55,7 @@ class TrainingStep:
 
     def gradients(self, x: Any, labels: Any, step: int) -> None:
         """The same without the update: the loss can still be looked at before it does harm."""
-        x = self.net.layers[0].check_input(x)
+        x = self.net.check_input(x)
         self.net.set_step(step)
         recorded = self._recording_for(x, labels) if self._may_record() else None
         self.net.set_step(step)  # recording, whether it went well or not, has moved on

@@ -131,7 +131,7 @@ class Training:
         net.set_seed(seed)
         net.layers[0].input_gradient = False
         self.loss = SoftmaxCrossEntropy()
-        self.loss.to(net.device, net.dtype)
+        self.loss.to(net.device, net.dtype, net.precision)
         self.optimizer = SGD(net.parameters(), lr, momentum, weight_decay)
         self.training_step = TrainingStep(net, self.loss, self.optimizer, graph)
 

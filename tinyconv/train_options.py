@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from layers import Device
+from layers.precision import PRECISIONS, settle
 from tinyconv.data.open_data import Data
 from tinyconv.recipes import RECIPES
 from tinyconv.run_folder import RunFolder
@@ -17,7 +18,7 @@ from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential
 
 MAY_CHANGE = {
-    *("data", "device", "parallel", "no_graph", "epochs", "resume"),
+    *("data", "device", "precision", "parallel", "no_graph", "epochs", "resume"),
     *("checkpoint_minutes", "checkpoint_steps"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
@@ -48,6 +49,9 @@ def parse(
     add("--no-graph", action="store_true",
         help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
+    add("--precision", choices=PRECISIONS, default="auto", help="fp32; tf32 or bf16: products by "
+        "tensor cores, emulated on the host; auto (default): tf32 on a GPU that knows it, else "
+        "fp32")  # fmt: skip
     add("--parallel", choices=("none", "columns", "replicas"), default="none",
         help="columns: half of every layer on each of two devices, as in the paper; replicas: the "
         "whole net on each device, and a part of each batch; --device cuda:0,cuda:1")  # fmt: skip
@@ -67,6 +71,7 @@ def parse(
 
 def complete(options: argparse.Namespace, device: Device) -> None:
     """Fill in what depends on the device and on other options, so that run.json says it all."""
+    options.precision = settle(options.precision, device)
     if options.width is None:
         options.width = 1.0 if device.is_cuda else 0.25
     if options.schedule == "steps" and options.drops is None:
@@ -103,6 +108,7 @@ def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[s
         "lr": options.lr,
         "schedule": make_schedule(options).describe(),
         "seed": options.seed,
+        "precision": net.precision,
         "network": net.table(fused=False).splitlines(),
         "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
     }

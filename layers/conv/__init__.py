@@ -24,9 +24,13 @@ One operation, several ways to compute it; `algorithm` names one:
     direct.py   "direct"  rung 1 on a GPU: one thread per output; float32 and float64
     tiled.py    "tiled"   rung 2 on a GPU: a product of tiles in shared memory; float32. dL/dx of a
                           layer with a stride is still rung 1's
+    tensor_core.py "tensor"  rung 3 on a GPU: the tiles' products by tensor cores; for precision
+                          tf32 and bf16 (`layers/precision.py`), which the others do not know
 
-"auto" takes the fastest that fits: "host" on the CPU; on a GPU "tiled" for float32 and "direct" for
-float64, and in the simulator "direct", where a whole tile costs the same for an image of one pixel.
+"auto" takes the fastest that fits: "host" on the CPU; on a GPU "tensor" for tf32 and bf16, "tiled"
+for float32 and "direct" for float64, and in the simulator "direct" for both, where a whole tile
+costs the same for an image of one pixel. The host emulates tf32 and bf16 with rounded copies of x,
+w and dy.
 """
 
 from numbers import Integral
@@ -41,20 +45,26 @@ from layers.conv.direct import (
     conv_input_gradient_kernel,
 )
 from layers.conv.host import conv_backward_host, conv_forward_host
+from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
+from layers.conv.tensor_gradients import tensor_filter_gradient
 from layers.conv.tile import LARGEST
 from layers.conv.tiled import tiled_forward
 from layers.conv.tiled_gradients import tiled_filter_gradient, tiled_input_gradient
 from layers.device import Device, grid_for, grid_of
+from layers.fused.epilogue import bias_gradient
 from layers.layer import Layer, Parameter
+from layers.precision import settle
+
+ALGORITHMS = "auto", "host", "direct", "tiled", "tensor"
 
 
 class Conv2D(Layer):
     """Convolution with square filters (paper §3.5).
 
     in_channels C, out_channels K, kernel_size R = S, stride in pixels; padding in pixels, an int
-    or (before, after); groups must divide both channel counts; algorithm "auto", "host", "direct"
-    or "tiled". Attributes `weight` (K, R, S, C / groups) and `bias` (K) are Parameters, zero until
-    `tinyconv.initialize` draws them. ValueError names what does not fit.
+    or (before, after); groups must divide both channel counts; algorithm "auto", "host", "direct",
+    "tiled" or "tensor". Attributes `weight` (K, R, S, C / groups) and `bias` (K) are Parameters,
+    zero until `tinyconv.initialize` draws them. ValueError names what does not fit.
     """
 
     def __init__(
@@ -74,10 +84,9 @@ class Conv2D(Layer):
                 f"Conv2D: {groups} groups divide not both {in_channels} input and "
                 f"{out_channels} output channels"
             )
-        if algorithm not in ("auto", "host", "direct", "tiled"):
-            raise ValueError(
-                f"Conv2D: algorithm {algorithm!r}, not 'auto', 'host', 'direct' or 'tiled'"
-            )
+        if algorithm not in ALGORITHMS:
+            known = ", ".join(map(repr, ALGORITHMS))
+            raise ValueError(f"Conv2D: algorithm {algorithm!r}, not one of {known}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.before, self.after, self.groups = before, after, groups
@@ -90,18 +99,29 @@ class Conv2D(Layer):
         """weight, bias."""
         return [self.weight, self.bias]
 
-    def to(self, device, dtype=None):
+    def to(self, device, dtype=None, precision=None):
         """Move the layer; ValueError if its algorithm cannot run there, or in that dtype."""
-        device = Device(device)
-        self._check_algorithm(device, np.dtype(self.dtype if dtype is None else dtype))
-        return super().to(device, dtype)
+        device, dtype = Device(device), np.dtype(self.dtype if dtype is None else dtype)
+        precision = settle(self.precision if precision is None else precision, device, dtype)
+        self._check_algorithm(device, dtype, precision)
+        return super().to(device, dtype, precision)
 
-    def _check_algorithm(self, device, dtype):
-        homes = ("direct", "tiled") if device.is_cuda else ("host",)
+    def _check_algorithm(self, device, dtype, precision):
+        homes = ("direct", "tiled", "tensor") if device.is_cuda else ("host",)
         if self.algorithm not in ("auto", *homes):
             raise ValueError(
                 f"{self.name}: algorithm {self.algorithm!r} does not run on {device.name}; "
                 f"use 'auto' or {homes[0]!r}"
+            )
+        if self.algorithm == "tensor" and precision == "fp32":
+            raise ValueError(
+                f"{self.name}: algorithm 'tensor' rounds what it multiplies; choose how, with "
+                "precision 'tf32' or 'bf16'"
+            )
+        if self.algorithm in ("direct", "tiled") and precision != "fp32":
+            raise ValueError(
+                f"{self.name}: algorithm {self.algorithm!r} computes in precision 'fp32', not "
+                f"{precision!r}; use 'auto' or 'tensor'"
             )
         if self.algorithm == "tiled" and dtype != np.float32:
             raise ValueError(
@@ -109,12 +129,19 @@ class Conv2D(Layer):
                 "use 'auto' or 'direct'"
             )
 
+    @property
+    def on_tensor_cores(self):
+        """Whether rung 3 computes this layer."""
+        return self.device.is_cuda and self.precision != "fp32"
+
     def chosen(self, *arrays):
         """What "auto" comes down to, for a launch whose largest arrays are `arrays`."""
         if self.algorithm != "auto":
             return self.algorithm
         if not self.device.is_cuda:
             return "host"
+        if self.on_tensor_cores:
+            return "tensor"
         fits = self.dtype == np.float32 and max(array.size for array in arrays) <= LARGEST
         return "tiled" if fits and not self.device.is_simulated else "direct"
 
@@ -145,18 +172,22 @@ class Conv2D(Layer):
         return self.compute(x)
 
     def compute(self, x, relu=False):
-        """The same; relu=True, of rung 2 alone: y = max(y, 0), on the way out (`fused/`)."""
-        self._check_algorithm(self.device, self.dtype)
+        """The same; relu=True, of rungs 2 and 3: y = max(y, 0), on the way out (`fused/`)."""
+        self._check_algorithm(self.device, self.dtype, self.precision)
         self.x = x = self.check_input(x)
-        self.y = y = self.buffer("y", (x.shape[0], *self.output_shape(x.shape[1:])))
+        shape = x.shape[0], *self.output_shape(x.shape[1:])
+        self.y = y = self.buffer("y", shape, self.storage)
         w, b = self.weight.value, self.bias.value
         geometry = self.stride, self.before, self.groups
         algorithm = self.chosen(x, y)
-        if algorithm == "tiled":
+        if algorithm == "tensor":
+            tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
+        elif algorithm == "tiled":
             tiled_forward(x, w, b, y, *geometry, relu)
         elif algorithm == "direct":
             conv_forward_kernel[grid_for(y.size)](x, w, b, y, *geometry)
         else:
+            x, w = self.operand(x, "x for products"), self.operand(w, "w for products")
             conv_forward_host(x, w, b, y, *geometry, self.buffer)
         return y
 
@@ -169,15 +200,27 @@ class Conv2D(Layer):
             conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
         return dx
 
-    def gradients(self, dy):
-        """The same without dL/db on a GPU, where `layers/fused/conv_step.py` has it already."""
+    def gradients(self, dy, mask=None):
+        """The same without dL/db on a GPU, where `layers/fused/conv_step.py` has it already.
+
+        mask, of rung 3 alone: an array like x; dx = 0 where it is not above 0.
+        """
         x, w = self.x, self.weight.value
-        dx = self.buffer("dx", x.shape) if self.input_gradient else None
+        dx = self.buffer("dx", x.shape, self.storage) if self.input_gradient else None
         dw, db = self.weight.grad, self.bias.grad
         geometry = self.stride, self.before, self.groups
         algorithm = self.chosen(x, dy)
         if algorithm == "host":
-            conv_backward_host(x, w, dy, dx, dw, db, *geometry, self.buffer)
+            x, w = self.operand(x, "x for products"), self.operand(w, "w for products")
+            rounded = self.operand(dy, "dy for products")
+            conv_backward_host(x, w, rounded, dx, dw, db, *geometry, self.buffer)
+            if rounded is not dy:
+                bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
+            return dx
+        if algorithm == "tensor":
+            if dx is not None:
+                tensor_input_gradient(dy, w, dx, *geometry, self.buffer, mask)
+            tensor_filter_gradient(x, dy, dw, *geometry, self.buffer)
             return dx
         if dx is not None:
             if algorithm == "tiled" and self.stride == 1:

@@ -10,6 +10,7 @@ and to the left; padded places are skipped, never stored. Index arithmetic is wr
 fastest. Threads write only what they own: no races, no atomics, the same bits every time.
 """
 
+from layers.bfloat16 import widen
 from layers.device import cuda
 
 # One thread per output y[n, p, q, k], k fastest. The threads of a warp share the pixel
@@ -113,12 +114,12 @@ SUM_THREADS = 128
 
 @cuda.jit
 def conv_bias_gradient_kernel(dy, db):
-    partial = cuda.shared.array(SUM_THREADS, dy.dtype)
+    partial = cuda.shared.array(SUM_THREADS, db.dtype)
     k = cuda.blockIdx.x
     t = cuda.threadIdx.x
-    total = dy.dtype.type(0)
+    total = db.dtype.type(0)
     for row in range(t, dy.shape[0], SUM_THREADS):
-        total += dy[row, k]
+        total += widen(dy[row, k])
     partial[t] = total
     cuda.syncthreads()
     active = SUM_THREADS // 2

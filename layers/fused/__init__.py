@@ -4,6 +4,7 @@ Most of AlexNet's layers do little with each number and read and write it all th
 each is also a launch, with its price on the host. Where one follows another they can share both:
 
     Conv2D, ReLU                conv_step.py      on the host the ReLU works in place
+    the same twice              on tensor cores: the second masks dL/dy for the first
     Linear, ReLU, Dropout       linear_step.py    one pass after the product
     LocalResponseNorm           `layers/lrn_rows.py`        on a GPU: each value read once
     MaxPool2D 3×3, stride 2     `layers/max_pool_rows.py`   on a GPU: a row a thread
@@ -13,7 +14,8 @@ each is also a launch, with its price on the host. Where one follows another the
 block, convolution, LRN, pooling and only then ReLU, has no such pair.
 
 Fused or not, a step gives the same result: on the host the same bits; on a GPU too, except for
-LRN and the bias gradients of Linear, which add and multiply in another order.
+LRN, which adds and multiplies in another order, the bias gradients of convolutions, and in bf16
+what fusing does not store in between, and so does not round.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """What follows a matrix product, in one pass over its result: bias, ReLU, dropout; and back.
 
-    forward    y = relu(y + b)                              in place; y holds x · wᵀ before
-               y = m · factor · relu(y + b)                 with dropout, whose mask is m
+    forward    y = relu(p + b)                              p: the product x · wᵀ
+               y = m · factor · relu(p + b)                 with dropout, whose mask is m
     backward   dz = factor · dL/dy where y > 0, else 0      z: what entered the ReLU
                dL/db[k] = Σ_row dz[row, k]
 
@@ -10,7 +10,8 @@ each element: memory is all they cost. Backward needs no mask but y itself: y > 
 unit was on and was kept. (In testing with mode "paper" y is halved, and the smallest number above
 0 becomes 0.) dz and the first pass of dL/db (`layers/reductions.py`) read dL/dy together.
 
-Shapes: y, dy, dz (rows, K), b, db (K), partial (parts, K). float32 or float64. The same roundings
+Shapes: p, y, dy, dz (rows, K), b, db (K), partial (parts, K). float32 or float64; y, dy and dz may
+be bfloat16 in the kernels. Otherwise p and y are one array, written in place. The same roundings
 in the same order as the layers by themselves: on the host the same bits, on a GPU but for the
 order in which db is summed. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
 """
@@ -18,9 +19,18 @@ order in which db is summed. "not y <= 0" keeps a NaN, as in `layers/activation.
 import numpy as np
 from numba import njit, prange
 
+from layers.bfloat16 import narrow, widen
 from layers.device import cuda, grid_for
 from layers.random_bits import random_words_device, random_words_host
-from layers.reductions import LANES, WARPS, parts_grid, parts_of, rows_in_part, sum_parts
+from layers.reductions import (
+    LANES,
+    WARPS,
+    parts_grid,
+    parts_of,
+    rows_in_part,
+    sum_parts,
+    sum_rows,
+)
 
 # --- host
 
@@ -62,51 +72,52 @@ def masked_gradient_host(y, dy, dz, db, factor):
 
 # --- kernels
 #
-# Forward: one thread per element of the flat y, coalesced; neighbours read neighbours of b. Each
-# thread reads and writes its own element of y. Backward: blocks, threads and sums are those of
-# `sum_rows_kernel`; on its way each element is masked and written, coalesced. One owner for each
-# output, sums in a fixed order: no races, deterministic.
+# Forward: one thread per element of the flat p and y, coalesced; neighbours read neighbours of b.
+# A thread reads and writes elements of its own alone, so p may be y. Backward: blocks, threads and
+# sums are those of `sum_rows_kernel`; on its way each element is masked and written, coalesced. One
+# owner for each output, sums in a fixed order: no races, deterministic.
 
 
 @cuda.jit
-def bias_kernel(y, b):
+def bias_kernel(p, b, y):
     i = cuda.grid(1)
-    if i < y.size:
-        y[i] += b[i % b.size]
+    if i < p.size:
+        y[i] = narrow(p[i] + b[i % b.size], y)
 
 
 @cuda.jit
-def bias_relu_kernel(y, b):
+def bias_relu_kernel(p, b, y):
     i = cuda.grid(1)
-    if i >= y.size:
+    if i >= p.size:
         return
-    value = y[i] + b[i % b.size]
-    y[i] = value if not value <= y.dtype.type(0) else y.dtype.type(0)
+    value = p[i] + b[i % b.size]
+    y[i] = narrow(value if not value <= p.dtype.type(0) else p.dtype.type(0), y)
 
 
 @cuda.jit
-def bias_relu_dropout_kernel(y, b, factor, threshold, key):
+def bias_relu_dropout_kernel(p, b, y, factor, threshold, key):
     i = cuda.grid(1)
-    if i >= y.size:
+    if i >= p.size:
         return
-    zero = y.dtype.type(0)
-    value = y[i] + b[i % b.size]
+    zero = p.dtype.type(0)
+    value = p[i] + b[i % b.size]
     word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
-    y[i] = (value if not value <= zero else zero) * factor if word >= threshold else zero
+    value = (value if not value <= zero else zero) * factor if word >= threshold else zero
+    y[i] = narrow(value, y)
 
 
 @cuda.jit
 def masked_gradient_kernel(y, dy, dz, partial, rows, factor):
-    sums = cuda.shared.array((WARPS, LANES), y.dtype)
+    sums = cuda.shared.array((WARPS, LANES), partial.dtype)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
     k, part = cuda.blockIdx.x * LANES + lane, cuda.blockIdx.y
-    zero = y.dtype.type(0)
+    zero = partial.dtype.type(0)
     total = zero
     if k < y.shape[1]:
         for row in range(part * rows + warp, min((part + 1) * rows, y.shape[0]), WARPS):
-            gradient = dy[row, k]
-            value = gradient * factor if not y[row, k] <= zero else zero
-            dz[row, k] = value
+            gradient = widen(dy[row, k])
+            value = gradient * factor if not widen(y[row, k]) <= zero else zero
+            dz[row, k] = narrow(value, dz)
             total += value
     sums[warp, lane] = total
     cuda.syncthreads()
@@ -119,26 +130,38 @@ def masked_gradient_kernel(y, dy, dz, partial, rows, factor):
 # --- launches
 
 
-def add_bias(device, y, b):
-    """y (rows, K) += b, in place."""
+def add_bias(device, p, b, y):
+    """y (rows, K) = p + b; on the host p is y."""
     if device.is_cuda:
-        bias_kernel[grid_for(y.size)](y.reshape(-1), b)
+        bias_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
     else:
         y += b
 
 
-def bias_relu(device, y, b, dropout=None):
-    """y (rows, K) = relu(y + b), in place; with a Dropout in a pass that has begun, that too."""
+def bias_relu(device, p, b, y, dropout=None):
+    """y (rows, K) = relu(p + b); with a Dropout in a pass that has begun, that too.
+
+    On the host p is y.
+    """
     if dropout is not None:
         extra = dropout.factor, dropout.threshold, dropout.key
         if device.is_cuda:
-            bias_relu_dropout_kernel[grid_for(y.size)](y.reshape(-1), b, *extra)
+            launch = bias_relu_dropout_kernel[grid_for(y.size)]
+            launch(p.reshape(-1), b, y.reshape(-1), *extra)
         else:
             bias_relu_dropout_host(y, b, *extra)
     elif device.is_cuda:
-        bias_relu_kernel[grid_for(y.size)](y.reshape(-1), b)
+        bias_relu_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
     else:
         bias_relu_host(y, b)
+
+
+def bias_gradient(device, dy, db, buffer):
+    """db (K) = the sum of the rows of dy (rows, K); `buffer` has room for partial sums."""
+    if device.is_cuda:
+        sum_rows(dy, db, buffer)
+    else:
+        dy.sum(axis=0, out=db)
 
 
 def masked_gradient(device, y, dy, dz, db, factor, buffer):

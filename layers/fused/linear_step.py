@@ -1,6 +1,6 @@
 """Fully connected, with what follows it: ReLU, and dropout behind the ReLU (paper §3.5, §4.2).
 
-    y = x · wᵀ, and then in one pass over y   + b, ReLU, dropout       (`epilogue.py`)
+    p = x · wᵀ, and then in one pass over p   + b, ReLU, dropout       (`epilogue.py`)
 
     dz and dL/db in one pass over dL/dy;  dL/dw = dzᵀ · x;  dL/dx = dz · w
 
@@ -9,9 +9,8 @@ z = x · wᵀ + b is what enters the ReLU; without one dz is dL/dy. The products
 """
 
 from layers.fused import FusedStep
-from layers.fused.epilogue import add_bias, bias_relu, masked_gradient
+from layers.fused.epilogue import add_bias, bias_gradient, bias_relu, masked_gradient
 from layers.graph import products
-from layers.reductions import sum_rows
 
 
 class LinearStep(FusedStep):
@@ -24,15 +23,15 @@ class LinearStep(FusedStep):
     def forward(self, x, train=True):
         """x (N, in) -> y (N, out)."""
         linear = self.linear
-        linear.x = x = linear.check_input(x)
-        y = linear.buffer("y", (x.shape[0], linear.out_features))
-        products(linear.device, (x, linear.weight.value.T, y))
+        device, b = linear.device, linear.bias.value
+        p, y = linear.begin(x)
+        products(device, (linear.x, linear.w.T, p), precision=linear.precision)
         if self.dropout is not None:
             self.dropout.begin_pass(train, linear.out_features)
         if self.relu is not None:
-            bias_relu(linear.device, y, linear.bias.value, self.dropout)
+            bias_relu(device, p, b, y, self.dropout)
         else:
-            add_bias(linear.device, y, linear.bias.value)
+            add_bias(device, p, b, y)
         for layer in self.layers:
             layer.y = y
         return y
@@ -41,18 +40,18 @@ class LinearStep(FusedStep):
         """dy (N, out) -> dx (N, in), or None if the Linear's `input_gradient` is switched off."""
         linear = self.linear
         dz = dy = linear.check_gradient(dy)
-        device, w, db = linear.device, linear.weight, linear.bias.grad
+        device, dw, db = linear.device, linear.weight.grad, linear.bias.grad
         if self.relu is not None:
-            dz = linear.buffer("dz", dy.shape)
+            dz = linear.buffer("dz", dy.shape, linear.storage)
             factor = linear.dtype.type(1) if self.dropout is None else self.dropout.factor
             masked_gradient(device, linear.y, dy, dz, db, factor, linear.buffer)
-        elif device.is_cuda:
-            sum_rows(dy, db, linear.buffer)
         else:
-            dy.sum(axis=0, out=db)
+            bias_gradient(device, dy, db, linear.buffer)
+        dz = linear.operand(dz, "dy for products")
         if not linear.input_gradient:
-            products(device, (dz.T, linear.x, w.grad))
+            products(device, (dz.T, linear.x, dw), precision=linear.precision)
             return None
-        dx = linear.buffer("dx", linear.x.shape)
-        products(device, (dz.T, linear.x, w.grad), (dz, w.value, dx))
+        dx = linear.buffer("dx", linear.x.shape, linear.storage)
+        pair = (dz.T, linear.x, dw), (dz, linear.w, dx)
+        products(device, *pair, precision=linear.precision)
         return dx

@@ -31,6 +31,7 @@ def plan(layers: Sequence[Layer]) -> list[Layer | FusedStep]:
         count, step = 1, layer
         if kinds[:2] == (Conv2D, ReLU):
             count, step = 2, ConvStep(layer, layers[place + 1])
+            step.follow(steps[-1] if steps else None)
         elif kinds == (Linear, ReLU, Dropout):
             count, step = 3, LinearStep(*layers[place : place + 3])
         elif kinds[:2] == (Linear, ReLU):

@@ -17,7 +17,8 @@ from pathlib import Path
 from numba import types
 
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
-NUMBERS = {"float32": types.float32, "float64": types.float64}
+NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
+"""What activations are stored as."""
 
 TENSOR_FILTER = {
     f"layers.conv.tensor_gradients.tensor_filter_{tile}_{kind}_kernel": number
@@ -30,21 +31,32 @@ OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(TENSOR_FILTER, (8, 0))
 """Kernels that need a newer architecture than the oldest one, and which."""
 
 
-def signatures(number):
-    """The argument types of each kernel as the layers launch it, computing in `number`.
+def oldest(name, dtype):
+    """The first architecture on which this kernel is launched with activations of `dtype`."""
+    return OLDEST.get(name, (8, 0) if dtype == "bfloat16" else ARCHITECTURES[0])
 
-    A kernel that knows only one of the two numbers is left out for the other.
+
+def signatures(stored):
+    """The argument types of each kernel as the layers launch it, with activations of `stored`.
+
+    A kernel that does not know `stored` is left out, and one that no activations go through is not
+    given twice: float32 has it already.
     """
     integer, key = types.int64, types.uint64
+    bf16 = stored == types.uint16
+    number = types.float32 if bf16 else stored
 
     def array(ndim, dtype=number):
         return types.Array(dtype, ndim, "C")
+
+    def values(ndim):
+        return array(ndim, stored)
 
     keys, place = array(1, key), array(4, types.uint8)
     winner, labels, draw = array(4, types.int32), array(1, types.int64), array(1, types.int32)
     geometry = (integer,) * 3
     only_float32 = {}
-    if number == types.float32:
+    if stored == types.float32:
         forward = (array(1),) * 4 + (integer,) * 11
         filter_gradient = (array(1),) * 3 + (integer,) * 11
         only_float32 = {
@@ -58,48 +70,66 @@ def signatures(number):
                 for name, kind in TENSOR_FILTER.items()
             },
         }
+    for_activations = {
+        "layers.activation.relu_forward_kernel": (values(1),) * 2,
+        "layers.activation.relu_backward_kernel": (values(1),) * 3,
+        "layers.activation.tanh_forward_kernel": (values(1),) * 2,
+        "layers.activation.tanh_backward_kernel": (values(1),) * 3,
+        "layers.conv.direct.conv_bias_gradient_kernel": (values(2), array(1)),
+        "layers.dropout.dropout_kernel": (values(1), values(1), number, key, keys),
+        "layers.fused.epilogue.bias_kernel": (array(1), array(1), values(1)),
+        "layers.fused.epilogue.bias_relu_kernel": (array(1), array(1), values(1)),
+        "layers.fused.epilogue.bias_relu_dropout_kernel": (
+            *(array(1), array(1), values(1)),
+            *(number, key, keys),
+        ),
+        "layers.fused.epilogue.masked_gradient_kernel": (
+            *(*(values(2),) * 3, array(2)),
+            *(integer, number),
+        ),
+        "layers.lrn.lrn_forward_kernel": (
+            *(values(2), values(2), array(2)),
+            *(integer, integer, *(number,) * 3),
+        ),
+        "layers.lrn.lrn_backward_kernel": (
+            *(values(2), values(2), array(2), values(2), values(2)),
+            *(integer, integer, number, number),
+        ),
+        "layers.lrn_rows.lrn_rows_forward_kernel": (
+            *(values(1), values(1), integer, integer),
+            *(*(number,) * 3, integer),
+        ),
+        "layers.lrn_rows.lrn_rows_backward_kernel": (
+            *(*(values(1),) * 3, integer, integer),
+            *(*(number,) * 4, integer),
+        ),
+        "layers.max_pool.max_pool_forward_kernel": (values(4), values(4), winner, *(integer,) * 2),
+        "layers.max_pool.max_pool_backward_kernel": (values(4), winner, values(4), *(integer,) * 2),
+        "layers.max_pool_rows.max_pool_rows_forward_kernel": (values(4), values(4), place),
+        "layers.max_pool_rows.max_pool_rows_backward_kernel": (values(4), place, values(4)),
+        "layers.precision.scale_kernel": (values(1), number),
+        "layers.reductions.sum_rows_kernel": (values(2), array(2), integer),
+        "layers.softmax_cross_entropy.softmax_forward_kernel": (
+            *(values(2), labels, array(2), array(1)),
+        ),
+        "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, values(2)),
+        "layers.softmax_rows.softmax_rows_kernel": (
+            *(values(2), labels, array(2), array(1), values(2)),
+        ),
+    }
+    if bf16:
+        return {**for_activations, "layers.precision.bits_kernel": (array(1), values(1))}
     return {
         **only_float32,
-        "layers.activation.relu_forward_kernel": (array(1),) * 2,
-        "layers.activation.relu_backward_kernel": (array(1),) * 3,
-        "layers.activation.tanh_forward_kernel": (array(1),) * 2,
-        "layers.activation.tanh_backward_kernel": (array(1),) * 3,
+        **for_activations,
         "layers.conv.direct.conv_forward_kernel": (
             *(array(4), array(4), array(1), array(4)),
             *geometry,
         ),
         "layers.conv.direct.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.conv.direct.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
-        "layers.conv.direct.conv_bias_gradient_kernel": (array(2), array(1)),
-        "layers.dropout.dropout_kernel": (array(1), array(1), number, key, keys),
-        "layers.fused.epilogue.bias_kernel": (array(1),) * 2,
-        "layers.fused.epilogue.bias_relu_kernel": (array(1),) * 2,
-        "layers.fused.epilogue.bias_relu_dropout_kernel": (array(1), array(1), number, key, keys),
-        "layers.fused.epilogue.masked_gradient_kernel": (*(array(2),) * 4, integer, number),
-        "layers.lrn.lrn_forward_kernel": (*(array(2),) * 3, integer, integer, *(number,) * 3),
-        "layers.lrn.lrn_backward_kernel": (*(array(2),) * 5, integer, integer, number, number),
-        "layers.lrn_rows.lrn_rows_forward_kernel": (
-            *(array(1), array(1), integer, integer),
-            *(*(number,) * 3, integer),
-        ),
-        "layers.lrn_rows.lrn_rows_backward_kernel": (
-            *(*(array(1),) * 3, integer, integer),
-            *(*(number,) * 4, integer),
-        ),
-        "layers.max_pool.max_pool_forward_kernel": (array(4), array(4), winner, integer, integer),
-        "layers.max_pool.max_pool_backward_kernel": (array(4), winner, array(4), integer, integer),
-        "layers.max_pool_rows.max_pool_rows_forward_kernel": (array(4), array(4), place),
-        "layers.max_pool_rows.max_pool_rows_backward_kernel": (array(4), place, array(4)),
-        "layers.reductions.sum_rows_kernel": (array(2), array(2), integer),
         "layers.reductions.sum_parts_kernel": (array(2), array(1)),
         "layers.reductions.mean_kernel": (array(1), array(1)),
-        "layers.softmax_cross_entropy.softmax_forward_kernel": (
-            *(array(2), labels, array(2), array(1)),
-        ),
-        "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, array(2)),
-        "layers.softmax_rows.softmax_rows_kernel": (
-            *(array(2), labels, array(2), array(1), array(2)),
-        ),
         "tinyconv.data.augment.crop_kernel": (
             *(array(4, types.uint8), array(3), draw, draw, draw, array(2)),
             *(integer, number, array(4)),
@@ -203,7 +233,7 @@ def main():
             for name, arguments in {**signatures(number), **planted_signatures(number)}.items():
                 kernel = real.get(name) or planted.get(name)
                 for architecture in ARCHITECTURES:
-                    if kernel is None or architecture < OLDEST.get(name, ARCHITECTURES[0]):
+                    if kernel is None or architecture < oldest(name, dtype):
                         continue
                     row = {"kernel": name, "dtype": dtype, "architecture": architecture}
                     rows.append(row)

@@ -28,6 +28,7 @@ docs/two_gpus.md follows the data through both columns.
 from typing import Any
 
 from layers import Device
+from layers.precision import settle
 from tinyconv.parallel.convert import copy_weights, stages_of, whole_layer
 from tinyconv.parallel.exchange import Exchange, Join, Share
 from tinyconv.parallel.link import Link
@@ -71,7 +72,7 @@ class Columns(Sequential):
         self.input_shape = grouped.input_shape
         self.share = Share()
         self.share.name = "share"
-        self.to(devices, grouped.dtype)
+        self.to(devices, grouped.dtype, grouped.precision)
         copy_weights(grouped, self)
 
     @property
@@ -88,12 +89,23 @@ class Columns(Sequential):
         """The layers; the sharing of the photos, which is before them, not included."""
         return [layer for layer in self.layers if isinstance(layer, Stage)]
 
-    def to(self, device: Any, dtype: Any = None, fuse: bool | None = None) -> "Columns":
+    def to(
+        self,
+        device: Any,
+        dtype: Any = None,
+        precision: str | None = None,
+        fuse: bool | None = None,
+    ) -> "Columns":
         """Move column 0 to the first of two devices and column 1 to the second. Returns the net.
 
         device: "cuda:0,cuda:1", two devices or names, or one for both columns. fuse: without
-        effect, since a stage is one layer in each column.
+        effect, since a stage is one layer in each column. ValueError for precision "bf16".
         """
+        if (self.precision if precision is None else precision) == "bf16":
+            raise ValueError(
+                "two columns add up gradients where they meet, in float32: use precision 'tf32' "
+                "or 'fp32', not 'bf16'"
+            )
         if isinstance(device, str) and "," in device:
             devices = two_devices(device)
         elif isinstance(device, str | Device):
@@ -102,9 +114,11 @@ class Columns(Sequential):
             first, second = device
             second = Device(second)
             devices = (Device(first), second)
+        if precision is not None:
+            precision = settle(precision, devices[0])  # one for both
         links = (Link(devices[0], devices[1]), Link(devices[1], devices[0]))
         for stage in [self.share, *self.stages()]:
-            stage.to(devices, dtype)
+            stage.to(devices, dtype, precision)
             stage.connect(links)
         return self
 

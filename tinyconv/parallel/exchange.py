@@ -135,12 +135,12 @@ class BorderNorm(Stage):
         """The exchange, if there is one, and the normalization."""
         return [self.norms] if self.exchange is None else [self.exchange, self.norms]
 
-    def to(self, device: Any, dtype: Any = None) -> Any:
+    def to(self, device: Any, dtype: Any = None, precision: str | None = None) -> Any:
         """Move to two devices. Returns itself."""
-        super().to(device, dtype)
+        super().to(device, dtype, precision)
         for part in self.parts():
             part.name = self.name
-            part.to(device, dtype)
+            part.to(device, dtype, precision)
         return self
 
     def connect(self, links: Any) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Dropout
+from layers.precision import scale
 from tinyconv.evaluate import Evaluation, evaluate
 from tinyconv.parallel.communicator import Communicator, RankLostError, part
 from tinyconv.parallel.replicas_rows import LoaderOfRows, part_of
@@ -174,9 +175,9 @@ class ReplicaTraining(Training):
 
     def _gather(self, share: float) -> None:
         dy, end = self.loss.backward(), self.optimizer.grads.size
-        dy *= share
+        scale(self.net.device, dy, share)
         for step in reversed(self.net.steps):
-            dy = step.backward(dy)
+            dy = self.net.stored(step.backward(dy))
             begin = self._begins.get(step.name.partition("+")[0])  # "fc6+relu6+drop6"
             if begin is not None and (begin == 0 or end - begin >= BUCKET):
                 self._ranks.start(slice(begin, end))

@@ -42,14 +42,14 @@ class Stage(Layer):
         self.devices = (Device("cpu"), Device("cpu"))
         self.connect((Link(*self.devices), Link(*self.devices)))
 
-    def to(self, device: Any, dtype: Any = None) -> Any:
-        """Move to two devices, a sequence of two; dtype as for every layer. Returns itself.
+    def to(self, device: Any, dtype: Any = None, precision: str | None = None) -> Any:
+        """Move to two devices, a sequence of two; the rest as for every layer. Returns itself.
 
         The links stay as they are: `connect` follows, as `Columns.to` has it.
         """
         first, second = (Device(each) for each in device)
         self.devices = (first, second)
-        super().to(first, dtype)
+        super().to(first, dtype, precision)
         self.buffers = [Buffers(each, self.dtype) for each in self.devices]
         return self
 
@@ -132,13 +132,13 @@ class Pair(Stage):
         if self._parameters:
             self.weight, self.bias = self._parameters
 
-    def to(self, device: Any, dtype: Any = None) -> Any:
+    def to(self, device: Any, dtype: Any = None, precision: str | None = None) -> Any:
         """Move each layer to its device. Returns itself."""
-        super().to(device, dtype)
+        super().to(device, dtype, precision)
         for layer, each in zip(self.columns, self.devices, strict=True):
             layer.name = self.name
             with each.current():
-                layer.to(each, dtype)
+                layer.to(each, dtype, precision)
         return self
 
     def parameters(self) -> Any:

@@ -1,0 +1,162 @@
+"""What fp32, tf32 and bf16 give: the error of a product, and the same training in each of them.
+
+    python benchmarks/precision.py                                    # drawn photos
+    python benchmarks/precision.py --data photos.h5 --epochs 20
+    python benchmarks/precision.py --seeds 0                          # products only
+
+Computed on the host, where tf32 and bf16 are emulated (`layers/precision.py`): what is measured is
+accuracy, and no time.
+
+Products: dot products of random numbers, of both signs or all positive, against float64. Training:
+one small AlexNet from the same first weights, with the same photos, crops and masks, in each
+precision, with several seeds. Two trainings that differ by one rounding drift apart in time, as all
+chaotic systems do; so a fourth one, in fp32, has the first layer's filters scaled by 1 + 2⁻²³. What
+a precision does beyond that is its own; and how far two seeds are apart says what it matters.
+"""
+
+import argparse
+import statistics
+import sys
+
+import numpy as np
+from machine import machine
+
+from layers.layer import OnDevice
+from layers.precision import PRECISIONS
+from layers.products import multiply
+from tinyconv import RECIPES, alexnet, train
+from tinyconv.data.augment import Augment, colour_axes
+from tinyconv.data.open_data import open_data
+
+LENGTHS = 27, 363, 1200, 4096, 9216
+"""Terms of a sum: a 3×3 window of a photo; one of conv1, of conv2; what fc7 and fc6 add up."""
+
+NUDGED = "fp32, nudged"
+
+
+def relative_error(precision, length, positive, rows=256, seed=0):
+    """Root mean square error of rows × rows dot products, relative to that of the products."""
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((rows, length)).astype(np.float32)
+    b = rng.standard_normal((length, rows)).astype(np.float32)
+    if positive:
+        a, b = np.abs(a), np.abs(b)
+    taker = OnDevice().to("cpu", np.float32, precision)
+    out = np.empty((rows, rows), np.float32)
+    multiply(taker.device, (taker.operand(a, "a"), taker.operand(b, "b"), out), precision=precision)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    return float(np.sqrt(np.mean((out - exact) ** 2) / np.mean(exact**2)))
+
+
+def print_products(names):
+    """A row for each length of a sum."""
+    print("| terms | of | " + " | ".join(names) + " |")
+    print("|---:|---|" + "---:|" * len(names))
+    for length in LENGTHS:
+        for positive in (False, True):
+            errors = [f"{relative_error(name, length, positive):.1e}" for name in names]
+            kind = "positive numbers" if positive else "both signs"
+            print(f"| {length:,} | {kind} | {' | '.join(errors)} |", flush=True)
+
+
+def run(name, seed, data, options):
+    """The epochs of one training."""
+    recipe = RECIPES["robust"]
+    net = alexnet(len(data.class_names), options.width, options.image_size, recipe, seed)
+    if name == NUDGED:
+        net["conv1"].weight.value *= np.float32(1 + 2**-23)
+    net.to("cpu", precision="fp32" if name == NUDGED else name)
+    colour = colour_axes(data.eigenvalues, data.eigenvectors, recipe.colour)
+    augment = Augment(data.mean_image, options.image_size, recipe.input_divisor, seed, colour)
+    return train(
+        *(net, data.train, data.val, augment),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=seed,
+        progress=False,
+    )
+
+
+def distance(one, other):
+    """How far two trainings' curves of the mean loss are apart at most, and of top-1 at the end."""
+    loss = max(abs(a.train_loss - b.train_loss) for a, b in zip(one, other, strict=True))
+    return loss, abs(one[-1].val_top1 - other[-1].val_top1)
+
+
+def print_trainings(names, data, options):
+    """A row for each training as it ends, then their means, then how far curves are apart."""
+    print("| precision | seed | training loss | validation loss | top-1 | top-5 |")
+    print("|---|---:|---:|---:|---:|---:|")
+    runs = {}
+    for seed in range(options.seeds):
+        for name in names:
+            runs[name, seed] = run(name, seed, data, options)
+            last = runs[name, seed][-1]
+            print(
+                f"| {name} | {seed} | {last.train_loss:.4f} | {last.val_loss:.4f} | "
+                f"{last.val_top1:.1%} | {last.val_top5:.1%} |",
+                flush=True,
+            )
+    for name in names:
+        ends = [runs[name, seed][-1] for seed in range(options.seeds)]
+        figures = ([e.train_loss, e.val_loss, e.val_top1, e.val_top5] for e in ends)
+        loss, val_loss, top1, top5 = map(statistics.fmean, zip(*figures, strict=True))
+        print(f"| {name} | mean | {loss:.4f} | {val_loss:.4f} | {top1:.1%} | {top5:.1%} |")
+    print("\nLargest distance of two curves of the training loss (mean of an epoch), and distance")
+    print("of validation top-1 at the end; of the pairs the mean, and in brackets the largest:\n")
+    print("| pair | loss | top-1 |")
+    print("|---|---:|---:|")
+    seeds = range(options.seeds)
+    pairs = {
+        f"{name} and fp32, one seed": [(runs[name, s], runs["fp32", s]) for s in seeds]
+        for name in names
+        if name != "fp32"
+    }
+    pairs["fp32 and fp32, two seeds"] = [
+        (runs["fp32", one], runs["fp32", other]) for one in seeds for other in seeds if one < other
+    ]
+    for title, found in pairs.items():
+        if found:
+            losses, top1 = zip(*(distance(*pair) for pair in found), strict=True)
+            mean_loss, mean_top1 = statistics.fmean(losses), statistics.fmean(top1)
+            print(
+                f"| {title} | {mean_loss:.3f} ({max(losses):.3f}) | "
+                f"{mean_top1:.1%} ({max(top1):.1%}) |"
+            )
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="a prepared file or a folder; default: drawn photos")
+    add("--image-size", type=int, default=96, help="side of the crop (96)")
+    add("--width", type=float, default=0.25, help="of the net, relative to the paper's (0.25)")
+    add("--epochs", type=int, default=10)
+    add("--batch-size", type=int, default=64)
+    add("--lr", type=float, default=0.01)
+    add("--seeds", type=int, default=3, help="how many (3); 0: no training")
+    options = parser.parse_args(arguments)
+    names = [name for name in PRECISIONS if name != "auto"]
+    print(machine("numba", "numpy"))
+    print("\nRelative error of a · b, sums of so many terms, against float64 (root mean square):\n")
+    print_products(names)
+    if not options.seeds:
+        return 0
+    prepared = options.data is not None and options.data.endswith(".h5")
+    square = None if prepared else round(options.image_size * 256 / 224)
+    with open_data(options.data, square) as data:
+        print(
+            f"\n{data.source}: {len(data.train):,} training and {len(data.val):,} validation "
+            f"photos, {len(data.class_names)} classes; AlexNet, width {options.width:g}, "
+            f"{options.image_size} pixels, recipe robust; {options.epochs} epochs, batch "
+            f"{options.batch_size}, learning rate {options.lr:g}\n"
+        )
+        print_trainings([*names, NUDGED], data, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,8 @@ import numpy as np
 from layers.simulator.arrays import KernelArray
 
 BYTES = 16
+ZEROS = np.zeros(BYTES, np.uint8)
+POISON = np.full(BYTES, 0xFF, np.uint8)
 
 
 class Copies:
@@ -45,8 +47,7 @@ class Copies:
         if inside:
             source.check_aligned(at, "copy_async from")
             source.memory(at, BYTES // source.data.itemsize)
-        poison = np.full(BYTES, 0xFF, np.uint8)
-        target.write(to, poison.view(target.dtype), place)
+        target.write(to, POISON.view(target.dtype), place)
         self.begun.append((target, to, source, at, inside, place))
 
     def commit(self) -> None:
@@ -58,9 +59,9 @@ class Copies:
         """Carry out the copies of all groups but the `newest`, the oldest first."""
         while len(self.groups) > newest:
             for target, to, source, at, inside, place in self.groups.pop(0):
-                values = np.zeros(BYTES, np.uint8)
+                values = ZEROS
                 if inside:
-                    values[:] = source.read(at, BYTES // source.data.itemsize, place).view(np.uint8)
+                    values = source.read(at, BYTES // source.data.itemsize, place)
                 target.write(to, values.view(target.dtype), arrived=True)
 
     def check_none_left(self) -> None:

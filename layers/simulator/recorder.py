@@ -105,7 +105,9 @@ class WatchedArray(KernelArray):
             place = code, frame.f_lasti
         key = id(place[0]), place[1]
         self.recorder.wide.add(key)
-        self.note([x for i in range(at, at + count) for x in (self, i, write, *place)])
+        notes = [self, at, write, *place] * count
+        notes[1::5] = range(at, at + count)
+        self.note(notes)
         return key
 
 

@@ -25,6 +25,8 @@ class Part(NamedTuple):
 
     step: Any
     layers: list[Any]
+    host: list[Any]
+    """The same layers on the host; only their sizes and constants are used."""
     shape: tuple[int, ...]
     """Of one input."""
     precision: str
@@ -38,26 +40,28 @@ class Part(NamedTuple):
         return isinstance(self.layers[0], Linear)
 
 
-def parts_of(bench: Bench, precision: str) -> list[Part]:
-    """Layers alone, and then the fused steps, without those of convolutions."""
+def parts_of(bench: Bench, host: Any, precision: str) -> list[Part]:
+    """Layers alone, and then the fused steps, without those of convolutions; `host`: a net."""
     net = bench.make_net().to(bench.device, precision=precision, fuse=False)
     shapes = dict(zip(net, [net.input_shape, *net.output_shapes(net.input_shape)], strict=False))
     found, seen = [], set()
     for layer in net:
         again = isinstance(layer, ReLU | Dropout) and type(layer) in seen
         if not isinstance(layer, Conv2D | Flatten) and not again:
-            found.append(Part(layer, [layer], shapes[layer], precision))
+            found.append(Part(layer, [layer], [host[layer.name]], shapes[layer], precision))
         seen.add(type(layer))
     net.fuse = True
     for step in net.steps:
         if isinstance(step, FusedStep) and not isinstance(step.layers[0], Conv2D):
-            found.append(Part(step, step.layers, shapes[step.layers[0]], precision))
+            same = [host[layer.name] for layer in step.layers]
+            found.append(Part(step, step.layers, same, shapes[step.layers[0]], precision))
     return found
 
 
 def layer_cases(bench: Bench) -> Iterator[Case]:
     """Every part, both ways, in every precision, and PyTorch's."""
-    by_precision = [parts_of(bench, precision) for precision in bench.precisions]
+    host = bench.make_net()
+    by_precision = [parts_of(bench, host, precision) for precision in bench.precisions]
     for same in zip(*by_precision, strict=True):
         first = same[0]
         for direction in ("forward", "backward"):
@@ -75,9 +79,8 @@ def layer_cases(bench: Bench) -> Iterator[Case]:
 
 def check_part(bench: Bench, part: Part) -> None:
     """Two inputs, forward and backward, next to the host's in float64 of what is rounded alike."""
-    known = {layer.name: layer for layer in bench.make_net()}
-    host = [known[layer.name].to("cpu", np.float64) for layer in part.layers]
-    for theirs, ours in zip(host, part.layers, strict=True):
+    for theirs, ours in zip(part.host, part.layers, strict=True):
+        theirs.to("cpu", np.float64)
         for right, mine in zip(theirs.parameters(), ours.parameters(), strict=True):
             is_factor = mine is ours.parameters()[0]
             right.value[...] = bench.rounded(mine.value, part.precision if is_factor else "fp32")
@@ -88,9 +91,9 @@ def check_part(bench: Bench, part: Part) -> None:
     dy = bench.random(*y.shape)
     dx = part.step.backward(bench.stored(dy, part.precision))
     right, d_right = (bench.rounded(array, part.precision).astype(np.float64) for array in (x, dy))
-    for layer in host:
+    for layer in part.host:
         right = layer.forward(right)
-    for layer in reversed(host):
+    for layer in reversed(part.host):
         d_right = layer.backward(d_right)
     compare("y of two inputs", bench.device.to_host(y), right)
     compare("dx of two inputs", bench.device.to_host(dx), d_right)
@@ -107,10 +110,11 @@ def our_layer(bench: Bench, part: Part, direction: str) -> Any:
     """`make` of one part."""
 
     def make() -> Job:
-        check_part(bench, part)
+        forward = direction == "forward"
+        if forward:
+            check_part(bench, part)
         x = bench.stored(bench.random(bench.batch, *part.shape), part.precision)
         dy = bench.stored(bench.random(*part.step.forward(x).shape), part.precision)
-        forward = direction == "forward"
         run = (lambda: part.step.forward(x)) if forward else (lambda: part.step.backward(dy))
         work = layer_work(bench, part, direction, part.precision)
         return Job(run, work.operations, work.moved)

@@ -17,6 +17,8 @@ GPU are taken between CUDA events. `gpu_tune.py` says what --autotune does.
 import argparse
 import contextlib
 import datetime
+import functools
+import importlib
 import json
 import math
 import os
@@ -26,12 +28,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 REHEARSE = "--rehearse"
-if __name__ == "__main__" and REHEARSE in sys.argv[1:]:
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+if __name__ == "__main__":
+    os.environ["CUPY_TF32"] = "0"  # it would make CuPy's float32 products something else
+    if REHEARSE in sys.argv[1:]:
+        os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np  # noqa: E402
 from gpu_agreement import agreement_cases  # noqa: E402
@@ -44,25 +49,31 @@ from gpu_tables import markdown  # noqa: E402
 from gpu_tune import architecture_of, tile_cases, tuned_table, with_tiles  # noqa: E402
 from machine import machine  # noqa: E402
 
-from layers import Device, DeviceError  # noqa: E402
+from layers import Device, DeviceError, random_bits  # noqa: E402
 from layers.conv.tile_table import PATH  # noqa: E402
+from tinyconv import alexnet  # noqa: E402
+from tinyconv.gradient_cases import small_net  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCHES = 128, 1024
 PACKAGES = "numba", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "numpy", "torch"
 
 
-def full_net() -> Any:
-    """The paper's sizes, with the recipe that PyTorch has a twin for."""
-    from tinyconv import alexnet
+drawn_once = functools.cache(random_bits.normal)
 
-    return alexnet(num_classes=1000, width=1.0, image_size=224, recipe="robust")
+
+def full_net() -> Any:
+    """The paper's sizes, with the recipe that PyTorch has a twin for.
+
+    Its 61 million weights are drawn for the first net and copied for the others: drawing them takes
+    longer than most cases.
+    """
+    with mock.patch.object(importlib.import_module("tinyconv.initialize"), "normal", drawn_once):
+        return alexnet(num_classes=1000, width=1.0, image_size=224, recipe="robust")
 
 
 def tiny_net() -> Any:
     """Every kind of layer, in sizes that the simulator finishes."""
-    from tinyconv.gradient_cases import small_net
-
     net = small_net(np.random.default_rng(0))
     return net.to("cpu", np.float32)
 

@@ -127,27 +127,26 @@ class Sequential:
         None if the first layer's `input_gradient` is off: nothing learns from the gradient with
         respect to the photo, and for AlexNet it is a fourteenth of the backward pass.
         """
+        dy = self.enter(dy, "dy")
         for layer in reversed(self.steps):
             dy = self.stored(layer.backward(dy))
         return dy
 
     # In bf16 all arrays between two steps hold bfloat16: on a GPU in their 16 bits, on the host as
-    # float32 that are rounded where they come about.
+    # float32 that are rounded where they come about. What comes from outside may be float32.
 
     def check_input(self, x: Any) -> Any:
-        """x, C-contiguous, after a check that the net takes it. ValueError says why it does not.
-
-        In bf16 x may be float32.
-        """
+        """x, C-contiguous, after a check that the net takes it. ValueError says why it does not."""
         first = self.layers[0]
-        dtype = getattr(x, "dtype", None)
-        return first.check_input(x, dtype if dtype == first.dtype else first.storage)
+        return first.check_input(x, x.dtype if _is(first.dtype, x) else None)
 
-    def enter(self, x: Any) -> Any:
-        """x as the first layer takes it: in bf16 a rounded copy."""
+    def enter(self, array: Any, what: str = "x") -> Any:
+        """x as the first layer takes it, or dy as the last one does: in bf16 a rounded copy."""
         if self.precision != "bf16":
-            return x
-        return self.layers[0].operand(self.check_input(x), "x of the net")
+            return array
+        layer = self.layers[0 if what == "x" else -1]
+        array = layer.check_array(array, what, array.dtype if _is(layer.dtype, array) else None)
+        return layer.operand(array, f"{what} of the net")
 
     def stored(self, array: Any) -> Any:
         """What a step has given, as the next one finds it: on the host bf16 rounds it in place."""
@@ -213,6 +212,10 @@ class Sequential:
         if fused and self.precision != "fp32":
             lines.append(f"precision {described(self.precision, self.device)}")
         return "\n".join(lines)
+
+
+def _is(dtype: Any, array: Any) -> bool:
+    return getattr(array, "dtype", None) == dtype
 
 
 def _times(shape: tuple[int, ...] | None) -> str:

@@ -37,6 +37,7 @@ from layers.conv.tensor_tile import (
     quotient,
     term_word_bf16,
     term_word_tf32,
+    within,
 )
 from layers.conv.tile import NOWHERE
 from layers.conv.tile_table import TILES, choose_tile, layer_key
@@ -203,8 +204,6 @@ def filter_kernel(name, tile_filters, threads, per, product):
         p, q = int32(line - n * rows), int32(m - line * columns)
         dy_at = int32(m * dy_filters + group * (dy_filters // groups) + first_filter)
         dy_at = int32(dy_at + per * fetch_chunk)
-        # Without a sign, what is negative is large: one comparison for both ends.
-        high, wide = uint32(height), uint32(width)
         image_rows, image_columns = int32(rows), int32(columns)
 
         lane, warp = t % 32, t // 32
@@ -225,10 +224,9 @@ def filter_kernel(name, tile_filters, threads, per, product):
             h, left = int32(p * stride - before), int32(q * stride - before)
             corner = int32(((n * height + h) * width + left) * channels)
             for i in range(a_chunks):
-                at_h, at_w = uint32(h + down[i]), uint32(left + right[i])
-                inside = (m < end) & (at_h < high) & (at_w < wide)
+                inside = within(h + down[i], height) & within(left + right[i], width)
                 to = chunks_on(a_to, lanes * i)
-                copy_async(tiles, to, x, int32(corner + ahead[i]), inside)
+                copy_async(tiles, to, x, int32(corner + ahead[i]), inside & (m < end))
             for i in range(dy_chunks):
                 to = chunks_on(dy_to, lanes * i)
                 copy_async(tiles, to, dy, dy_at + per * lanes * i, m < dy_end[i])

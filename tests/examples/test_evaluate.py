@@ -94,6 +94,21 @@ def test_one_net_on_a_folder(photos, tmp_path, capsys):
         assert f"{expected.loss:.4f}" in printed.out
 
 
+def test_the_precision_is_said_and_changes_little(photos, tmp_path, capsys):
+    net, losses = weights(tmp_path / "run" / "weights.h5"), {}
+    for precision in ("auto", "fp32", "bf16"):
+        file = tmp_path / f"{precision}.json"
+        options = ["--data", str(photos), "--precision", precision, "--json", str(file), *HOST]
+        assert script.main([net, *options]) == 0
+        said = json.loads(file.read_text())["precision"]
+        assert said == ("fp32" if precision == "auto" else precision)
+        emulated = ", emulated on the host" if precision == "bf16" else ""
+        assert f"\nprecision: {said}{emulated}\n" in capsys.readouterr().out
+        losses[precision] = results(file)[net, "centre"]["loss"]
+    assert losses["auto"] == losses["fp32"] != losses["bf16"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
 def test_several_nets_answer_alone_and_together(photos, tmp_path, capsys):
     nets = [weights(tmp_path / f"{seed}.h5", seed) for seed in range(3)]
     out = tmp_path / "out.json"

@@ -74,6 +74,36 @@ def test_one_seed_writes_the_same_bytes_twice(photos, tmp_path):
     assert contents[0] == contents[1] != contents[2]
 
 
+def stored_precision(path):
+    return load_model(path).settings["precision"]
+
+
+def test_a_run_keeps_its_precision_until_another_is_asked_for(photos, tmp_path, capsys):
+    out, data = tmp_path / "run", ["--data", str(photos)]
+    begin = [*data, "--out", str(out), "--epochs", "1", "--precision", "bf16", *SMALL]
+    assert main(begin) == 0
+    assert "\nprecision: bf16, emulated on the host\n" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["precision"] == "bf16"
+    assert stored_precision(out / "weights.h5") == "bf16"
+    for epochs, given, said in (
+        ("2", [], "bf16, emulated on the host"),
+        ("3", ["--precision", "fp32"], "fp32"),
+        ("4", [], "bf16, emulated on the host"),  # that was for once, like every option given anew
+        ("5", ["--precision", "auto"], "fp32"),
+    ):
+        assert main([*data, "--resume", str(out), "--epochs", epochs, *given]) == 0
+        assert f"\nprecision: {said}\n" in capsys.readouterr().out
+        assert stored_precision(out / "weights.h5") == said.partition(",")[0]
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_auto_is_written_down_as_what_it_came_down_to(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["--data", str(photos), "--out", str(out), "--epochs", "1", *SMALL]) == 0
+    assert "\nprecision: fp32\n" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["precision"] == "fp32"
+
+
 def test_unreadable_files_are_named_counted_and_skipped(photos, tmp_path, capsys):
     put(photos / "train" / "dark" / "notes.jpg", b"this is text")
     put(photos / "train" / "light" / "cut.jpg", noisy_jpeg()[:2000])
@@ -122,6 +152,11 @@ MISTAKES = {
     "no time between checkpoints": (None, ["--checkpoint-minutes", "0"], "must be positive"),
     "a device that makes no sense": (None, ["--device", "gpu"], "device 'gpu'"),
     "a GPU that is not there": (None, ["--device", "cuda:7"], "cuda:7"),
+    "bf16 in two columns": (
+        None,
+        ["--parallel", "columns", "--device", "cpu,cpu", "--precision", "bf16"],
+        "use precision 'tf32' or 'fp32', not 'bf16'",
+    ),
 }
 
 

@@ -27,17 +27,20 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=FILTERS)
-def lines(request, kind):
-    """What each line of the kernel asks of memory, for one whole tile and a slice or two."""
-    filters = FILTERS[request.param]
-    x = np.ones((1, 4, 8, 128), KINDS[kind])
-    dy = np.ones((1, 4, 8, filters), KINDS[kind])
-    dw = np.empty((filters, 1, 1, 128), np.float32)
+def launch(kind, tile, channels, filters):
+    """What each line of the kernel asks of memory, for 32 windows of one pixel."""
+    x, dy = np.ones((1, 4, 8, channels), KINDS[kind]), np.ones((1, 4, 8, filters), KINDS[kind])
+    dw = np.empty((filters, 1, 1, channels), np.float32)
     buffer = Buffers(Device("cuda:0"), np.float32)
     with simulator.record() as traces:
-        tensor_filter_gradient(x, dy, dw, 1, 0, 1, buffer, request.param)
+        tensor_filter_gradient(x, dy, dw, 1, 0, 1, buffer, tile)
     return measure(traces[0]).lines
+
+
+@pytest.fixture(scope="module", params=FILTERS)
+def lines(request, kind):
+    """Of a launch with one whole tile."""
+    return launch(kind, request.param, 128, FILTERS[request.param])
 
 
 def test_shared_memory_has_no_bank_conflicts(kind, lines):
@@ -57,3 +60,9 @@ def test_slices_are_copied_in_whole_sectors(lines):
 def test_fragments_of_bf16_are_loaded_16_bytes_at_a_time(kind, lines):
     wide = {line.place.wide for line in lines if line.space == "shared" and line.op == "read"}
     assert wide == {kind == "bf16"}
+
+
+def test_where_a_tile_is_not_full_nothing_is_read_in_vain(kind):
+    read = {line.array: line.bytes for line in launch(kind, "small", 8, 16) if line.op == "read"}
+    size = np.dtype(KINDS[kind]).itemsize
+    assert (read["x"], read["dy"]) == (32 * 8 * size, 32 * 16 * size)

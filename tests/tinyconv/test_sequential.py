@@ -121,7 +121,7 @@ def tiny_net(device, fuse, dtype="float64", mode="paper"):
     for parameter in net.parameters():
         if parameter.name.endswith("bias"):
             parameter.value[...] = 0.1
-    return net.to(device, dtype, fuse)
+    return net.to(device, dtype, fuse=fuse)
 
 
 def passes(net, train):

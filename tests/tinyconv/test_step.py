@@ -38,7 +38,7 @@ def make(device, graph=True, fuse=True, dtype="float64"):
         },
         SHAPE,
     )
-    initialize(net, "robust", seed=11).to(device, dtype, fuse)
+    initialize(net, "robust", seed=11).to(device, dtype, fuse=fuse)
     net.layers[0].input_gradient = False
     loss = SoftmaxCrossEntropy().to(device, dtype)
     return TrainingStep(net, loss, SGD(net.parameters(), lr=0.1), graph)

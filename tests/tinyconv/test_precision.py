@@ -1,0 +1,386 @@
+"""Whole nets in tf32 and bf16: kernels against the host's emulation, training, and who reads it."""
+
+import numpy as np
+import pytest
+from small import random_photos
+
+from layers import (
+    Conv2D,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+    SoftmaxCrossEntropy,
+)
+from layers.bfloat16 import round_bf16, to_bits
+from layers.fused.conv_step import ConvStep
+from layers.precision import host_values
+from layers.random_bits import normal
+from tinyconv import SGD, Sequential, alexnet, evaluate
+from tinyconv.checkpoint import load_checkpoint, save_checkpoint
+from tinyconv.data.augment import Augment
+from tinyconv.data.photos import PhotoSet
+from tinyconv.diagnose import where_not_finite
+from tinyconv.evaluate import log_probabilities
+from tinyconv.initialize import initialize
+from tinyconv.parallel.columns import Columns
+from tinyconv.parallel.communicator import Communicator
+from tinyconv.parallel.replicas import Replica, ReplicaTraining
+from tinyconv.step import TrainingStep
+from tinyconv.train import Training
+
+SHAPE = (6, 7, 3)
+LABELS = np.array([2, 0])
+
+
+def small_net(device, precision, fuse=True):
+    """Two convolutions in a row, which hand on a masked gradient, and one of each other step."""
+    net = Sequential(
+        {
+            "conv1": Conv2D(3, 8, 2),
+            "relu1": ReLU(),
+            "conv2": Conv2D(8, 6, 2, groups=2),
+            "relu2": ReLU(),
+            "norm2": LocalResponseNorm(3, alpha=0.5),
+            "pool2": MaxPool2D(3, 2),
+            "flatten": Flatten(),
+            "fc3": Linear(12, 7),
+            "relu3": ReLU(),
+            "drop3": Dropout(0.5, mode="inverted"),
+            "fc4": Linear(7, 4),
+        },
+        SHAPE,
+    )
+    return initialize(net, "robust", seed=3).to(device, "float32", precision, fuse)
+
+
+def batch(seed):
+    return normal((2, *SHAPE), 1.0, seed, 0).astype(np.float32)
+
+
+def is_bfloat16(array):
+    """Whether float32 numbers are bfloat16."""
+    return np.array_equal(array, round_bf16(array, np.empty_like(array)), equal_nan=True)
+
+
+def train(net, steps, graph=True):
+    """Losses and weights of a few training steps, and whether the last one was replayed."""
+    loss = SoftmaxCrossEntropy().to(net.device, precision=net.precision)
+    net.layers[0].input_gradient = False
+    step = TrainingStep(net, loss, SGD(net.parameters(), lr=0.1), graph)
+    losses = []
+    for number in range(steps):
+        step.run(net.device.array(batch(number)), LABELS, number)
+        losses.append(loss.value())
+    return losses, net.device.to_host(step.optimizer.values).copy(), step.replayed
+
+
+@pytest.fixture(scope="module")
+def emulated():
+    """What the host gives for two steps in each precision."""
+    return {name: train(small_net("cpu", name), 2) for name in ("fp32", "tf32", "bf16")}
+
+
+# --- a GPU and its emulation
+
+
+@pytest.mark.parametrize(("precision", "error"), [("tf32", 1e-5), ("bf16", 2e-3)])
+def test_training_steps_are_those_of_the_emulation(precision, error, emulated, cuda_device):
+    losses, weights, _ = train(small_net(cuda_device, precision), 2)
+    right_losses, right, _ = emulated[precision]
+    # Sums in another order: a bfloat16 in the middle of two goes the other way now and then.
+    assert losses == pytest.approx(right_losses, rel=error)
+    size = np.abs(right).max()
+    np.testing.assert_allclose(weights, right, rtol=0, atol=error * size)
+    # That says something only if the precisions are further apart.
+    assert np.abs(weights - emulated["fp32"][1]).max() > 3 * np.abs(weights - right).max()
+
+
+def test_a_replayed_step_gives_the_bits_of_a_plain_one(cuda_device):
+    found = []
+    for graph in (True, False):
+        layers = [Conv2D(3, 5, 4), ReLU(), MaxPool2D(3, 1), Flatten(), Linear(10, 4)]
+        net = initialize(Sequential(layers, SHAPE), "robust", 2).to(cuda_device, precision="bf16")
+        found.append(train(net, 3, graph))
+    recorded, plain = found
+    assert recorded[2] and not plain[2]
+    assert recorded[0] == plain[0] and len(set(plain[0])) == 3
+    np.testing.assert_array_equal(recorded[1], plain[1])
+
+
+def test_a_gradient_masked_on_its_way_is_that_masked_afterwards(cuda_device):
+    found = []
+    for pairs in (True, False):
+        net = small_net(cuda_device, "bf16")
+        first, second = net.steps[:2]
+        assert isinstance(first, ConvStep) and first.dy_is_masked and second.masks_input
+        assert not first.masks_input and not second.dy_is_masked
+        first.dy_is_masked = second.masks_input = pairs
+        y = net.forward(cuda_device.array(batch(0)))
+        dx = net.backward(cuda_device.array(np.ones(y.shape, np.float32)))
+        found.append([host_values(dx).copy()])
+        found[-1] += [cuda_device.to_host(p.grad).copy() for p in net.parameters()]
+    for masked, afterwards in zip(*found, strict=True):
+        np.testing.assert_array_equal(masked, afterwards)
+
+
+def test_pairs_are_masked_by_tensor_cores_alone(device):
+    for precision in ("fp32", "tf32"):
+        step = small_net(device, precision).steps[1]
+        assert step.masks_input == (device.is_cuda and precision == "tf32")
+
+
+# --- what lies between the steps
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_the_host_keeps_bfloat16_between_steps(fuse, monkeypatch):
+    net = small_net("cpu", "bf16", fuse)
+    seen = []
+    for step in net.steps:
+        monkeypatch.setattr(step, "forward", noting(step.forward, seen))
+        monkeypatch.setattr(step, "backward", noting(step.backward, seen))
+    x = batch(0)
+    y = net.forward(x)
+    dy = normal(y.shape, 1.0, 1, 1).astype(np.float32)
+    dx = net.backward(dy)
+    assert len(seen) == 2 * len(net.steps)
+    assert all(map(is_bfloat16, [*seen, y, dx]))
+    # The caller's own arrays are not rounded.
+    np.testing.assert_array_equal(x, batch(0))
+    np.testing.assert_array_equal(dy, normal(dy.shape, 1.0, 1, 1))
+    assert not is_bfloat16(x) and not is_bfloat16(dy)
+    assert not any(is_bfloat16(parameter.value) for parameter in net.parameters()[::2])
+    assert not is_bfloat16(net["conv1"].weight.grad)
+
+
+def noting(function, seen):
+    def noted(array, *rest):
+        seen.append(array.copy())
+        return function(array, *rest)
+
+    return noted
+
+
+def test_fused_or_not_the_host_gives_the_same_bits():
+    found = []
+    for fuse in (True, False):
+        net = small_net("cpu", "bf16", fuse)
+        loss = SoftmaxCrossEntropy().to("cpu", precision="bf16")
+        value = loss.forward(net.forward(batch(0)), LABELS)
+        dx = net.backward(loss.backward()).copy()
+        found.append([value, dx, *(p.grad.copy() for p in net.parameters())])
+    for mine, right in zip(*found, strict=True):
+        np.testing.assert_array_equal(mine, right)
+
+
+def dense_net(device, precision="bf16", classes=4):
+    """Without a convolution: quick in the simulator. Takes (4, 4, 3)."""
+    net = Sequential({"flatten": Flatten(), "fc1": Linear(48, 5), "relu1": ReLU(),
+                      "fc2": Linear(5, classes)}, (4, 4, 3))  # fmt: skip
+    return initialize(net, "robust", seed=1).to(device, "float32", precision)
+
+
+def test_the_net_takes_float32_and_bfloat16(device):
+    net = dense_net(device)
+    x = normal((2, 4, 4, 3), 1.0, 2, 2).astype(np.float32)
+    y = net.forward(device.array(x))
+    assert y.dtype == (np.uint16 if device.is_cuda else np.float32)
+    y = host_values(y).copy()
+    bits = to_bits(x) if device.is_cuda else round_bf16(x, x.copy())
+    np.testing.assert_array_equal(host_values(net.forward(device.array(bits))), y)
+    with pytest.raises(ValueError, match="flatten: x is float64"):
+        net.forward(device.array(x, np.float64))
+    with pytest.raises(ValueError, match="of shape .*fc1|fc1: an input of shape"):
+        net.forward(device.array(x[:, :2]))
+
+
+def test_the_table_says_so_and_the_networks_does_not(device):
+    net = dense_net(device)
+    last = str(net).splitlines()[-1]
+    assert last == "precision bf16" + ("" if device.is_cuda else ", emulated on the host")
+    assert net.table(fused=False) == dense_net(device, "fp32").table(fused=False)
+    assert "precision" not in str(net.to(device, precision="fp32"))
+
+
+# --- who reads its outputs
+
+
+def photos_of_4_classes(count=10):
+    images = np.random.default_rng(0).integers(0, 256, (count, 5, 5, 3), np.uint8)
+    return PhotoSet(images, np.arange(count) % 4, tuple("abcd"))
+
+
+def test_evaluation_reads_bfloat16_logits(cuda_device):
+    photos = photos_of_4_classes()
+    found = []
+    for device in (cuda_device, "cpu"):
+        net = dense_net(device)
+        augment = Augment(photos.mean_image(), 4, 64.0).to(net.device, np.float32)
+        views = [evaluate(net, photos, augment, 4, views) for views in ("centre", "ten")]
+        found.append((views, log_probabilities(net, augment, photos.images[:3], "centre")))
+    (mine, logs), (right, right_logs) = found
+    np.testing.assert_allclose(logs, right_logs, rtol=2**-7, atol=2**-7)
+    assert np.exp(logs).sum(axis=-1) == pytest.approx(1)
+    for one, other in zip(mine, right, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2**-7)
+        assert one.top5 == other.top5 == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_none_is_found_among_bits(value, device):
+    net = dense_net(device)
+    x = np.ones((2, 4, 4, 3), np.float32)
+    assert "the loss itself" in where_not_finite(net, device.array(x), 3)
+    x[0, 1, 2, 0] = value
+    assert "the input of the net" in where_not_finite(net, device.array(x), 3)
+    x[...] = 1
+    net["fc1"].bias.value[...] = 3.4e38  # more than a bfloat16 can be
+    assert "fc1 is the first" in where_not_finite(net, device.array(x), 3)
+
+
+def test_layers_leave_the_largest_numbers_finite(device):
+    """A bfloat16 goes as far as float32, but for what rounds up beyond its last step."""
+    net = Sequential([ReLU()]).to(device, precision="bf16")
+    x = np.array([[3.3e38, 3.4028e38]], np.float32)
+    y = host_values(net.forward(device.array(x)))
+    assert np.isfinite(y[0, 0]) and np.isinf(y[0, 1])
+
+
+# --- training
+
+
+def new_run(precision, seed=1, kind=Training, **settings):
+    photos = random_photos(12, seed=3)
+    net = alexnet(3, 0.05, 64, "authors", seed).to("cpu", precision=precision)
+    augment = Augment(photos.mean_image(), 64, 1.1, seed, np.diag([20.0, 10.0, 5.0]))
+    settings = {"epochs": 2, "batch_size": 4, "lr": 0.02, "seed": seed} | settings
+    return kind(net, photos, random_photos(6, seed=9), augment, **settings)
+
+
+def weights_of(run):
+    return run.optimizer.values.tobytes()
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits_in_bf16(tmp_path):
+    whole, first, second = (new_run("bf16") for _ in range(3))
+    whole.run(progress=False)
+    first.run(progress=False, should_stop=lambda: first.progress.step == 4)
+    assert first.progress.step == 4
+    save_checkpoint(tmp_path / "c.h5", first, {})
+    load_checkpoint(tmp_path / "c.h5", second, {})
+    second.run(progress=False)
+    assert weights_of(second) == weights_of(whole) != weights_of(first)
+    exact = new_run("fp32")
+    exact.run(progress=False)
+    assert weights_of(exact) != weights_of(whole)
+
+
+def test_a_checkpoint_may_go_on_in_another_precision(tmp_path):
+    run = new_run("bf16")
+    run.run(progress=False, should_stop=lambda: run.progress.step == 2)
+    save_checkpoint(tmp_path / "c.h5", run, {"precision": "bf16", "seed": 1})
+    other = new_run("fp32")
+    load_checkpoint(tmp_path / "c.h5", other, {"precision": "fp32", "seed": 1})
+    assert weights_of(other) == weights_of(run)
+
+
+class Alone(Communicator):
+    """One rank, or two of which the other is always like this one."""
+
+    def exchange(self, values):
+        return np.stack([values] * self.size)
+
+    def broadcast(self, data, root=0):
+        return data
+
+    def attach(self, flat):
+        self.flat = flat
+
+    def start(self, stretch):
+        self.flat[stretch] *= self.size
+
+    def finish(self):
+        pass
+
+    def close(self):
+        pass
+
+    def abort(self, status):
+        raise AssertionError(status)
+
+
+def test_replicas_train_in_bf16():
+    """One rank is a plain run; of two equal ones each scales its gradient by a half."""
+    plain = new_run("bf16")
+    plain.run(progress=False)
+
+    def ranks(size):
+        def kind(*arguments, **settings):
+            replica = Replica(Alone(0, size))
+            return ReplicaTraining(*arguments, replica=replica, **settings)
+
+        return new_run("bf16", kind=kind)
+
+    one = ranks(1)
+    one.run(progress=False)
+    assert weights_of(one) == weights_of(plain)
+    two = ranks(2)
+    seen = []
+    backward = two.net.steps[-1].backward
+    two.net.steps[-1].backward = lambda dy: seen.append(dy.copy()) or backward(dy)
+    two.run(progress=False)
+    # A photo's share of the loss's gradient: at most 1 / 4 of the batch, a power of two exactly.
+    assert all(map(is_bfloat16, seen)) and max(np.abs(dy).max() for dy in seen) <= 0.25
+
+
+# --- two columns
+
+
+def test_two_columns_in_tf32_are_one_device_in_tf32():
+    nets = [alexnet(4, 0.05, 64, "paper", 5).to("cpu", precision=p) for p in ("tf32", "fp32")]
+    columns = Columns(nets[0])
+    assert columns.precision == "tf32"
+    assert all(stage.precision == "tf32" for stage in columns.stages())
+    x = normal((2, 64, 64, 3), 1.0, 3, 3).astype(np.float32)
+    y, exact, mine = (np.array(net.forward(x, train=False)) for net in (nets[0], nets[1], columns))
+    size = np.abs(y).max()
+    assert np.abs(mine - y).max() < 1e-5 * size < 1e-4 * size < np.abs(mine - exact).max()
+
+
+def test_two_columns_in_tf32_on_tensor_cores(cuda_device):
+    net = Sequential({"conv1": Conv2D(3, 4, 2), "relu1": ReLU(), "flatten": Flatten(),
+                      "fc2": Linear(24, 4)}, (3, 4, 3))  # fmt: skip
+    initialize(net, "robust", seed=1).to("cpu", precision="tf32")
+    columns = Columns(net, "cuda:0")
+    x = normal((2, 3, 4, 3), 1.0, 4, 4).astype(np.float32)
+    y = net.forward(x)
+    np.testing.assert_allclose(columns.forward(cuda_device.array(x)), y, rtol=1e-5, atol=1e-5)
+    dx = net.backward(np.ones_like(y))
+    np.testing.assert_allclose(columns.backward(np.ones_like(y)), dx, rtol=1e-5, atol=1e-5)
+
+
+def test_two_columns_refuse_bf16():
+    columns = Columns(alexnet(4, 0.05, 64))
+    for refused in (
+        lambda: columns.to("cpu,cpu", precision="bf16"),
+        lambda: Columns(alexnet(4, 0.05, 64).to("cpu", precision="bf16")),
+    ):
+        with pytest.raises(ValueError, match="use precision 'tf32' or 'fp32', not 'bf16'"):
+            refused()
+    assert columns.precision == "fp32"
+    assert columns.to("cpu,cpu", precision="auto").precision == "fp32"
+
+
+def test_every_kind_of_layer_takes_the_option():
+    """A layer that overrides `to` must not lose it."""
+    kinds: list[type] = [Layer]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    overriding = {kind for kind in kinds if kind.__module__.startswith(("layers", "tinyconv"))}
+    assert Conv2D in overriding and Dropout in overriding
+    for kind in overriding:
+        assert "precision" in kind.to.__code__.co_varnames, kind

@@ -83,11 +83,17 @@ def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest --unchecked` where only speed is wanted."""
+    """`pytest --unchecked` where only speed is wanted; `--kills 40` for a night."""
     parser.addoption(
         "--unchecked",
         action="store_true",
         help="do not check the accesses of simulated kernels for races and the like",
+    )
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=0,
+        help="kill so many more ranks at random moments (tests/tinyconv/parallel/test_launch.py)",
     )
 
 

@@ -69,6 +69,7 @@ DRAWN: dict[str, tuple[int, ...]] = {
     "dropout": (2, 3, 5, 8),
     "softmax": (40, 8),
     "softmax_rows": (4, 40),
+    "bfloat16": (2, 3, 5, 8),
     "sgd": (24, 16),
     "crop": (2, 10, 10, 3),
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from layers import (
     Conv2D,
+    Device,
     Dropout,
     Layer,
     Linear,
@@ -26,6 +27,7 @@ from layers import (
     lrn_rows,
     max_pool,
     max_pool_rows,
+    precision,
     reductions,
     simulator,
     softmax_cross_entropy,
@@ -35,6 +37,7 @@ from layers.conv import direct, tiled, tiled_gradients
 from layers.fused import epilogue
 from layers.fused.plan import plan
 from layers.layer import Parameter
+from layers.precision import BITS, round_into, scale
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.data.augment import Augment
@@ -73,11 +76,13 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "sum_rows_kernel": ("partial",),
     "sum_parts_kernel": ("total",),
     "mean_kernel": ("mean",),
+    "bits_kernel": ("bits",),
+    "scale_kernel": (),
     "sgd_kernel": (),
     "crop_kernel": ("x",),
 }
-"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v, and
-the bias kernels y: they read them before they write them."""
+"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v, the
+bias kernels y, and scale_kernel x: they read them before they write them."""
 
 REWRITTEN: dict[str, dict[str, str]] = {
     "softmax_forward_kernel": {
@@ -90,7 +95,7 @@ KERNELS: dict[str, Any] = {
     name: value
     for module in (
         *(activation, direct, tiled, tiled_gradients, dropout, lrn, lrn_rows, max_pool),
-        *(max_pool_rows, epilogue),
+        *(max_pool_rows, epilogue, precision),
         *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
     )
     for name, value in vars(module).items()
@@ -159,6 +164,17 @@ def _loss(shape: tuple[int, ...], fuse: bool = False) -> Callable[[], None]:
     def run() -> None:
         loss.forward(_random(shape), np.arange(shape[0]) % shape[1])
         loss.backward()
+
+    return run
+
+
+def _bfloat16(shape: tuple[int, ...]) -> Callable[[], None]:
+    device, x = Device("cuda:0"), _random(shape)
+    bits = device.empty(shape, BITS)
+
+    def run() -> None:
+        round_into(device, "bf16", x, bits)
+        scale(device, bits, 0.5)
 
     return run
 
@@ -242,7 +258,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     elif name == "crop":
         return _crops(shape)
     else:
-        other = {"softmax": _loss, "sgd": _sgd}
+        other = {"softmax": _loss, "sgd": _sgd, "bfloat16": _bfloat16}
         return {name: other[name](shape)}
     return {title: _both_ways(layer, shape) for title, layer in layers.items()}
 
@@ -260,6 +276,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "dropout": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "softmax": ((3, 5), (1, 2), (130, 7)),
     "softmax_rows": ((3, 5), (1, 2), (2, 131)),
+    "bfloat16": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "sgd": ((5, 7), (1, 1), (257, 3)),
     "crop": ((2, 9, 9, 3), (1, 8, 8, 3), (3, 16, 16, 3)),
 }

@@ -1,28 +1,54 @@
-"""What the cases of `gpu_report.py` share: where they run, PyTorch's modes, and the ceilings.
+"""What the cases of `gpu_report.py` share: where they run, precisions, PyTorch's modes, ceilings.
 
 Ours run on `Bench.device`, PyTorch's on the same GPU, on the same stream, and on the same memory
 (or both on the host, in a rehearsal).
 """
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gpu_runner import Case, Job
 
-from layers import Device
+from layers import Device, DeviceError
+from layers.bfloat16 import from_bits, round_bf16, round_tf32
+from layers.precision import BITS, round_into, settle, storage_of
+from layers.products import multiply
+
+
+class Mode(NamedTuple):
+    """How PyTorch computes. precision: bf16 is its autocast; last: channels last."""
+
+    precision: str
+    last: bool
+
 
 MODES = {
-    # PyTorch's: TF32 allowed, channels last
-    "PyTorch": (False, False),
-    "PyTorch, channels_last": (False, True),
-    "PyTorch, TF32": (True, False),
-    "PyTorch, TF32, channels_last": (True, True),
+    "PyTorch": Mode("fp32", False),
+    "PyTorch, channels_last": Mode("fp32", True),
+    "PyTorch, TF32": Mode("tf32", False),
+    "PyTorch, TF32, channels_last": Mode("tf32", True),
+    "PyTorch, BF16, channels_last": Mode("bf16", True),
 }
+IN_WORDS = {"fp32": "", "tf32": ", TF32", "bf16": ", BF16"}
+"""By precision, what is put behind a name."""
+
 TOLERANCE = 1e-4
-"""Of the largest element, for float32 sums of up to some 10^5 products in another order."""
+"""Of the largest element, for sums in float32 of up to some 10^5 products in another order. The
+products are of numbers that were rounded alike, so that in TF32 and BF16 nothing else differs.
+(Tensor cores cut a sum off where float32 rounds it. That is an error of up to 2^-23 of the sum for
+each 8 or 16 products, always towards zero: 10^-4 after a thousand additions, and the longest sums,
+those of dL/dw, are cut into parts of some hundred.)"""
+
+STORED = 2**-7
+"""Added to it for a result that is stored as bfloat16: four times the error of that rounding, as
+what it is computed from may have been stored, too (tanh's derivative, 1 - y^2, doubles y's)."""
+
+DRAWN = 2**22 + 15
+"""As many numbers are drawn; larger arrays repeat them. (Odd: no axis has that period.)"""
 
 
 @dataclass
@@ -37,25 +63,52 @@ class Bench:
     torch: Any
     rng: np.random.Generator
 
+    @property
+    def precisions(self) -> list[str]:
+        """Those that the device computes in."""
+        known = []
+        for precision in IN_WORDS:
+            with suppress(DeviceError):
+                known.append(settle(precision, self.device))
+        return known
+
     def random(self, *shape: int) -> Any:
         """float32 from N(0, 1), on the device."""
-        return self.device.array(self.rng.standard_normal(shape, np.float32))
+        drawn = self.rng.standard_normal(min(math.prod(shape), DRAWN), np.float32)
+        return self.device.xp.resize(self.device.array(drawn), shape)
+
+    def stored(self, array: Any, precision: str) -> Any:
+        """float32 numbers as a net hands them on in this precision: bf16 rounds them."""
+        if precision != "bf16":
+            return array
+        dtype = storage_of(precision, self.device, array.dtype)
+        kept = self.device.empty(array.shape, dtype)
+        round_into(self.device, precision, array, kept)
+        return kept
+
+    def rounded(self, array: Any, precision: str) -> np.ndarray:
+        """float32 numbers as the factors of a product in this precision; a copy on the host."""
+        values = self.device.to_host(array)
+        rounding = {"tf32": round_tf32, "bf16": round_bf16}.get(precision, lambda x, out: x)
+        return rounding(values, np.empty_like(values))
 
     def tensor(self, array: Any) -> Any:
         """An array of the device as a tensor over the same memory."""
         return self.torch.from_dlpack(array)
 
-    def image(self, array: Any, last: bool = False) -> Any:
+    def image(self, array: Any, mode: Mode = MODES["PyTorch"]) -> Any:
         """An array (N, H, W, C) as a tensor (N, C, H, W) of its own; others as they are."""
         tensor = self.tensor(array)
+        if mode.precision == "bf16":
+            tensor = tensor.to(self.torch.bfloat16)
         if tensor.ndim != 4:
             return tensor.clone()
         formats = self.torch.contiguous_format, self.torch.channels_last
-        return tensor.permute(0, 3, 1, 2).clone(memory_format=formats[last])
+        return tensor.permute(0, 3, 1, 2).clone(memory_format=formats[mode.last])
 
     @contextmanager
-    def mode(self, tf32: bool) -> Iterator[None]:
-        """PyTorch on our stream, cuDNN free to choose, TF32 allowed or not."""
+    def mode(self, precision: str) -> Iterator[None]:
+        """PyTorch on our stream, cuDNN free to choose, TF32 allowed for "tf32" alone."""
         cuda, cudnn = self.torch.backends.cuda.matmul, self.torch.backends.cudnn
         before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
         with ExitStack() as stack:
@@ -63,24 +116,36 @@ class Bench:
                 pointer = self.device.xp.cuda.get_current_stream().ptr
                 stream = self.torch.cuda.ExternalStream(pointer)
                 stack.enter_context(self.torch.cuda.stream(stream))
-            cuda.allow_tf32 = cudnn.allow_tf32 = tf32
+            cuda.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
             cudnn.benchmark = True
             try:
                 yield
             finally:
                 cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        """For "bf16" PyTorch's autocast; to be entered for each run, for it keeps what it casts."""
+        if precision != "bf16":
+            return nullcontext()
+        kind = "cpu" if self.device.xp is np else "cuda"
+        return self.torch.autocast(kind, self.torch.bfloat16)
 
-def compare(what: str, mine: Any, right: Any, tolerance: float = TOLERANCE) -> None:
-    """ValueError if two host arrays differ by more than `tolerance` of the largest element."""
+
+def compare(what: str, mine: np.ndarray, right: Any, tolerance: float = TOLERANCE) -> None:
+    """ValueError if two host arrays differ by more than `tolerance` of the largest element.
+
+    mine: may be bfloat16's bits (uint16); `STORED` is allowed then as well.
+    """
+    if mine.dtype == BITS:
+        mine, tolerance = from_bits(mine), tolerance + STORED
     size = float(np.max(np.abs(right), initial=0))
     error = float(np.max(np.abs(mine - right), initial=0))
     if not error <= tolerance * size:
         raise ValueError(f"{what} is wrong by {error:.2g}, its largest element is {size:.2g}")
 
 
-def ceiling_cases(bench: Bench, tf32: bool) -> Iterator[Case]:
-    """Copy bandwidth, and the rate of a large matrix product (with TF32 if CUPY_TF32 is set)."""
+def ceiling_cases(bench: Bench) -> Iterator[Case]:
+    """Copy bandwidth, and the rate of a large matrix product in each precision."""
 
     def copied() -> Job:
         x = bench.random(bench.copied)
@@ -91,13 +156,18 @@ def ceiling_cases(bench: Bench, tf32: bool) -> Iterator[Case]:
 
         return Job(run, moved=2 * x.nbytes)
 
-    def product() -> Job:
-        n = bench.matrix
-        a, b = bench.random(n, n), bench.random(n, n)
-        c = bench.device.empty((n, n), a.dtype)
-        return Job(lambda: bench.device.xp.matmul(a, b, out=c), operations=2 * n**3)
+    def product_in(precision: str) -> Callable[[], Job]:
+        def make() -> Job:
+            n = bench.matrix
+            a, b, c = (bench.stored(bench.random(n, n), precision) for _ in range(3))
+            return Job(
+                lambda: multiply(bench.device, (a, b, c), precision=precision), operations=2 * n**3
+            )
+
+        return make
 
     library = bench.device.xp.__name__
-    if not tf32:
-        yield Case("ceilings", "copy bandwidth", library, copied)
-    yield Case("ceilings", "matrix product, TF32" if tf32 else "matrix product", library, product)
+    yield Case("ceilings", "copy bandwidth", library, copied)
+    for precision in bench.precisions:
+        name = f"matrix product{IN_WORDS[precision]}"
+        yield Case("ceilings", name, library, product_in(precision))

@@ -2,63 +2,78 @@
 
     python benchmarks/gpu_report.py               # writes benchmarks/results/<date>-<gpu>.md, .json
     python benchmarks/gpu_report.py --minutes 3   # fewer repeats, then fewer cases
+    python benchmarks/gpu_report.py --autotune    # instead of it: writes layers/conv/tiles.json
     python benchmarks/gpu_report.py --rehearse    # the same code without a GPU, on tiny shapes
 
 Needs an NVIDIA GPU, CuPy and numba-cuda; PyTorch (CUDA build) is compared with where it is
 installed. Without a GPU: one line, and exit status 2.
 
 Data are random, other ones in each run; the seed is printed, and `--seed` repeats it. Results are
-checked before they are timed (`gpu_cases.py`, `gpu_steps.py`). Cases run in a fixed order, each
-several times; medians are shown with the fastest and the slowest. Times of the GPU are taken
-between CUDA events. TF32 in our products is CuPy's, switched on for a whole process: these cases
-run in a second one.
+checked before they are timed (`gpu_convs.py`, `gpu_layers.py`, `gpu_agreement.py`). Cases run in
+a fixed order, each several times; medians are shown with the fastest and the slowest. Times of the
+GPU are taken between CUDA events. `gpu_tune.py` says what --autotune does.
 """
 
 import argparse
 import contextlib
 import datetime
+import functools
+import importlib
 import json
+import math
 import os
 import re
 import secrets
-import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 REHEARSE = "--rehearse"
-if __name__ == "__main__" and REHEARSE in sys.argv[1:]:
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+if __name__ == "__main__":
+    os.environ["CUPY_TF32"] = "0"  # it would make CuPy's float32 products something else
+    if REHEARSE in sys.argv[1:]:
+        os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np  # noqa: E402
+from gpu_agreement import agreement_cases  # noqa: E402
 from gpu_bench import Bench, ceiling_cases  # noqa: E402
-from gpu_cases import conv_cases, layer_cases  # noqa: E402
-from gpu_runner import Budget, GpuClock, HostClock, Result, run_cases  # noqa: E402
-from gpu_steps import agreement_cases, step_cases, torch_step_cases  # noqa: E402
+from gpu_convs import conv_cases  # noqa: E402
+from gpu_layers import layer_cases  # noqa: E402
+from gpu_runner import Budget, Case, GpuClock, HostClock, Result, run_cases  # noqa: E402
+from gpu_steps import COMPILED, step_cases, torch_step_cases  # noqa: E402
 from gpu_tables import markdown  # noqa: E402
+from gpu_tune import architecture_of, tile_cases, tuned_table, with_tiles  # noqa: E402
 from machine import machine  # noqa: E402
 
-from layers import Device, DeviceError  # noqa: E402
+from layers import Device, DeviceError, random_bits  # noqa: E402
+from layers.conv.tile_table import PATH  # noqa: E402
+from tinyconv import alexnet  # noqa: E402
+from tinyconv.gradient_cases import small_net  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCHES = 128, 1024
-TF32_PART = "--tf32-part"
 PACKAGES = "numba", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "numpy", "torch"
 
 
-def full_net() -> Any:
-    """The paper's sizes, with the recipe that PyTorch has a twin for."""
-    from tinyconv import alexnet
+drawn_once = functools.cache(random_bits.normal)
 
-    return alexnet(num_classes=1000, width=1.0, image_size=224, recipe="robust")
+
+def full_net() -> Any:
+    """The paper's sizes, with the recipe that PyTorch has a twin for.
+
+    Its 61 million weights are drawn for the first net and copied for the others: drawing them takes
+    longer than most cases.
+    """
+    with mock.patch.object(importlib.import_module("tinyconv.initialize"), "normal", drawn_once):
+        return alexnet(num_classes=1000, width=1.0, image_size=224, recipe="robust")
 
 
 def tiny_net() -> Any:
     """Every kind of layer, in sizes that the simulator finishes."""
-    from tinyconv.gradient_cases import small_net
-
     net = small_net(np.random.default_rng(0))
     return net.to("cpu", np.float32)
 
@@ -83,54 +98,40 @@ def bench_on(device: Device, tiny: bool, seed: int) -> Bench:
 
 
 def run_all(
-    bench: Bench, clock: Any, budget: Budget, batches: tuple[int, ...], second: Any, say: Any
+    bench: Bench, clock: Any, budget: Budget, batches: tuple[int, ...], say: Any
 ) -> list[Result]:
-    """Every section, each with its share of the time; `second()` runs the cases with TF32."""
+    """Every section, each with its share of the time."""
     sections = [
-        (1, lambda: ceiling_cases(bench, tf32=False)),
-        (2, lambda: agreement_cases(bench, bench.batch)),
-        (3, lambda: step_cases(bench, batches, tf32=False)),
-        (3, lambda: torch_step_cases(bench, batches, compiled=False) if bench.torch else ()),
-        (1, second),
+        (1, lambda: ceiling_cases(bench)),
+        (3, lambda: agreement_cases(bench, bench.batch)),
+        (4, lambda: step_cases(bench, batches)),
+        (3, lambda: torch_step_cases(bench, batches) if bench.torch else ()),
         (8, lambda: conv_cases(bench)),
         (4, lambda: layer_cases(bench)),
-        (4, lambda: torch_step_cases(bench, batches, compiled=True) if bench.torch else ()),
+        (4, lambda: torch_step_cases(bench, batches, COMPILED) if bench.torch else ()),
     ]
     results: list[Result] = []
     for place, (weight, cases) in enumerate(sections):
         part = budget.part(weight / sum(later for later, _ in sections[place:]))
-        if cases is second:
-            results += second(part)
-        else:
-            results += run_cases(list(cases()), clock, part, say)
+        results += run_cases(list(cases()), clock, part, say)
         clock.free()
     return results
 
 
-def with_tf32(device: Device, seed: int) -> Any:
-    """A function that runs the cases with TF32 in a second process and returns their results.
+def autotune(cases: Iterable[Case], clock: Any, budget: Budget, device: Device) -> int:
+    """Times tiles, and puts the faster ones into layers/conv/tiles.json, but in a rehearsal."""
+    results = list(run_cases(list(cases), clock, budget, say))
+    print(tuned_table(results))
+    if device.is_cuda and not device.is_simulated:
+        text = with_tiles(results, architecture_of(device), PATH)
+        PATH.write_text(text, encoding="utf-8")
+        print(f"{PATH} written", file=sys.stderr)
+    return failed(results)
 
-    No results where the GPU has no TF32: that came with compute capability 8.0.
-    """
 
-    def second(budget: Budget) -> list[Result]:
-        if int(device.xp.cuda.Device().compute_capability) < 80:
-            return []
-        minutes = max(0.0, budget.left() / 60)
-        arguments = [TF32_PART, "--minutes", f"{minutes}", "--seed", f"{seed}"]
-        done = subprocess.run(
-            [sys.executable, __file__, *arguments, "--device", device.name],
-            env={**os.environ, "CUPY_TF32": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            return [Result(**row) for row in json.loads(done.stdout.splitlines()[-1])]
-        except (IndexError, ValueError, TypeError):
-            why = f"failed: the process for it ended with status {done.returncode}"
-            return [Result("steps", "", "tinyconv, graph, TF32", why=why)]
-
-    return second
+def failed(results: list[Result]) -> int:
+    """The exit status: 1 if some case failed, else 0."""
+    return int(any(result.why.startswith("failed") for result in results))
 
 
 def description(bench: Bench, clock: Any, seed: int, rehearsal: bool) -> dict[str, Any]:
@@ -141,6 +142,7 @@ def description(bench: Bench, clock: Any, seed: int, rehearsal: bool) -> dict[st
         "seed": seed,
         "date": datetime.date.today().isoformat(),
         "cache": clock.flushed,
+        "repeats": clock.most_repeats,
         "pytorch": bench.torch.__version__ if bench.torch else "not installed for this device",
         "rehearsal": rehearsal,
     }
@@ -179,14 +181,16 @@ def say(result: Result) -> None:
 
 
 def rehearse(options: argparse.Namespace) -> int:
-    """Everything but the GPU: tiny shapes, printed and not written."""
+    """Everything but the GPU: tiny shapes, each case timed once, printed and not written."""
     device = Device(options.device)
     bench, clock = bench_on(device, tiny=True, seed=options.seed), HostClock()
+    budget = Budget(math.inf)
+    if options.autotune:
+        return autotune(tile_cases(bench, (2,), rounds=1), clock, budget, device)
     facts = description(bench, clock, options.seed, rehearsal=True)
-    budget = Budget(options.minutes)
-    results = run_all(bench, clock, budget, (2, 3), lambda part: [], say)
+    results = run_all(bench, clock, budget, (2, 3), say)
     print(markdown(facts, results))
-    return 1 if any(result.why.startswith("failed") for result in results) else 0
+    return failed(results)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,7 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the data (default: another each time)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
     parser.add_argument(REHEARSE, action="store_true", help="without a GPU: tiny, nothing written")
-    parser.add_argument(TF32_PART, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--autotune", action="store_true", help="time tiles, and write layers/conv/tiles.json"
+    )
     options = parser.parse_args(arguments)
     if options.seed is None:
         options.seed = secrets.randbelow(2**32)
@@ -214,18 +220,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     bench, budget = bench_on(device, tiny=False, seed=options.seed), Budget(options.minutes)
     clock = GpuClock(device.xp)
-    if options.tf32_part:
-        cases = [*ceiling_cases(bench, tf32=True), *step_cases(bench, BATCHES, tf32=True)]
-        rows = [result.as_dict() for result in run_cases(cases, clock, budget, say)]
-        print(json.dumps(rows))
-        return 0
+    if options.autotune:
+        return autotune(tile_cases(bench, BATCHES), clock, budget, device)
     facts = description(bench, clock, options.seed, rehearsal=False)
-    results = run_all(bench, clock, budget, BATCHES, with_tf32(device, options.seed), say)
+    results = run_all(bench, clock, budget, BATCHES, say)
     for path in write(options.out, facts, results):
         with contextlib.suppress(ValueError):
             path = path.relative_to(Path.cwd())
         print(path)
-    return 1 if any(result.why.startswith("failed") for result in results) else 0
+    return failed(results)
 
 
 if __name__ == "__main__":

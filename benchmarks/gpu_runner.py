@@ -14,9 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-MOST_REPEATS = 30
 LEAST_REPEATS = 3
-WARM_UP = 2
 
 
 class Job(NamedTuple):
@@ -70,9 +68,10 @@ class Result:
 
 
 class HostClock:
-    """Times work that is done when the call returns: on the host, or simulated."""
+    """Times work that is done when the call returns, on the host or simulated: for rehearsals."""
 
     flushed = "nothing is flushed"
+    warm_up, most_repeats = 1, 1  # a graph is recorded in the second run
 
     def __call__(self, run: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of one run, and seconds that the host was busy with it: here the same."""
@@ -91,6 +90,8 @@ class GpuClock:
     Before each run a buffer of twice the L2 cache is written, so that nothing of the last run is
     found there.
     """
+
+    warm_up, most_repeats = 2, 30
 
     def __init__(self, cupy: Any) -> None:
         self.cupy = cupy
@@ -134,11 +135,11 @@ class Budget:
         return Budget(share * self.left() / 60, self.now)
 
 
-def repeats_within(seconds: float, one: float) -> int:
+def repeats_within(seconds: float, one: float, most: int) -> int:
     """How often a run of `one` second may be made in so many seconds, between the two limits."""
-    if one * MOST_REPEATS <= seconds:
-        return MOST_REPEATS
-    return max(LEAST_REPEATS, int(seconds / one))
+    if one * most <= seconds:
+        return most
+    return min(most, max(LEAST_REPEATS, int(seconds / one)))
 
 
 @contextmanager
@@ -154,11 +155,11 @@ def stopped_garbage() -> Iterator[None]:
 
 def measure(run: Callable[[], Any], clock: Any, seconds: float, result: Result) -> None:
     """Warm up, and fill in the times of the repeats."""
-    for _ in range(WARM_UP):
+    for _ in range(clock.warm_up):
         one, _ = clock(run)
         if one * LEAST_REPEATS > seconds:
             break
-    for _ in range(repeats_within(seconds, one)):
+    for _ in range(repeats_within(seconds, one, clock.most_repeats)):
         took, queued = clock(run)
         result.seconds.append(took)
         result.host_seconds.append(queued)

@@ -1,37 +1,50 @@
-"""The cases of `gpu_report.py` for whole training steps: ours, PyTorch's, their agreement."""
+"""The cases of `gpu_report.py` for whole training steps: ours in every precision, and PyTorch's."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import limits
 import numpy as np
-from gpu_bench import MODES, Bench, compare
+from gpu_bench import IN_WORDS, MODES, Bench, Mode
 from gpu_runner import Case, Job
 
 from layers import SoftmaxCrossEntropy
 from tinyconv import SGD
+from tinyconv.parallel.column_training import ColumnSGD
+from tinyconv.parallel.columns import Columns
 from tinyconv.step import TrainingStep
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
-STEPS = 20  # of the agreement
-LOSS_TOLERANCE = 1e-3
-"""Relative, in every step: rounding errors of float32 grow with each update of the weights."""
+
+
+class Way(NamedTuple):
+    """How a step of ours is made."""
+
+    fuse: bool = True
+    graph: bool = False
+
 
 OURS = {
-    # fused, recorded as a graph
-    "tinyconv, layer by layer": (False, False),
-    "tinyconv": (True, False),
-    "tinyconv, graph": (True, True),
+    "tinyconv, layer by layer": (Way(fuse=False), ["fp32"]),
+    "tinyconv": (Way(), list(IN_WORDS)),
+    "tinyconv, graph": (Way(graph=True), list(IN_WORDS)),
 }
-COMPILED = "PyTorch, compiled", "PyTorch, compiled, TF32"
+"""The ways, and the precisions in which each is timed."""
+
+COLUMNS = "tinyconv, two columns on this GPU"
+COLUMNS_IN = "fp32", "tf32"
+COMPILED = {
+    "PyTorch, compiled, TF32": MODES["PyTorch, TF32, channels_last"],
+    "PyTorch, compiled, BF16": MODES["PyTorch, BF16, channels_last"],
+}
 
 
-def on_device(bench: Bench, fuse: bool, graph: bool) -> TrainingStep:
+def on_device(bench: Bench, way: Way, precision: str) -> TrainingStep:
     """A fresh net with loss and optimizer, always with the same weights."""
-    net = bench.make_net().to(bench.device, fuse=fuse)
+    net = bench.make_net().to(bench.device, precision=precision, fuse=way.fuse)
     net.layers[0].input_gradient = False
-    loss = SoftmaxCrossEntropy(fuse=fuse).to(bench.device)
-    return TrainingStep(net, loss, SGD(net.parameters(), LR, MOMENTUM, DECAY), graph)
+    loss = SoftmaxCrossEntropy(fuse=way.fuse).to(bench.device, precision=precision)
+    return TrainingStep(net, loss, SGD(net.parameters(), LR, MOMENTUM, DECAY), way.graph)
 
 
 def batch_of(bench: Bench, net: Any, count: int) -> tuple[Any, np.ndarray]:
@@ -41,36 +54,51 @@ def batch_of(bench: Bench, net: Any, count: int) -> tuple[Any, np.ndarray]:
     return bench.random(count, *net.input_shape), labels
 
 
-def step_cases(bench: Bench, batches: tuple[int, ...], tf32: bool) -> Iterator[Case]:
-    """Our steps; tf32: with CUPY_TF32 set, where only products of Linear differ."""
+def step_cases(bench: Bench, batches: tuple[int, ...]) -> Iterator[Case]:
+    """Our steps; those of two columns on one GPU at the first batch size, beside `tinyconv`'s."""
     for count in batches:
-        for who, ways in OURS.items():
-            if not tf32:
-                yield Case("steps", f"{count:,}", who, our_step(bench, count, *ways))
-            elif ways == (True, True):
-                yield Case("steps", f"{count:,}", f"{who}, TF32", our_step(bench, count, *ways))
+        for who, (way, precisions) in OURS.items():
+            for precision in precisions:
+                if precision in bench.precisions:
+                    make = our_step(bench, count, way, precision)
+                    yield Case("steps", f"{count:,}", f"{who}{IN_WORDS[precision]}", make)
+    for precision in COLUMNS_IN:
+        if precision in bench.precisions:
+            make = column_step(bench, batches[0], precision)
+            yield Case("steps", f"{batches[0]:,}", f"{COLUMNS}{IN_WORDS[precision]}", make)
 
 
-def torch_step_cases(bench: Bench, batches: tuple[int, ...], compiled: bool) -> Iterator[Case]:
-    """PyTorch's steps, as they come or through torch.compile."""
-    modes = dict(zip(COMPILED, ((False, False), (True, False)), strict=True)) if compiled else MODES
+def torch_step_cases(
+    bench: Bench, batches: tuple[int, ...], modes: dict[str, Mode] = MODES
+) -> Iterator[Case]:
+    """PyTorch's steps, as they come or, for COMPILED, through torch.compile."""
     for count in batches:
-        for who, (tf32, last) in modes.items():
-            yield Case("steps", f"{count:,}", who, torch_step(bench, count, tf32, last, compiled))
+        for who, mode in modes.items():
+            make = torch_step(bench, count, mode, compiled=modes is COMPILED)
+            yield Case("steps", f"{count:,}", who, make)
 
 
-def amount(bench: Bench, net: Any, count: int) -> dict[str, int]:
+def amount(net: Any, count: int, precision: str) -> dict[str, int]:
     """What a step has to do, as docs/limits.md counts it."""
-    passes = limits.step_work(net, count)
+    word = limits.HALF if precision == "bf16" else limits.WORD
+    passes = limits.step_work(net, count, word=word)
     operations, moved = (sum(column) for column in zip(*passes, strict=True))
     return {"operations": operations, "moved": moved, "images": count}
 
 
-def our_step(bench: Bench, count: int, fuse: bool, graph: bool) -> Any:
+def afterwards(bench: Bench, loss: Any) -> dict[str, Any]:
+    """Peak memory; ValueError if the loss is no longer a number."""
+    if not np.isfinite(loss.value()):
+        raise ValueError("the loss is no longer a number")
+    pool = getattr(bench.device.xp, "get_default_memory_pool", None)
+    return {} if pool is None else {"peak bytes": pool().total_bytes()}
+
+
+def our_step(bench: Bench, count: int, way: Way, precision: str) -> Any:
     """`make` of a step of ours."""
 
     def make() -> Job:
-        step = on_device(bench, fuse, graph)
+        step = on_device(bench, way, precision)
         x, labels = batch_of(bench, step.net, count)
         number = iter(range(2**31))
 
@@ -78,15 +106,37 @@ def our_step(bench: Bench, count: int, fuse: bool, graph: bool) -> Any:
             step.run(x, labels, next(number))
 
         def notes() -> dict[str, Any]:
-            if not np.isfinite(step.loss.value()):
-                raise ValueError("the loss is no longer a number")
-            pool = getattr(bench.device.xp, "get_default_memory_pool", None)
-            found: dict[str, Any] = {} if pool is None else {"peak bytes": pool().total_bytes()}
-            if graph:
-                found["replayed"] = step.replayed
-            return found
+            found = afterwards(bench, step.loss)
+            return {**found, "replayed": step.replayed} if way.graph else found
 
-        return Job(run, **amount(bench, step.net, count), notes=notes)
+        return Job(run, **amount(step.net, count, precision), notes=notes)
+
+    return make
+
+
+def column_step(bench: Bench, count: int, precision: str) -> Any:
+    """`make` of a step of the two-column net with both columns on this device."""
+
+    def make() -> Job:
+        grouped = bench.make_net()
+        net = Columns(grouped, (bench.device, bench.device))
+        net.to(bench.device, precision=precision)
+        net.layers[0].input_gradient = False
+        loss = SoftmaxCrossEntropy().to(bench.device, precision=precision)
+        optimizer = ColumnSGD(net.parameters(), LR, MOMENTUM, DECAY)
+        x, labels = batch_of(bench, grouped, count)
+        (logits,) = grouped.output_shapes(grouped.input_shape)[-1]
+        number = iter(range(2**31))
+
+        def run() -> None:
+            net.set_step(next(number))
+            loss.load_labels(labels, (count, logits))
+            loss.compute(net.forward(x, train=True))
+            net.backward(loss.backward())
+            optimizer.step()
+
+        work = amount(grouped, count, precision)
+        return Job(run, **work, notes=lambda: afterwards(bench, loss))
 
     return make
 
@@ -109,14 +159,14 @@ def torch_training(bench: Bench, net: Any, our_masks: bool, last: bool = False) 
     return module, torch.optim.SGD(groups, LR, MOMENTUM)
 
 
-def torch_step(bench: Bench, count: int, tf32: bool, last: bool, compiled: bool) -> Any:
+def torch_step(bench: Bench, count: int, mode: Mode, compiled: bool) -> Any:
     """`make` of a step of PyTorch, with its own dropout."""
 
     def make() -> Job:
         torch, net = bench.torch, bench.make_net()
-        module, optimizer = torch_training(bench, net, our_masks=False, last=last)
+        module, optimizer = torch_training(bench, net, our_masks=False, last=mode.last)
         x, labels = batch_of(bench, net, count)
-        x, labels = bench.image(x, last), torch.from_numpy(labels)
+        x, labels = bench.image(x, Mode("fp32", mode.last)), torch.from_numpy(labels)
         labels = labels.to(x.device)
         forward = torch.compile(module) if compiled else module
         on_gpu = x.device.type == "cuda"
@@ -125,74 +175,15 @@ def torch_step(bench: Bench, count: int, tf32: bool, last: bool, compiled: bool)
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(forward(x), labels).backward()
+            with bench.autocast(mode.precision):
+                loss = torch.nn.functional.cross_entropy(forward(x), labels)
+            loss.backward()
             optimizer.step()
 
         def notes() -> dict[str, Any]:
             return {"peak bytes": torch.cuda.max_memory_allocated()} if on_gpu else {}
 
-        return Job(run, **amount(bench, net, count), notes=notes, around=lambda: bench.mode(tf32))
-
-    return make
-
-
-# --- agreement
-
-
-def agreement_cases(bench: Bench, count: int) -> Iterator[Case]:
-    """Nothing to time: losses beside PyTorch's, and a replayed step beside a plain one."""
-    if bench.torch:
-        make = losses_beside_torch(bench, count)
-        yield Case("agreement", f"losses of {STEPS} steps", "tinyconv and PyTorch", make)
-    if bench.device.is_cuda:
-        make = bits_of_a_graph(bench, count)
-        yield Case("agreement", "weights after 4 steps", "tinyconv, plain and graph", make)
-
-
-def losses_beside_torch(bench: Bench, count: int) -> Any:
-    """`make`: both from the same weights, with the same batches and masks; no TF32."""
-
-    def make() -> Job:
-        torch, step = bench.torch, on_device(bench, fuse=True, graph=False)
-        module, optimizer = torch_training(bench, bench.make_net(), our_masks=True)
-        ours, theirs = [], []
-        with bench.mode(tf32=False):
-            for number in range(STEPS):
-                x, labels = batch_of(bench, step.net, count)
-                step.run(x, labels, number)
-                ours.append(step.loss.value())
-                optimizer.zero_grad(set_to_none=True)
-                logits = module(bench.image(x))
-                target = torch.from_numpy(labels).to(logits.device)
-                loss = torch.nn.functional.cross_entropy(logits, target)
-                loss.backward()
-                optimizer.step()
-                theirs.append(loss.item())
-        for number, pair in enumerate(zip(ours, theirs, strict=True), start=1):
-            mine, right = (np.array([value]) for value in pair)
-            compare(f"the loss of step {number}", mine, right, LOSS_TOLERANCE)
-        worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-        found = {"ours": ours, "theirs": theirs, "largest relative difference": worst}
-        return Job(notes=lambda: found)
-
-    return make
-
-
-def bits_of_a_graph(bench: Bench, count: int) -> Any:
-    """`make`: a step replayed from a graph changes the weights to the same bits as a plain one."""
-
-    def make() -> Job:
-        values = []
-        batches = [batch_of(bench, bench.make_net(), count)] * 4
-        for graph in (False, True):
-            step = on_device(bench, fuse=True, graph=graph)
-            for number, (x, labels) in enumerate(batches):
-                step.run(x, labels, number)
-            values.append(bench.device.to_host(step.optimizer.values).copy())
-        if graph and not step.replayed:
-            raise ValueError("the step was not replayed: no graph could be recorded")
-        if not np.array_equal(*values):
-            raise ValueError("a replayed step gives other bits than a plain one")
-        return Job(notes=lambda: {"equal bits": True})
+        work = amount(net, count, mode.precision)
+        return Job(run, **work, notes=notes, around=lambda: bench.mode(mode.precision))
 
     return make

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gpu_runner import MOST_REPEATS, Result
+from gpu_bench import IN_WORDS
+from gpu_runner import Result
+from gpu_steps import COLUMNS
 
 WARNING = (
     "**A rehearsal: tiny shapes, and no GPU. It shows that every case runs and is checked; its "
@@ -17,12 +19,18 @@ def rate(amount: float, seconds: float, unit: float) -> float:
 
 
 def ceilings(results: Iterable[Result]) -> dict[str, float]:
-    """What was measured: bytes a second, operations a second without and with TF32."""
+    """What was measured: bytes a second, operations a second in each precision."""
     found = {}
     for result in results:
         if result.section == "ceilings" and result.seconds:
             found[result.what] = (result.moved or result.operations) / result.median
     return found
+
+
+def product_ceiling(result: Result, limits: dict[str, float]) -> float | None:
+    """The rate of the matrix product in the precision that the result's name tells."""
+    (words,) = [words for words in IN_WORDS.values() if words and words in result.who] or [""]
+    return limits.get(f"matrix product{words}")
 
 
 def share(value: float, ceiling: float | None) -> str:
@@ -60,8 +68,7 @@ def conv_rows(result: Result, limits: dict[str, float]) -> list[str]:
     if not result.seconds:
         return ["", ""]
     reached = rate(result.operations, result.median, 1)
-    ceiling = limits.get("matrix product" + (", TF32" if "TF32" in result.who else ""))
-    return [f"{reached / 1e12:,.2f}", share(reached, ceiling)]
+    return [f"{reached / 1e12:,.2f}", share(reached, product_ceiling(result, limits))]
 
 
 def layer_rows(result: Result, limits: dict[str, float]) -> list[str]:
@@ -73,22 +80,25 @@ def layer_rows(result: Result, limits: dict[str, float]) -> list[str]:
 
 def step_rows(result: Result, limits: dict[str, float]) -> list[str]:
     if not result.seconds:
-        return ["", "", "", ""]
+        return [""] * 6
     host = sorted(result.host_seconds)[len(result.host_seconds) // 2]
     peak = result.notes.get("peak bytes")
     replayed = result.notes.get("replayed")
     return [
         f"{rate(result.images, result.median, 1):,.0f}",
+        *conv_rows(result, limits),
         f"{1e3 * host:,.3f}",
         f"{peak / 2**20:,.0f}" if peak else "",
         "" if replayed is None else ("yes" if replayed else "no: launched one by one"),
     ]
 
 
+SHARE = ["TFLOP/s", "of the matrix product"]
+
 SECTIONS: dict[str, tuple[list[str], Callable[[Result, dict[str, float]], list[str]]]] = {
     "ceilings": (["rate"], ceiling_rows),
-    "steps": (["images/s", "host ms", "peak MiB", "replayed"], step_rows),
-    "convolutions": (["TFLOP/s", "of the matrix product"], conv_rows),
+    "steps": (["images/s", *SHARE, "host ms", "peak MiB", "replayed"], step_rows),
+    "convolutions": (SHARE, conv_rows),
     "layers": (["GB/s", "of the copy bandwidth"], layer_rows),
 }
 TITLES = {
@@ -98,14 +108,16 @@ TITLES = {
     "layers": "The other layers",
 }
 NOTES = {
-    "ceilings": "A copy counts its bytes twice, once read and once written.",
+    "ceilings": "A copy counts its bytes twice, once read and once written. The products are the "
+    "library's; a share below is of the product in the same precision.",
     "steps": "Host ms: until everything of a step is queued. Peak: of the library's own memory "
     "pool (for ours, all that it holds). Images lie on the GPU; our labels come from the host. "
-    "PyTorch's LRN, groups and dropout are its own modules.",
+    "PyTorch's LRN, groups and dropout are its own modules; BF16 is its autocast.",
     "convolutions": "Forward includes the bias. The filter gradient includes the bias gradient. "
     "The input gradient is the difference of the medians of both gradients and the filter "
-    "gradient alone. Where the padding differs from side to side PyTorch's is done before, "
-    "untimed.",
+    "gradient alone. What our kernels rearrange before they multiply is timed with them. Where the "
+    "padding differs from side to side PyTorch's is done before, untimed; in BF16 all its arrays "
+    "are bfloat16 before.",
     "layers": "GB/s: bytes that have to move (docs/limits.md) in the time taken; an array that is "
     "read twice counts once. Of PyTorch's passes both are timed as autograd runs them.",
 }
@@ -144,13 +156,28 @@ def agreement(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def missing(results: list[Result]) -> str:
-    """Which cases failed, were dropped, or were repeated less often."""
+def columns_beside_grouped(results: list[Result]) -> str:
+    """What two columns on one GPU reach of the rate of the grouped net, in each precision."""
+    found = {(result.what, result.who): result for result in results if result.seconds}
+    lines = []
+    for words in IN_WORDS.values():
+        for (what, who), columns in found.items():
+            grouped = found.get((what, f"tinyconv{words}"))
+            if who == f"{COLUMNS}{words}" and grouped:
+                lines.append(
+                    f"- {who}, batch {what}: {grouped.median / columns.median:.0%} of the rate of "
+                    f"tinyconv{words}."
+                )
+    return "\n".join(lines)
+
+
+def missing(results: list[Result], most: int) -> str:
+    """Which cases failed, were dropped, or were repeated less than `most` times."""
     lines = [f"- {r.section}: {r.what}, {r.who}: {r.why}." for r in results if r.why]
-    fewer = [r for r in results if r.seconds and len(r.seconds) < MOST_REPEATS]
+    fewer = [r for r in results if r.seconds and len(r.seconds) < most]
     if fewer:
         text = ", ".join(f"{r.what} ({r.who}: {len(r.seconds)})" for r in fewer)
-        lines.append(f"- Repeated less than {MOST_REPEATS} times, to keep to the minutes: {text}.")
+        lines.append(f"- Repeated less than {most} times, to keep to the minutes: {text}.")
     return "\n".join(lines) or "Nothing: every case ran as often as it should."
 
 
@@ -173,5 +200,7 @@ def markdown(facts: dict[str, Any], results: list[Result]) -> str:
             body = [[r.what, r.who, *times(r), *cells(r, limits)] for r in rows]
             header = ["what", "who", *TIMES, *columns]
             parts += [f"## {TITLES[name]}", NOTES[name], table(header, body)]
-    parts += ["## What is missing", missing(results)]
+            if name == "steps" and (beside := columns_beside_grouped(rows)):
+                parts.append(beside)
+    parts += ["## What is missing", missing(results, facts["repeats"])]
     return "\n\n".join(parts) + "\n"

@@ -2,15 +2,17 @@
 
     python benchmarks/kernel_report.py [--arch 75,80,90,120] [--only conv] [--json] [--write]
 
-Needs no GPU: the float32 kernels are compiled for each architecture and taken apart (`sass.py`).
-Prints a Markdown table for each architecture; `--json` prints all numbers instead, `--write` writes
+Needs no GPU: the kernels are compiled for each architecture (float32, and those for tensor cores
+where there are any, from sm_80) and taken apart (`sass.py`). Prints Markdown tables for each
+architecture; `--json` prints all numbers instead, `--write` writes
 benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler, which are wheels:
 without them it says which to install, and exits with 2. Exits with 1 if a kernel does not compile.
 
 What the numbers cannot tell is time. Occupancy is how many warps a multiprocessor can hold at once,
 out of the most it can hold; the share of FFMA is of the instructions in the loop, as they stand
 there (a branch that is seldom taken counts in full): other instructions take issue slots from FFMA,
-and a loop runs slower still if its warps wait.
+and a loop runs slower still if its warps wait. An HMMA keeps a tensor core busy for many cycles, in
+which other instructions are issued: what counts there is how many of them there are for each HMMA.
 """
 
 from __future__ import annotations
@@ -42,6 +44,14 @@ THREADS = {
 def threads_of(name: str) -> int:
     """Threads in a block of the kernel called `name`."""
     return THREADS.get(name.rpartition(".")[2], 128)
+
+
+def every_kernel() -> set[str]:
+    """The names of all kernels of the project, without their modules."""
+    import compile_kernels
+
+    tables = map(compile_kernels.signatures, compile_kernels.NUMBERS.values())
+    return {name.rpartition(".")[2] for table in tables for name in table}
 
 
 def label(architecture: tuple[int, int]) -> str:
@@ -95,42 +105,60 @@ def described(
 
 # --- printing
 
-HEAD = (
-    "| kernel | registers | shared | spills | warps | loop | FFMA | HMMA | loads, stores | f64 |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|---|---|"
-)
+TENSOR = "HMMA", "LDGSTS", "LDSM, LDS", "HMMA : shared loads : others"
+
+
+def head(*of_loop: str) -> str:
+    """The first two lines of a table, with these columns for what the loop consists of."""
+    names = ["kernel", "registers", "shared", "spills", "warps", "loop", *of_loop]
+    rule = "|---|" + "---:|" * (len(names) - 1)
+    return f"| {' | '.join(names)} | loads, stores | f64 |\n{rule}---|---|"
+
+
+def on_tensor_cores(kernel: sass.Kernel) -> bool:
+    """Whether its main loop multiplies on tensor cores."""
+    return kernel.loop is not None and kernel.loop.mix[0] > 0
 
 
 def row(kernel: sass.Kernel) -> str:
-    """A kernel's line of the table."""
+    """A kernel's line of its table."""
     loop = kernel.loop
+    if loop is None:
+        of_loop = ["", ""]
+    elif on_tensor_cores(kernel):
+        counts = loop.mix[0], loop.moved("LDGSTS"), loop.moved("LDSM", "LDS")
+        ratio = " : ".join(f"{count / loop.mix[0]:.2g}" for count in loop.mix)
+        of_loop = [str(loop.instructions), *(share(loop, n) for n in counts), ratio]
+    else:
+        of_loop = [str(loop.instructions), share(loop, loop.work.get("FFMA", 0))]
     cells = [
         kernel.name.rpartition(".")[2],
         str(kernel.registers),
         f"{kernel.shared:,}",
         f"{kernel.spills or (f'stack {kernel.stack}' if kernel.stack else 0)}",
         f"{kernel.occupancy:.0%}",
-        str(loop.instructions) if loop else "",
-        share(loop, "FFMA"),
-        share(loop, "HMMA"),
+        *of_loop,
         ", ".join(f"{count} {name}" for name, count in loop.memory.items()) if loop else "",
         ", ".join(kernel.doubles) or "none",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def share(loop: sass.Loop | None, name: str) -> str:
-    """How many of the loop's instructions are `name`, as a percentage; empty for none."""
-    count = loop.work.get(name, 0) if loop else 0
-    return f"{count / loop.instructions:.1%}" if loop and count else ""
+def share(loop: sass.Loop, count: int) -> str:
+    """`count` of the loop's instructions as a percentage; empty for none."""
+    return f"{count / loop.instructions:.1%}" if count else ""
 
 
 def tables(kernels: list[sass.Kernel], failed: list[str]) -> str:
-    """A Markdown table for each architecture, and what did not compile."""
+    """Markdown tables for each architecture, tensor cores apart, and what did not compile."""
     text = []
     for architecture in sorted({kernel.architecture for kernel in kernels}):
-        rows = [row(kernel) for kernel in kernels if kernel.architecture == architecture]
-        text.append("\n".join([f"## {label(architecture)}", "", HEAD, *rows]))
+        here = [kernel for kernel in kernels if kernel.architecture == architecture]
+        text.append(f"## {label(architecture)}")
+        for columns, tensor in ((("FFMA",), False), (TENSOR, True)):
+            rows = [row(kernel) for kernel in here if on_tensor_cores(kernel) == tensor]
+            if rows:
+                text.append("\n".join([head(*columns), *rows]))
     if failed:
         text.append("\n".join(["Did not compile:", "", *(f"- {line}" for line in failed)]))
     return "\n\n".join(text)
@@ -139,9 +167,11 @@ def tables(kernels: list[sass.Kernel], failed: list[str]) -> str:
 EXPLAINED = """\
 Registers of a thread; bytes of shared memory of a block; bytes spilled (or of a stack, where an
 array did not fit registers); warps that a multiprocessor can hold, of the most it can; the
-innermost loop with the most multiply-adds: its instructions, the share of FFMA and HMMA among them,
-its memory instructions by width in bits; instructions that compute in float64, anywhere in the
-kernel. Printed by `benchmarks/kernel_report.py`; nothing was run."""
+innermost loop with the most multiply-adds: its instructions, the share of FFMA among them, its
+memory instructions by width in bits of a thread; instructions that compute in float64, anywhere in
+the kernel. Kernels for tensor cores stand apart: the shares of HMMA (products of fragments), LDGSTS
+(copies from global to shared memory) and LDSM or LDS (loads from shared memory), and what there is
+for each HMMA. Printed by `benchmarks/kernel_report.py`; nothing was run."""
 
 
 def architectures_in(text: str) -> list[tuple[int, int]]:

@@ -11,12 +11,13 @@ Operations: two for each multiply-add with a weight (`Layer.multiply_adds`), onc
 backward once for dL/dw and once for dL/dx (conv1 does without dL/dx). What LRN, pooling and the
 rest compute is left out: next to their bytes it costs nothing on any of these machines.
 
-Bytes: every array that a layer has to read or write crosses the memory once, in float32. Forward
-reads x and the parameters and writes y; backward reads dy, x and the weights and writes dx and the
-gradients. ReLU's derivative needs y in place of x, dropout's only dy, pooling's dy and the winners,
-of four bytes each, that its forward pass writes. LRN computes its sums again rather than keep them.
-What stays in a cache from one layer to the next is not taken into account, nor ways to convolve
-with fewer multiplications than the formula has.
+Bytes: every array that a layer has to read or write crosses the memory once. Activations and their
+gradients have four bytes, in BF16 two; parameters, their gradients and what SGD keeps are float32
+in every precision. Forward reads x and the parameters and writes y; backward reads dy, x and the
+weights and writes dx and the gradients. ReLU's derivative needs y in place of x, dropout's only dy,
+pooling's dy and the winners, of four bytes each, that its forward pass writes. LRN computes its
+sums again rather than keep them. What stays in a cache from one layer to the next is not taken into
+account, nor ways to convolve with fewer multiplications than the formula has.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from layers import Conv2D, Dropout, Flatten, Linear, MaxPool2D, ReLU  # noqa: E4
 
 DOCUMENT = ROOT / "docs" / "limits.md"
 BATCH = 128
-WORD = 4  # bytes of a float32, and of a winner's place
+WORD, HALF = 4, 2  # bytes of a float32, and of a winner's place; of a bfloat16
 SGD_WORDS = 5  # read w, dw, v and write w, v
 FREE_WHEN_FUSED = ReLU, Dropout
 
@@ -45,6 +46,8 @@ class Machine(NamedTuple):
     flops: float
     bandwidth: float
     source: str
+    word: int = WORD
+    """Bytes of an activation in the precision that `flops` is the rate of."""
 
 
 MACHINES = {
@@ -52,8 +55,23 @@ MACHINES = {
     "H200, TF32": Machine(
         494.5e12, 4.8e12, "the same: TF32 tensor cores, half of the 989 TFLOP/s given for sparsity"
     ),
+    "H200, BF16": Machine(
+        989.5e12,
+        4.8e12,
+        "the same: BFLOAT16 tensor cores, half of the 1,979 TFLOP/s given for sparsity",
+        HALF,
+    ),
     "RTX 4090": Machine(
-        82.6e12, 1.008e12, "NVIDIA Ada GPU Architecture, white paper: GeForce RTX 4090, FP32"
+        82.6e12,
+        1.008e12,
+        "NVIDIA Ada GPU Architecture, white paper: GeForce RTX 4090, FP32; its tensor cores have "
+        "no higher rate in TF32, without sparsity",
+    ),
+    "RTX 4090, BF16": Machine(
+        165.2e12,
+        1.008e12,
+        "the same: BF16 tensor cores, sums in FP32, without sparsity",
+        HALF,
     ),
     "T4": Machine(8.1e12, 320e9, "NVIDIA T4 Tensor Core GPU, data sheet: FP32"),
     "laptop": Machine(
@@ -83,31 +101,37 @@ def sized(width=1.0, image_size=224):
         return module.alexnet(width=width, image_size=image_size, recipe="robust")
 
 
-def work(layer, input_shape, batch, input_gradient=True) -> tuple[Work, Work]:
-    """What the forward and the backward pass of a layer have to do for `batch` inputs."""
+def work(layer, input_shape, batch, input_gradient=True, word=WORD) -> tuple[Work, Work]:
+    """What the forward and the backward pass of a layer have to do for `batch` inputs.
+
+    word: bytes of an activation.
+    """
     x, y = (batch * math.prod(shape) for shape in (input_shape, layer.output_shape(input_shape)))
     parameters = sum(parameter.value.size for parameter in layer.parameters())
     operations = 2 * batch * layer.multiply_adds(input_shape)
     dx = x if input_gradient else 0
+    kept = 0  # words of float32, and winners, that the forward pass moves
     if isinstance(layer, Flatten):
-        words = 0, 0
+        activations = 0, 0
     elif isinstance(layer, Conv2D | Linear):
-        words = x + parameters + y, y + x + 2 * parameters + dx
+        activations, kept = (x + y, y + x + dx), parameters
     elif isinstance(layer, MaxPool2D):
-        words = x + 2 * y, 2 * y + dx
+        activations, kept = (x + y, y + dx), y
     elif isinstance(layer, Dropout):
-        words = x + y, y + dx
+        activations = x + y, y + dx
     else:  # ReLU and tanh need y, LRN needs x: as large as dx
-        words = x + y, y + x + dx
-    forward, backward = (WORD * count for count in words)
+        activations = x + y, y + x + dx
+    forward, backward = (word * count for count in activations)
+    forward += WORD * kept
+    backward += WORD * (kept + parameters)
     return Work(operations, forward), Work(operations * (1 + input_gradient), backward)
 
 
-def layers_work(net, batch) -> dict[str, tuple[Work, Work]]:
+def layers_work(net, batch, word=WORD) -> dict[str, tuple[Work, Work]]:
     """By layer name, forward and backward; the layers that move nothing are left out."""
     shape, found = net.input_shape, {}
     for place, layer in enumerate(net):
-        passes = work(layer, shape, batch, input_gradient=place > 0)
+        passes = work(layer, shape, batch, place > 0, word)
         if passes[0].moved:
             found[layer.name] = passes
         shape = layer.output_shape(shape)
@@ -119,11 +143,11 @@ def sgd_work(net) -> Work:
     return Work(0, WORD * SGD_WORDS * sum(p.value.size for p in net.parameters()))
 
 
-def step_work(net, batch, fused=True) -> list[Work]:
+def step_work(net, batch, fused=True, word=WORD) -> list[Work]:
     """Every pass of a training step. fused: ReLU and dropout cost nothing beside their layer."""
     passes = [
         one
-        for name, both in layers_work(net, batch).items()
+        for name, both in layers_work(net, batch, word).items()
         for one in both
         if not (fused and isinstance(net[name], FREE_WHEN_FUSED))
     ]
@@ -144,7 +168,7 @@ def table(header, rows) -> str:
 
 def machines_table() -> str:
     rows = []
-    for name, (flops, bandwidth, _) in MACHINES.items():
+    for name, (flops, bandwidth, *_) in MACHINES.items():
         ceilings = f"{flops / 1e12:,.3g}", f"{bandwidth / 1e9:,.4g}", f"{flops / bandwidth:.0f}"
         rows.append([name, *ceilings])
     header = ["machine", "TFLOP/s", "GB/s", "operations a byte"]
@@ -152,27 +176,36 @@ def machines_table() -> str:
     return f"{table(header, rows)}\n\n{sources}"
 
 
+def by_word(count) -> dict[int, object]:
+    """`count(word)` for float32 and for BF16: what the columns of one table share."""
+    return {word: count(word) for word in (WORD, HALF)}
+
+
 def layers_table(net) -> str:
     """Work and floors of each layer, forward and backward together."""
-    rows = []
     update = {"SGD": (sgd_work(net), Work(0, 0))}
-    for name, passes in {**layers_work(net, BATCH), **update}.items():
+    found = by_word(lambda word: {**layers_work(net, BATCH, word), **update})
+    rows = []
+    for name, passes in found[WORD].items():
         operations, moved = (sum(column) for column in zip(*passes, strict=True))
+        halved = sum(one.moved for one in found[HALF][name])
         floors = []
         for machine in MACHINES.values():
-            bound = "".join(sorted({one.bound(machine) for one in passes if one.moved}))
-            floors.append(f"{1e3 * total(passes, machine):,.3f} {bound}")
+            here = found[machine.word][name]
+            bound = "".join(sorted({one.bound(machine) for one in here if one.moved}))
+            floors.append(f"{1e3 * total(here, machine):,.3f} {bound}")
         per_byte = f"{operations / moved:,.0f}" if operations else ""
         giga = f"{operations / 1e9:,.1f}" if operations else ""
-        rows.append([name, giga, f"{moved / 1e6:,.1f}", per_byte, *floors])
-    return table(["layer", "GFLOP", "MB", "FLOP / byte", *(f"{m}, ms" for m in MACHINES)], rows)
+        rows.append([name, giga, f"{moved / 1e6:,.1f}", f"{halved / 1e6:,.1f}", per_byte, *floors])
+    header = ["layer", "GFLOP", "MB", "MB, BF16", "FLOP / byte", *(f"{m}, ms" for m in MACHINES)]
+    return table(header, rows)
 
 
 def totals_table(net) -> str:
     rows = []
     for title, fused in (("layer by layer", False), ("ReLU and dropout free", True)):
-        passes = step_work(net, BATCH, fused)
-        seconds = [total(passes, machine) for machine in MACHINES.values()]
+        passes = by_word(lambda word, fused=fused: step_work(net, BATCH, fused, word))
+        seconds = [total(passes[machine.word], machine) for machine in MACHINES.values()]
         rows.append([f"{title}, ms", *(f"{1e3 * took:,.2f}" for took in seconds)])
         rows.append([f"{title}, images/s", *(f"{BATCH / took:,.0f}" for took in seconds)])
     return table(["a step of 128 images", *MACHINES], rows)
@@ -182,9 +215,11 @@ def growth_table(what, cases) -> str:
     """cases: (title, net, batch)."""
     rows = []
     for title, net, batch in cases:
-        passes = step_work(net, batch)
-        operations, moved = (sum(column) for column in zip(*passes, strict=True))
-        rates = [f"{batch / total(passes, machine):,.0f}" for machine in MACHINES.values()]
+        passes = by_word(lambda word, net=net, batch=batch: step_work(net, batch, word=word))
+        operations, moved = (sum(column) for column in zip(*passes[WORD], strict=True))
+        rates = [
+            f"{batch / total(passes[machine.word], machine):,.0f}" for machine in MACHINES.values()
+        ]
         rows.append([title, f"{operations / 1e9:,.1f}", f"{moved / 1e9:,.2f}", *rates])
     return table([what, "GFLOP", "GB", *(f"{m}, images/s" for m in MACHINES)], rows)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import os
 import shutil
 import subprocess
@@ -29,6 +28,8 @@ if __name__ == "__main__" and RUN not in sys.argv[1:]:
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+from machine import gpu_count  # noqa: E402
 
 METRICS = {
     "global read requests": "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum",
@@ -136,18 +137,6 @@ def compared(
             shown = "n/a" if found is None else f"{found:,}"
             rows.append(f"| {name} | {title} | {count:,} | {shown} | {verdict} |")
     return rows, wrong
-
-
-def gpu_count() -> int:
-    """GPUs that the NVIDIA driver finds; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def main(arguments: list[str] | None = None) -> int:

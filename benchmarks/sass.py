@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,29 +22,33 @@ from pathlib import Path
 WHEELS = {
     "ptxas": ("cu13/bin", "cuda_nvcc/bin"),
     "nvdisasm": ("cu13/bin", "cuda_nvdisasm/bin"),
+    "compute-sanitizer": ("cu13/bin", "cuda_sanitizer_api/bin"),
 }
 """Where the wheels of CUDA 13 and 12 put each tool, below site-packages/nvidia."""
 
 INSTALL = {
     "ptxas": "pip install 'cuda-toolkit[nvcc]==13.*'",
     "nvdisasm": "pip install 'cuda-toolkit[nvdisasm]==13.*'",
+    "compute-sanitizer": "pip install 'cuda-toolkit[sanitizer]==13.*'",
 }
 """The command that brings each tool, of the same release as numba-cuda[cu13]'s compiler."""
+
+ASSEMBLY = "ptxas", "nvdisasm"
 
 
 def find_tool(name: str) -> str | None:
     """The path of one of NVIDIA's tools, out of a wheel or on PATH; None if it is missing."""
     for folder in sys.path:
-        for wheel in WHEELS[name]:
+        for wheel in WHEELS.get(name, ()):
             path = Path(folder, "nvidia", wheel, name)
             if path.is_file():
                 return str(path)
     return shutil.which(name)
 
 
-def missing_tools() -> list[str]:
+def missing_tools(names: Iterable[str] = ASSEMBLY) -> list[str]:
     """For each tool that is missing, one line that says how to get it."""
-    return [f"{name} is missing: {INSTALL[name]}" for name in WHEELS if find_tool(name) is None]
+    return [f"{name} is missing: {INSTALL[name]}" for name in names if find_tool(name) is None]
 
 
 # --- occupancy
@@ -119,7 +124,7 @@ class Kernel:
 
 def assemble(ptx: str, architecture: tuple[int, int]) -> tuple[dict[str, int], str]:
     """What `ptxas -v` says, and the listing of `nvdisasm`. RuntimeError if a tool fails."""
-    tools = {name: find_tool(name) for name in WHEELS}
+    tools = {name: find_tool(name) for name in ASSEMBLY}
     major, minor = architecture
     with tempfile.TemporaryDirectory() as folder:
         source, code = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
@@ -168,12 +173,22 @@ class Loop:
     work: dict[str, int]
     """FFMA and HMMA, how many of each."""
     memory: dict[str, int]
-    """Loads and stores by kind and width: {"LDS.128": 32}."""
+    """Loads and stores by kind and width in bits, of one thread: {"LDS.128": 32}."""
 
     @property
     def share(self) -> float:
         """Of all its instructions, those that multiply and add. A branch not taken counts too."""
         return sum(self.work.values()) / self.instructions
+
+    def moved(self, *kinds: str) -> int:
+        """How many of its instructions are loads or stores of these kinds, of any width."""
+        return sum(n for name, n in self.memory.items() if name.partition(".")[0] in kinds)
+
+    @property
+    def mix(self) -> tuple[int, int, int]:
+        """HMMA, loads from shared memory, all others."""
+        products, loads = self.work.get("HMMA", 0), self.moved("LDS", "LDSM")
+        return products, loads, self.instructions - products - loads
 
 
 def instructions_of(listing: str) -> tuple[list[str], dict[str, int]]:
@@ -219,7 +234,9 @@ def _memory(names: list[str]) -> list[str]:
     found = []
     for name in names:
         parts = name.split(".")
-        if parts[0] in ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS"):
+        if parts[0] == "LDSM":  # LDSM.16.M88.4: four matrices, a word of each for a thread
+            found.append(f"LDSM.{32 * int(parts[-1]) if parts[-1].isdigit() else 32}")
+        elif parts[0] in ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS"):
             width = next((part for part in parts[1:] if part in ("64", "128")), "32")
             found.append(f"{parts[0]}.{width}")
     return found

@@ -196,6 +196,8 @@ def settled(options: argparse.Namespace, given: dict[str, Any]) -> argparse.Name
         raise ValueError("for several devices or processes add --parallel replicas (or columns)")
     if options.parallel == "columns" and under_mpi():
         raise ValueError("--parallel columns is one process: start it without mpiexec")
+    if not options.rank_timeout > 0:
+        raise ValueError(f"--rank-timeout must be positive, not {options.rank_timeout:g}")
     return options
 
 
@@ -220,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             return join(start, lambda: settled(options, given), failure, PROGRAM)
         options = settled(options, given)
         if options.parallel == "replicas" and len(names := device_names(options.device)) > 1:
-            return spawn(start, options, names, failure, PROGRAM)
+            return spawn(start, options, names, failure, PROGRAM, options.rank_timeout)
         return start(options)
     except (Exception, KeyboardInterrupt) as error:
         found = failure(error)

@@ -13,7 +13,7 @@ j − n//2 … j + n//2, cut at the same ends. That is why an even n is refused:
 lopsided, and the window that looks back would be another one.
 
 Shapes: x, y, dy, dx (N, H, W, C) or any (N, ..., C); channels are last, so a window is a run of
-neighbours in memory. float32 or float64.
+neighbours in memory. float32 or float64; in kernels x, y, dy and dx may be bfloat16, s is not.
 
 lo and hi are 0 and C − 1. With `groups` > 1 the channels are cut into that many equal parts and a
 window stays inside its part: the two GPUs of the 2012 code each normalized their own maps. That

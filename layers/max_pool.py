@@ -13,7 +13,8 @@ the windows around it "was it me?" and adds up. The other way round, each window
 winner, would have two windows write to one place at once.
 
 Shapes: x, dx (N, H, W, C); y, dy (N, P, Q, C) with P = (H − K) // stride + 1, Q likewise; rows
-and columns beyond the last whole window are not looked at (AlexNet has none). float32, float64.
+and columns beyond the last whole window are not looked at (AlexNet has none). float32 or
+float64, in kernels bfloat16 as well.
 A NaN in a window wins it, so that it is seen at the end and not lost.
 """
 

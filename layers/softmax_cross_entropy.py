@@ -9,7 +9,8 @@ The loss is computed as log Σ_j exp(z[n, j] − m) − (z[n, label] − m), whi
 itself has become 0. Softmax and logarithm together have the simple derivative above; apart, they
 would divide by that 0.
 
-Shapes: logits z, p, dL/dz (N, C); labels (N,) integers from 0 to C − 1. float32 or float64.
+Shapes: logits z, p, dL/dz (N, C); labels (N,) integers from 0 to C − 1. float32 or float64;
+in kernels z and dL/dz may be bfloat16.
 An untrained net that knows nothing gives every class 1 / C: the first loss should be about
 ln(C), 6.908 for a thousand classes.
 """

@@ -4,6 +4,7 @@ The choice has to be made before numba is imported, so the driver is asked direc
 """
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 
@@ -43,6 +44,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.numprocesses, option.dist, option.tx = 2, "loadfile", ["2*popen"]
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported by now, a million objects, is never looked through for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header() -> str:
     """The device that the kernels of this run see, or why there is none."""
     try:
@@ -76,11 +83,17 @@ def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest --unchecked` where only speed is wanted."""
+    """`pytest --unchecked` where only speed is wanted; `--kills 40` for a night."""
     parser.addoption(
         "--unchecked",
         action="store_true",
         help="do not check the accesses of simulated kernels for races and the like",
+    )
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=0,
+        help="kill so many more ranks at random moments (tests/tinyconv/parallel/test_launch.py)",
     )
 
 

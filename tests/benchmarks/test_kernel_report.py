@@ -55,9 +55,22 @@ def test_of_two_loops_the_one_with_more_multiply_adds_counts():
     assert sass.main_loop(LISTING + second).work == {"FFMA": 3}
 
 
-def test_tensor_cores_are_work_too():
-    listing = LISTING.replace("FFMA R3, R8, R9, R3", "HMMA.1688.F32.TF32 R4, R8, R12, R4")
-    assert sass.main_loop(listing).work == {"FFMA": 1, "HMMA": 1}
+def test_tensor_cores_are_work_too_and_what_feeds_them_is_counted():
+    listing = LISTING
+    for before, after in (
+        ("FFMA R3, R8, R9, R3", "HMMA.1688.F32.TF32 R4, R8, R12, R4"),
+        ("FFMA.FTZ R3, R10, R11, R3", "HMMA.16816.F32.BF16 R4, R8, R12, R4"),
+        ("LDG.E.128.SYS R12, [R6.64]", "LDGSTS.E.BYPASS.128.ZFILL [R9], [R6.64], P0"),
+        ("LDG.E R16, [R6.64+0x10]", "LDSM.16.MT88.4 R16, [R6]"),
+        ("STS [R2+0x100], R16", "LDSM.16.M88.2 R16, [R6]"),
+        ("LDS.128 R8, [R2]", "LDSM.16.M88 R16, [R6]"),
+    ):
+        assert before in listing
+        listing = listing.replace(before, after)
+    loop = sass.main_loop(listing)
+    assert loop.work == {"HMMA": 2}
+    assert loop.memory == {"LDGSTS.128": 1, "LDSM.128": 1, "LDSM.32": 1, "LDSM.64": 1}
+    assert loop.mix == (2, 3, 5) and loop.moved("LDGSTS") == 1
 
 
 def test_a_kernel_without_a_loop_of_multiply_adds_has_no_main_loop():
@@ -106,6 +119,11 @@ def test_occupancy_is_what_the_scarcest_resource_allows(
     assert sass.occupancy(architecture, threads, registers, shared) == expected
 
 
+def test_shared_loads_of_both_kinds_are_in_the_mix_and_stores_are_not():
+    memory = {"LDS.32": 3, "LDSM.128": 2, "STS.128": 5, "LDGSTS.128": 7, "LDG.128": 1}
+    assert sass.Loop(100, {"HMMA": 40, "FFMA": 1}, memory).mix == (40, 5, 55)
+
+
 @pytest.mark.parametrize("name", ["relu", "sgd", "linear", "lrn_rows", "softmax"])
 def test_blocks_have_the_threads_that_the_report_takes_them_to_have(name):
     if not simulator.installed:
@@ -146,10 +164,25 @@ def kernel(**changes):
 
 def test_a_row_shows_every_number():
     assert kernel_report.row(kernel()) == (
-        "| b_kernel | 20 | 1,024 | 0 | 50% | 10 | 80.0% |  | 1 LDS.128 | none |"
+        "| b_kernel | 20 | 1,024 | 0 | 50% | 10 | 80.0% | 1 LDS.128 | none |"
     )
     shown = kernel_report.row(kernel(loop=None, stack=256, doubles=["DADD", "DFMA"]))
-    assert shown == "| b_kernel | 20 | 1,024 | stack 256 | 50% |  |  |  |  | DADD, DFMA |"
+    assert shown == "| b_kernel | 20 | 1,024 | stack 256 | 50% |  |  |  | DADD, DFMA |"
+
+
+def test_kernels_for_tensor_cores_have_a_table_of_their_own():
+    memory = {"LDGSTS.128": 4, "LDS.32": 4, "LDSM.128": 12}
+    tensor = kernel(name="layers.a.tensor_kernel", loop=sass.Loop(96, {"HMMA": 32}, memory))
+    text = kernel_report.tables([kernel(), tensor, kernel(architecture=(9, 0))], [])
+    _, plain, tensors, _, _ = text.split("\n\n")
+    assert plain.splitlines()[2:] == [kernel_report.row(kernel())]
+    header, rule, row = tensors.splitlines()
+    assert "| HMMA | LDGSTS | LDSM, LDS | HMMA : shared loads : others |" in header
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert row == (
+        "| tensor_kernel | 20 | 1,024 | 0 | 50% | 96 | 33.3% | 4.2% | 16.7% | 1 : 0.5 : 1.5 "
+        "| 4 LDGSTS.128, 4 LDS.32, 12 LDSM.128 | none |"
+    )
 
 
 def test_written_reports_name_date_and_machine(monkeypatch, tmp_path, capsys):

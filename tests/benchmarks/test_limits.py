@@ -33,6 +33,16 @@ def test_without_input_gradient_half_the_backward_operations_and_no_dx():
     assert backward == (2 * multiply_adds, WORD * (words - 21))
 
 
+@pytest.mark.parametrize("title", LAYERS)
+def test_in_bf16_activations_have_two_bytes_and_all_else_four(title):
+    layer, shape, words, _ = LAYERS[title]
+    parameters = sum(p.value.size for p in layer.parameters())
+    winners = 36 if title == "MaxPool2D" else 0
+    full = parameters + winners, 2 * parameters + winners
+    for one, all_words, kept in zip(limits.work(layer, shape, 3, word=2), words, full, strict=True):
+        assert one.moved == 2 * (all_words - kept) + 4 * kept
+
+
 def test_the_longer_of_two_times_is_the_floor_and_names_the_bound():
     machine = limits.Machine(flops=100.0, bandwidth=10.0, source="a drawing board")
     assert limits.Work(200, 10).seconds(machine) == 2.0
@@ -49,6 +59,20 @@ def test_a_step_is_all_passes_and_the_update():
     assert len(fused) == 5
     # The first layer needs no dx.
     assert plain[1] == limits.work(net.layers[0], (7,), 3, input_gradient=False)[1]
+    halved = limits.step_work(net, 3, word=2)
+    assert halved[0] == limits.work(net.layers[0], (7,), 3, word=2)[0] and halved[-1] == update
+
+
+def test_columns_count_the_bytes_of_their_precision(monkeypatch):
+    machines = {f"{word} bytes": limits.Machine(1e30, 1e9, "", word) for word in (4, 2)}
+    monkeypatch.setattr(limits, "MACHINES", machines)
+    monkeypatch.setattr(limits, "BATCH", 1)
+    net = Sequential([LocalResponseNorm()], (1, 1, 1_250_000))
+    row = limits.layers_table(net).splitlines()[2]
+    assert row == "| localresponsenorm1 |  | 20.0 | 10.0 |  | 20.000 m | 10.000 m |"
+    times = limits.totals_table(net).splitlines()[2]
+    assert times == "| layer by layer, ms | 20.00 | 10.00 |"
+    assert limits.growth_table("n", [("2", net, 2)]).endswith("| 0.0 | 0.04 | 50 | 100 |")
 
 
 @pytest.fixture(scope="module")

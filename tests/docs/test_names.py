@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import math
 import re
 from pathlib import Path
@@ -36,6 +37,7 @@ def identifiers(tree):
                 yield name
 
 
+@functools.cache
 def names_in_sources():
     """The project's identifiers, "Class.member" for those in a class, and environment variables."""
     names = {"breakpoint"}

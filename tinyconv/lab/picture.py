@@ -70,9 +70,9 @@ DRAWN: dict[str, tuple[int, ...]] = {
     "relu": (2, 3, 5, 8),
     "tanh": (2, 3, 5, 8),
     "dropout": (2, 3, 5, 8),
-    "precision": (2, 3, 5, 8),
     "softmax": (40, 8),
     "softmax_rows": (4, 40),
+    "bfloat16": (2, 3, 5, 8),
     "sgd": (24, 16),
     "crop": (2, 10, 10, 3),
 }

@@ -36,7 +36,7 @@ SIGHTS: dict[str, tuple[str, int, int]] = {
     "lrn_rows_backward_kernel": ("lrn_rows", 0, 0),
     "bias_kernel": ("linear", 0, 0),
     "bias_relu_kernel": ("linear", 0, 1),
-    "bias_relu_dropout_kernel": ("linear", 0, 5),
+    "bias_relu_dropout_kernel": ("linear", 0, 6),
     "masked_gradient_kernel": ("linear", 0, 2),
     "sum_rows_kernel": ("linear", 0, 0),
     "sum_parts_kernel": ("linear", 0, 0),
@@ -49,6 +49,8 @@ SIGHTS: dict[str, tuple[str, int, int]] = {
     "softmax_forward_kernel": ("softmax", 0, 2),
     "softmax_backward_kernel": ("softmax", 0, 0),
     "softmax_rows_kernel": ("softmax_rows", 1, 0),
+    "bits_kernel": ("bfloat16", 0, 1),
+    "scale_kernel": ("bfloat16", 0, 0),
     "sgd_kernel": ("sgd", 1, 3),
     "crop_kernel": ("crop", 0, 3),
 }

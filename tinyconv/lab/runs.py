@@ -26,7 +26,7 @@ from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.conv.tensor_gradients import tensor_filter_gradient
 from layers.fused.plan import plan
 from layers.layer import Buffers, Parameter
-from layers.precision import round_into, scale
+from layers.precision import BITS, round_into, scale
 from tinyconv.data.augment import Augment
 from tinyconv.sgd import SGD
 
@@ -72,6 +72,17 @@ def _loss(shape: tuple[int, ...], fuse: bool = False) -> Callable[[], None]:
     def run() -> None:
         loss.forward(_random(shape), np.arange(shape[0]) % shape[1])
         loss.backward()
+
+    return run
+
+
+def _bfloat16(shape: tuple[int, ...]) -> Callable[[], None]:
+    device, x = Device("cuda:0"), _random(shape)
+    bits = device.empty(shape, BITS)
+
+    def run() -> None:
+        round_into(device, "bf16", x, bits)
+        scale(device, bits, 0.5)
 
     return run
 
@@ -140,18 +151,6 @@ def _blocks(kind: str, shape: tuple[int, ...], groups: int) -> Callable[[], None
         if kind == "TF32":  # dw's blocks are float32 in either
             blocks.filter_from_blocks(filters, dw, 2)
         blocks.turned_blocks(w, 2, groups, x, buffer)
-
-    return run
-
-
-def _precision(shape: tuple[int, ...]) -> Callable[[], None]:
-    device = Device("cuda:0")
-    x, bits = _random(shape), device.empty(shape, np.uint16)
-
-    def run() -> None:
-        round_into(device, "bf16", x, bits)
-        scale(device, x, 0.5)
-        scale(device, bits, 0.5)
 
     return run
 
@@ -227,6 +226,6 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     elif name == "crop":
         return _crops(shape)
     else:
-        other = {"softmax": _loss, "sgd": _sgd, "precision": _precision}
+        other = {"softmax": _loss, "sgd": _sgd, "bfloat16": _bfloat16}
         return {name: other[name](shape)}
     return {title: _both_ways(layer, shape) for title, layer in layers.items()}

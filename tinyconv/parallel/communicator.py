@@ -30,13 +30,17 @@ from typing import Any
 import numpy as np
 
 from layers import DeviceError
+from tinyconv.train import TrainingError
 
 CHUNK = 2**15
 """Elements that are added up at a time: they stay in the cache."""
 
-
 LOST = 70
 """Exit status of a rank that ends only because another one has."""
+
+TIMEOUT = 300.0
+"""Seconds for which a rank may keep the others waiting: a rank may compile, open its photos or
+write a checkpoint meanwhile, and none of it takes as long."""
 
 
 class CommunicatorError(DeviceError):
@@ -52,6 +56,19 @@ class RankLostError(RuntimeError):
     def __init__(self, rank: int, status: int = LOST) -> None:
         super().__init__(f"rank {rank} has ended")
         self.rank, self.status = rank, status
+
+
+class RankHungError(TrainingError):
+    """Ranks live, and have kept the others waiting for too long."""
+
+    def __init__(self, names: list[str], seconds: float) -> None:
+        late = " and ".join(names) or "every rank"
+        have = "has" if len(names) < 2 else "have"
+        super().__init__(
+            f"{late} {have} kept the others waiting for {seconds:g} seconds, and all have been "
+            "ended; --resume and the run's folder go on from the last checkpoint, --rank-timeout "
+            "gives more time"
+        )
 
 
 def part(count: int, rank: int, size: int) -> slice:

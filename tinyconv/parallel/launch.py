@@ -8,31 +8,39 @@ fails says why. Whatever happens to a rank, one line says so, and no process sta
 
     a rank raises an error       it tells the parent, its pipes close, the others end
     a rank is killed             its pipes close, the others end; the parent names it
-    the parent is killed         each rank notices within a moment, and ends
-    a rank hangs meanwhile       in a driver or in NCCL: the parent kills it after `GRACE` seconds
+    a rank hangs, but lives      the others wait; the parent names it after `timeout` seconds, and
+                                 kills them all
+    a rank hangs at the end      in a driver or in NCCL, after another one has failed: the parent
+                                 kills it after `GRACE` seconds
+    the parent is killed         each rank ends at once
 
 Ctrl-C and SIGTERM reach the parent alone, which passes them on. `replicas_mpiexec.py` has the other
 way to start ranks.
 """
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
 
-from tinyconv.parallel.communicator import LOST
+from tinyconv.parallel.communicator import LOST, TIMEOUT, RankHungError
 from tinyconv.parallel.replicas_memory import SharedMemory
-from tinyconv.parallel.replicas_rank import THREADS, Explain, Work, cores, take_part
+from tinyconv.parallel.replicas_rank import THREADS, Explain, Work, cores, end_with, take_part
 
 GRACE = 5.0
 """Seconds that the other ranks have for ending by themselves after one has failed."""
+
+LOOK = 1.0
+"""Seconds between two looks at the ranks."""
 
 STOPS = signal.SIGINT, signal.SIGTERM
 
@@ -40,10 +48,18 @@ WELL = None, 0, *(128 + number for number in STOPS)
 """Exit statuses of ranks that have not failed; None is that of one that goes on."""
 
 
-def spawn(work: Work, options: Any, devices: list[str], explain: Explain, program: str) -> int:
+def spawn(
+    work: Work,
+    options: Any,
+    devices: list[str],
+    explain: Explain,
+    program: str,
+    timeout: float = TIMEOUT,
+) -> int:
     """Run `work` in one child for each device; returns the exit status.
 
     work and explain: functions of a module that children can import (or of the program itself).
+    timeout: seconds for which a rank may keep the others waiting.
     """
     context = multiprocessing.get_context("spawn")
     size = len(devices)
@@ -51,13 +67,14 @@ def spawn(work: Work, options: Any, devices: list[str], explain: Explain, progra
     for a in range(size):
         for b in range(a):
             pipes[a][b], pipes[b][a] = context.Pipe()
+    board = context.RawArray("q", size)
     reports: list[Connection] = []
     ranks: list[Any] = []
     try:
         with _Forwarding(ranks) as asked, _ThreadsFor(size):
             for rank in range(size):
                 report, tell = context.Pipe(duplex=False)
-                rest = rank, devices[rank], pipes[rank], tell, explain
+                rest = rank, devices[rank], pipes[rank], board, tell, explain
                 ranks.append(context.Process(target=_child, args=(work, options, *rest)))
                 reports.append(report)
                 if not asked.number:
@@ -68,63 +85,119 @@ def spawn(work: Work, options: Any, devices: list[str], explain: Explain, progra
                     if pipe is not None:
                         pipe.close()  # only the children hold them now: who dies is noticed
             ranks[:] = [child for child in ranks if child.pid is not None]
-            lines = _watch(ranks, reports)
+            watch = Watch(ranks, reports, Patience(board, timeout))
+            watch.run()
     finally:
         for child in ranks:
             if child.is_alive():
                 child.kill()
+    status, line = _verdict(watch, ranks, devices, asked.number, timeout)
+    if line:
+        print(line if watch.lines else f"{program}: {line}", file=sys.stderr)
+    return status
+
+
+def _verdict(
+    watch: "Watch", ranks: list[Any], devices: list[str], asked: int, timeout: float
+) -> tuple[int, str]:
+    """Exit status, and what to say. asked: the signal that this process was sent, or 0."""
+    names = [f"rank {r} ({devices[r]}, process {child.pid})" for r, child in enumerate(ranks)]
     codes = [child.exitcode for child in ranks]
-    if lines:
-        print(lines[0], file=sys.stderr)
-        return next((code for code in codes if code > 0 and code != LOST), 1)
-    asked_for = {128 + number for number in STOPS} | {-number for number in STOPS}
-    if asked.number and not set(codes) <= {0} and set(codes) <= {0, LOST} | asked_for:
-        return 128 + asked.number
+    stopped = {128 + number for number in STOPS}
+    if watch.lines:
+        return next((code for code in codes if code > 0 and code != LOST), 1), watch.lines[0]
+    if watch.late:
+        return 1, str(RankHungError([names[rank] for rank in watch.late], timeout))
+    if asked and set(codes) <= {0, LOST, *stopped, *(-number for number in STOPS)}:
+        # With all at 0 they had finished before it came, unless some were not even started.
+        return (128 + asked if any(codes) or len(ranks) < len(devices) else 0), ""
     if not any(codes):
-        return 128 + asked.number if len(ranks) < size else 0
-    who = next((r for r, code in enumerate(codes) if code not in (0, LOST)), 0)
-    if codes[who] in asked_for and codes[who] > 0:
-        return codes[who]  # somebody has asked a rank itself
+        return 0, ""
+    if watch.first is None and stopped & set(codes):
+        return max(stopped & set(codes)), ""  # somebody has sent it to a rank
+    who = watch.first or 0
     how = f"ended with status {codes[who]}"
     if codes[who] < 0:
         how = f"was killed by {signal.Signals(-codes[who]).name}"
-    print(
-        f"{program}: rank {who} ({devices[who]}, process {ranks[who].pid}) {how}; the others have "
-        "stopped; --resume and the run's folder go on from the last checkpoint",
-        file=sys.stderr,
+    return 1, (
+        f"{names[who]} {how}; the others have stopped; --resume and the run's folder go on from "
+        "the last checkpoint"
     )
-    return 1
 
 
-def _watch(ranks: list[Any], reports: list[Connection]) -> list[str]:
-    """Return when all ranks have ended: by themselves, or killed `GRACE` after one has failed."""
-    lines: list[str] = []
-    open_reports = list(reports)
-    deadline: float | None = None
-    while alive := [child for child in ranks if child.is_alive()]:
-        if deadline is not None and time.monotonic() > deadline:
-            for child in alive:
-                child.kill()
-        left = None if deadline is None else max(0.1, deadline - time.monotonic())
-        connection.wait([*(child.sentinel for child in alive), *open_reports], left)
-        lines += _hear(open_reports)
-        # Asked to stop, the first rank may be writing a checkpoint when the others have ended.
-        if deadline is None and any(child.exitcode not in WELL for child in ranks):
-            deadline = time.monotonic() + GRACE
-    for child in ranks:
-        child.join()
-    return lines + _hear(open_reports)
+class Patience:
+    """Which ranks keep the others waiting, by the board of `SharedMemory`, and for how long.
+
+    board: the ranks' numbers; timeout: in seconds.
+    """
+
+    def __init__(self, board: Sequence[int], timeout: float) -> None:
+        self._board, self._timeout = board, timeout
+        self._looked_at = time.monotonic()
+        self._awaited, self._seconds = -1, 0.0
+
+    def late(self) -> list[int]:
+        """The ranks that have kept others waiting for too long; to be called every `LOOK`."""
+        now, numbers = time.monotonic(), list(self._board)
+        # More time has gone by if this process was stopped: then the ranks may have been, too.
+        passed, self._looked_at = min(now - self._looked_at, 2 * LOOK), now
+        lowest = min(numbers)
+        # One that waits, or that is further ahead than others get: the root of a broadcast, whose
+        # pipe is full.
+        ahead = [number for number in numbers if number > lowest]
+        awaited = lowest if any(n % 2 or n > lowest + 3 for n in ahead) else -1
+        same = awaited >= 0 and awaited == self._awaited
+        self._awaited, self._seconds = awaited, self._seconds + passed if same else 0.0
+        if not same or self._seconds < self._timeout:
+            return []
+        return [rank for rank, number in enumerate(numbers) if number == lowest]
 
 
-def _hear(reports: list[Connection]) -> list[str]:
-    lines = []
-    for report in list(reports):
-        try:
-            while report.poll():
-                lines.append(report.recv_bytes().decode())
-        except (EOFError, OSError):
-            reports.remove(report)
-    return lines
+class Watch:
+    """What the parent does while the ranks work.
+
+    Attributes, for when all have ended: `lines`, what ranks have said; `first`, the rank that
+    failed first, or None; `late`, the ranks for which the others have waited too long.
+    """
+
+    def __init__(self, ranks: list[Any], reports: list[Connection], patience: Patience) -> None:
+        self._ranks, self._reports, self._patience = ranks, list(reports), patience
+        self.lines: list[str] = []
+        self.first: int | None = None
+        self.late: list[int] = []
+
+    def run(self) -> None:
+        """Return when all ranks have ended: by themselves, or killed."""
+        deadline = math.inf
+        while alive := [child for child in self._ranks if child.is_alive()]:
+            if time.monotonic() > deadline:
+                for child in alive:
+                    child.kill()
+            connection.wait([*(child.sentinel for child in alive), *self._reports], LOOK)
+            self._note()
+            # Asked to stop, the first rank may be writing a checkpoint when the others have ended.
+            if deadline == math.inf and any(child.exitcode not in WELL for child in self._ranks):
+                deadline = time.monotonic() + GRACE
+            if deadline == math.inf and (late := self._patience.late()):
+                self.late, deadline = late, -math.inf
+        for child in self._ranks:
+            child.join()
+        self._note()
+
+    def _note(self) -> None:
+        if self.first is None:
+            codes = [child.exitcode for child in self._ranks]
+            failed = (rank for rank, code in enumerate(codes) if code not in (*WELL, LOST))
+            self.first = next(failed, None)
+        self._hear()
+
+    def _hear(self) -> None:
+        for report in list(self._reports):
+            try:
+                while report.poll():
+                    self.lines.append(report.recv_bytes().decode())
+            except (EOFError, OSError):
+                self._reports.remove(report)
 
 
 def _child(
@@ -133,13 +206,14 @@ def _child(
     rank: int,
     device: str,
     pipes: list[Connection | None],
+    board: Any,
     report: Connection,
     explain: Explain,
 ) -> None:
     os.setsid()  # Ctrl-C is for the parent, which passes it on once
     parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    assert parent is not None and parent.pid is not None
+    end_with(parent.pid)
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
@@ -149,15 +223,10 @@ def _child(
     def tell(line: str) -> None:
         report.send_bytes(line.encode())
 
-    others = SharedMemory(rank, pipes)
+    others = SharedMemory(rank, pipes, board)
     status = take_part(work, options, others, device, explain, tell)
     others.close()
     sys.exit(status)
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(LOST)
 
 
 class _Forwarding:

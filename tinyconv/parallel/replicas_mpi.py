@@ -3,30 +3,50 @@
 The sum of `communicator.py` in MPI's words: Ialltoallv scatters, Iallgatherv gathers, and the
 additions between them are ours, rank 0 first, since MPI's own may be in any order. Both calls
 return at once; how much of the sending an MPI does outside its own calls is its affair.
+
+A collective call does not tell whom it waits for. When one has lasted for almost `timeout` seconds,
+the ranks that wait tell each other so, again and again; who is silent hangs.
 """
 
 import importlib
 import os
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyconv.parallel.communicator import (
+    TIMEOUT,
     Communicator,
     CommunicatorError,
+    RankHungError,
     add_in_order,
     one_line,
     part,
 )
 
+LOOK = 1.0
+"""Seconds of waiting between two looks at the others."""
+
+CALLS = 10.0
+"""Seconds before the timeout from which on a rank that waits says so."""
+
+SILENT = 5.0
+"""Seconds after which a rank that has said nothing does not wait."""
+
+MAPPED = re.compile(r"^.* (/dev/shm/mpich\S*)$", re.MULTILINE)
+"""In /proc/self/maps: the shared memory by which MPICH connects the ranks of a machine."""
+
 
 class MPI(Communicator):
     """Processes that mpiexec has started, connected by mpi4py.
 
-    CommunicatorError without mpi4py. `abort` ends all ranks; a rank that dies without it is for
-    mpiexec to notice.
+    Attribute: `timeout`, the seconds for which a rank may keep the others waiting; whoever waits
+    longer gets a RankHungError. CommunicatorError without mpi4py. `abort` ends all ranks; a rank
+    that dies without it is for mpiexec to notice.
     """
 
     def __init__(self) -> None:
@@ -42,6 +62,11 @@ class MPI(Communicator):
         self._flat: Any = None
         self._received: dict[int, np.ndarray] = {}
         self._under_way: list[tuple[slice, list[int], list[int], Any]] = []
+        self.timeout = TIMEOUT
+        self._calls = self._world.Dup()
+        self._called: list[Any] = []
+        self._heard: dict[int, float] = {}
+        _forget_names()
 
     def exchange(self, values: np.ndarray) -> np.ndarray:
         """Every rank's values, by Allgather."""
@@ -107,5 +132,40 @@ class MPI(Communicator):
         # Some MPIs wait by asking again and again without a pause. With more ranks than cores the
         # one that is waited for would not get its turn.
         yields: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+        waited, look = 0.0, time.monotonic() + LOOK
         while not request.Test():
             yields()
+            if time.monotonic() >= look:
+                waited, look = waited + LOOK, time.monotonic() + LOOK
+                self._look(waited)
+
+    def _look(self, waited: float) -> None:
+        """Say that this rank waits, if it is time to, and find out who does not."""
+        status = self._mpi.Status()
+        while self._calls.Iprobe(status=status):
+            self._calls.Recv([bytearray(0), self._mpi.BYTE], source=status.source)
+            self._heard[status.source] = time.monotonic()
+        recently = time.monotonic() - SILENT
+        waiting = {rank for rank, heard in self._heard.items() if heard > recently}
+        if not waiting and waited < self.timeout - CALLS:
+            return
+        self._called = [call for call in self._called if not call.Test()]
+        for rank in set(range(self.size)) - {self.rank}:
+            self._called.append(self._calls.Isend([b"", self._mpi.BYTE], rank))
+        # One of them speaks for all, unless it is not heard.
+        if waited >= self.timeout + SILENT * sum(rank < self.rank for rank in waiting):
+            late = set(range(self.size)) - waiting - {self.rank}
+            raise RankHungError([f"rank {rank}" for rank in sorted(late)], self.timeout)
+
+
+def _forget_names() -> None:
+    """Take away the names of MPICH's files in shared memory, which all ranks have opened by now.
+
+    What has no name is gone with its last process; MPICH itself removes them only at a good end.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
+    for name in set(MAPPED.findall(maps)):
+        Path(name).unlink(missing_ok=True)

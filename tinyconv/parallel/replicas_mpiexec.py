@@ -2,8 +2,8 @@
 
     mpiexec -n 8 python train.py --parallel replicas --device cuda:0,cuda:1,cuda:2,cuda:3
 
-on two machines of four GPUs. When a rank dies, mpiexec ends the others and names the process; the
-list that rank 0 prints at the start says which rank that was.
+on two machines of four GPUs. Each process of mpiexec becomes a `replicas_watch.py`, whose child is
+the rank. When a rank is killed, its watcher names it, and mpiexec ends the others.
 """
 
 import json
@@ -11,11 +11,13 @@ import os
 import socket
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from layers import Device
-from tinyconv.parallel.communicator import CommunicatorError, RankLostError
+from tinyconv.parallel import replicas_watch
+from tinyconv.parallel.communicator import CommunicatorError, RankHungError, RankLostError
 from tinyconv.parallel.replicas import Replica
 from tinyconv.parallel.replicas_mpi import MPI
 from tinyconv.parallel.replicas_rank import (
@@ -24,28 +26,33 @@ from tinyconv.parallel.replicas_rank import (
     Work,
     cores,
     device_names,
+    end_with,
+    give_up,
     take_part,
 )
+from tinyconv.parallel.replicas_watch import RANKS, WATCHER, from_environment
 
 SIZES = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
 """Where Open MPI and MPICH, or what is built on them, tell a process how many ranks there are."""
 
-RANKS = "OMPI_COMM_WORLD_RANK", "PMI_RANK"
 LOCAL_SIZES = "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"
 
 
 def under_mpi() -> bool:
     """Has mpiexec (or the like) started this process as one of several?"""
-    return _from_environment(SIZES, 1) > 1
+    return from_environment(SIZES, 1) > 1
 
 
 def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) -> int:
     """Run `work` as one of the ranks of mpiexec; returns the exit status.
 
     settle: gives the options, a Namespace that JSON can hold; called by rank 0, and the others get
-    a copy. Its `device` names one for each rank of a machine, or one kind for all (cpu, auto).
+    a copy. Its `device` names one for each rank of a machine, or one kind for all (cpu, auto); its
+    `rank_timeout` is the seconds for which a rank may keep the others waiting.
     """
-    _take_share_ofcores()
+    if WATCHER not in os.environ:
+        _become_watcher(program)
+    end_with(int(os.environ[WATCHER]))
 
     def tell(line: str) -> None:
         print(line, file=sys.__stderr__, flush=True)
@@ -53,7 +60,7 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
     try:
         others = MPI()
     except CommunicatorError as error:
-        if _from_environment(RANKS, 0) == 0:
+        if from_environment(RANKS, 0) == 0:
             tell(f"{program}: error: {error}")
         return 2
     if others.rank:
@@ -70,10 +77,13 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
         if not data:
             replica.begin()
         options = options or Namespace(**json.loads(data))
+        others.timeout = options.rank_timeout
         hosts = others.texts(socket.gethostname())
-        name = _device_of(options.device, hosts[: others.rank].count(hosts[others.rank]))
+        name = device_of(options.device, hosts, others.rank)
     except RankLostError as error:
         return error.status
+    except RankHungError as error:
+        return give_up(error, others, explain, tell)
     except Exception as error:
         found = explain(error, "")
         if found is None:
@@ -85,30 +95,34 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
     return take_part(work, options, others, name, explain, tell)
 
 
-def _device_of(devices: str, place: int) -> str:
-    """The device of the rank that is number `place` of its machine."""
+def device_of(devices: str, hosts: list[str], rank: int) -> str:
+    """The device of one rank, by its place among those of its host.
+
+    hosts: that of each rank. ValueError, on all ranks alike, if one has more than `devices` names.
+    """
     names = device_names(devices)
+    host, ranks = Counter(hosts).most_common(1)[0]
+    if 1 < len(names) < ranks:
+        raise ValueError(
+            f"--device {devices} names {len(names)} devices, and {host} has {ranks} ranks: name "
+            "one for each, or one kind for all (cpu, auto)"
+        )
+    place = hosts[:rank].count(hosts[rank])
     if names == ["auto"]:
         return f"cuda:{place}" if Device("auto").is_cuda else "cpu"
-    if len(names) > 1 and place >= len(names):
-        raise ValueError(f"--device {devices} names {len(names)} devices for more ranks a machine")
     return names[place if len(names) > 1 else 0]
 
 
-def _take_share_ofcores() -> None:
-    """Start this program again with fewer threads, before MPI has begun.
+def _become_watcher(program: str) -> None:
+    """Start this program again, before MPI has begun, as the child of a watcher.
 
-    NumPy and Numba read the number when they are loaded, and they have been loaded by now.
+    With fewer threads: NumPy and Numba read their number when they are loaded, and have been loaded
+    by now.
     """
-    if all(name in os.environ for name in THREADS):
-        return
-    share = str(max(1, cores() // _from_environment(LOCAL_SIZES, 1)))
+    share = str(max(1, cores() // from_environment(LOCAL_SIZES, 1)))
     for name in THREADS:
         os.environ.setdefault(name, share)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _from_environment(names: tuple[str, ...], default: int) -> int:
-    found = (os.environ[name] for name in names if os.environ.get(name, "").isdecimal())
-    return int(next(found, default))
+    command = [sys.executable, *sys.orig_argv[1:]]
+    watcher = [sys.executable, "-I", replicas_watch.__file__, program]
+    os.execv(sys.executable, [*watcher, *command])

@@ -4,21 +4,36 @@ Up to the first step ranks fail together: most mistakes all of them find, and on
 line. After that a rank that fails says so and ends, and what has started the ranks ends the others.
 """
 
+import ctypes
 import os
+import signal
 import socket
+import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from layers import Device
 from layers.device import SIMULATED
-from tinyconv.parallel.communicator import Communicator, RankLostError, one_line
+from tinyconv.parallel.communicator import (
+    LOST,
+    Communicator,
+    RankHungError,
+    RankLostError,
+    one_line,
+)
 from tinyconv.parallel.replicas import Replica
 from tinyconv.parallel.replicas_nccl import NCCL
+from tinyconv.parallel.replicas_watch import WATCHER
 from tinyconv.train import TrainingError
 
 THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"
 """Read by NumPy's and Numba's libraries when they are loaded."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: which signal to get when the parent ends."""
 
 Work = Callable[[Any, Replica], int]
 """What a rank does: work(options, replica) -> exit status."""
@@ -70,7 +85,8 @@ def connect(others: Communicator, name: str) -> Replica:
             raise ValueError(f"rank {rank}: {text}")
     check_equal(others.texts(what))
     host = socket.gethostname()
-    places = others.texts(f"{device.name} on {host}, process {os.getpid()}")
+    under = f" under {os.environ[WATCHER]}" if WATCHER in os.environ else ""
+    places = others.texts(f"{device.name} on {host}, process {os.getpid()}{under}")
     if others.rank == 0:
         print("\n".join(f"rank {rank}: {place}" for rank, place in enumerate(places)), flush=True)
     if not device.is_cuda or device.is_simulated:
@@ -104,6 +120,8 @@ def take_part(
         return work(options, replica)
     except RankLostError as error:
         return error.status
+    except RankHungError as error:
+        return give_up(error, others, explain, tell)
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
@@ -118,12 +136,39 @@ def take_part(
             return status
         try:
             first, failed = replica.failed(status)
-        except RankLostError:
+        except (RankLostError, RankHungError):
             first, failed = replica.rank, 1
         if replica.rank == first:
             everyone = explain(error, "") if failed == replica.size else None
             tell(everyone[1] if everyone else line)
         return status
+
+
+def give_up(
+    error: RankHungError, others: Communicator, explain: Explain, tell: Callable[[str], None]
+) -> int:
+    """Say which rank hangs, and end all of them; returns the exit status."""
+    status, line = explain(error, "") or (1, str(error))
+    tell(line)
+    others.abort(status)
+    return status
+
+
+def end_with(parent: int) -> None:
+    """From now on this process ends when `parent`, the process that has started it, does."""
+    if sys.platform == "linux":
+        # The kernel sees to it: a process that is stopped, or hangs in a driver, could not.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(LOST)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(LOST)
 
 
 def _trace(error: BaseException) -> str:

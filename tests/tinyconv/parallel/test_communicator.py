@@ -2,46 +2,17 @@
 
 import importlib.machinery
 import sys
-import threading
 import types
-from multiprocessing import Pipe
 
 import numpy as np
 import pytest
+from rank_threads import connected, on_all
 
 from layers import Device
 from tinyconv.parallel import replicas_memory
 from tinyconv.parallel.communicator import CommunicatorError, RankLostError, add_in_order, part
-from tinyconv.parallel.replicas_memory import SharedMemory
 from tinyconv.parallel.replicas_mpi import MPI
 from tinyconv.parallel.replicas_nccl import NCCL
-
-
-def connected(size):
-    pipes = [[None] * size for _ in range(size)]
-    for a in range(size):
-        for b in range(a):
-            pipes[a][b], pipes[b][a] = Pipe()
-    return [SharedMemory(rank, row) for rank, row in enumerate(pipes)]
-
-
-def on_all(ranks, work):
-    """work(communicator) in a thread for each rank: what it returned or raised."""
-    results = [None] * len(ranks)
-
-    def run(rank):
-        try:
-            results[rank] = work(ranks[rank])
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(ranks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-    return results
 
 
 @pytest.mark.parametrize("count, size", [(0, 3), (1, 4), (7, 3), (8, 2), (9, 1), (5, 8)])

@@ -1,174 +1,113 @@
-"""Ranks that are killed, asked to end, or cannot start: one line, nobody left, the run goes on.
+"""Ranks that are killed, stopped, asked to end, or cannot start: one line, nobody left, it goes on.
 
-The tests run examples/train_alexnet.py by way of this file, so that a rank can end itself at a
-moment that is certain: END="signal,rank,class.method,count".
+`pytest --kills 40 tests/tinyconv/parallel/test_launch.py` kills forty more, at random moments.
 """
 
 import importlib.util
-import json
+import math
 import os
-import random
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-from photo_bytes import encoded, put
-from PIL import Image
+from rank_runs import (
+    ROOT,
+    SMALL,
+    Kill,
+    alive,
+    environment,
+    pids,
+    random_kill,
+    run,
+    same_training,
+    spawned,
+    start,
+)
 
 from tinyconv.parallel import launch
-from tinyconv.parallel.replicas_mpiexec import under_mpi
-from tinyconv.parallel.replicas_rank import THREADS
+from tinyconv.parallel.launch import Patience, Watch
 
-ROOT = Path(__file__).resolve().parents[3]
-MOMENTS = {
-    "loading": ("replicas.ReplicaTraining._loader", 1),
-    "forward": ("replicas.ReplicaTraining._totals", 6),
-    "backward": ("replicas_memory.SharedMemory.start", 5),
-    "sums": ("replicas_memory.SharedMemory.finish", 4),
-    "validation": ("replicas.ReplicaTraining._evaluate", 1),
-}
+SUM = "tinyconv.parallel.replicas_memory.add_in_order"
+STEP = "tinyconv.parallel.replicas.ReplicaTraining._totals"
+PART = "tinyconv.parallel.replicas.part_of"
 
-
-def end_oneself(number: int, rank: int, where: str, count: int) -> None:
-    """At the count-th call of a method, on one rank, send this process a signal."""
-    module, kind, method = where.split(".")
-    owner = getattr(importlib.import_module(f"tinyconv.parallel.{module}"), kind)
-    original, calls = getattr(owner, method), []
-
-    def patched(self, *arguments):
-        calls.append(1)
-        if getattr(self, "replica", self).rank == rank and len(calls) == count:
-            os.kill(os.getpid(), number)
-        return original(self, *arguments)
-
-    setattr(owner, method, patched)
+KILLS = [
+    (2, Kill(0, "os.replace", 6), 1),  # a checkpoint is written, but not yet under its name
+    (2, Kill(1, SUM, 5), 2),
+    (4, Kill(2, PART, 2), 1),  # it validates
+    (4, Kill(3, "os.fsync", 5, at=0), 1),  # the first rank writes a checkpoint
+    (2, Kill(1, "", 0.5), 1),  # it imports
+]
 
 
-if __name__ in ("__main__", "__mp_main__") and "END" in os.environ:
-    number, rank, where, count = os.environ["END"].split(",")
-    end_oneself(int(number), int(rank), where, int(count))
-
-SMALL = ["--width", "0.05", "--image-size", "64", "--batch-size", "4", "--epochs", "3"]
-SMALL += ["--checkpoint-steps", "2", "--lr", "0.02", "--recipe", "authors", "--drops", "2,3"]
-TWO = ["--parallel", "replicas", "--device", "cpu,cpu"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3)):
-        for k in range(count):
-            for name, low, high in (("dark", 0, 90), ("light", 160, 255)):
-                noise = Image.fromarray(rng.integers(low, high, (70, 80, 3), np.uint8))
-                put(folder / split / name / f"{k}.png", encoded(noise).getvalue())
-    return folder
+def pytest_generate_tests(metafunc):
+    if "kill" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--kills")
+        inside = "tinyconv.parallel.replicas_memory.SharedMemory._of"
+        cases = KILLS + [random_kill(seed, inside) for seed in range(count)]
+        metafunc.parametrize("ranks, kill, again", cases)
 
 
-def environment(**more):
-    paths = [ROOT, ROOT / "examples", ROOT / "tests" / "helpers"]
-    path = os.pathsep.join(str(path) for path in paths)
-    kept = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    return kept | {"PYTHONPATH": path} | more
+def go_on(alone, out, folder, ranks):
+    """What a run printed that was resumed by so many ranks."""
+    if ranks == 1:
+        arguments = ["--resume", out, "--device", "cpu", "--parallel", "none"]
+        status, printed = alone.run(arguments), alone.printed()
+    else:
+        status, printed, err = run(["--resume", out, *spawned(ranks)], folder)
+        printed += err
+    assert status == 0, printed
+    return printed
 
 
-def start(arguments, before=(), **more):
-    """The program, in a process group of its own."""
-    return subprocess.Popen(
-        [*before, sys.executable, __file__, *map(str, arguments)],
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(arguments, before=(), **more):
-    """Exit status, standard output and standard error; and no rank is left."""
-    process = start(arguments, before, **more)
-    try:
-        out, err = process.communicate(timeout=50)
-    finally:
-        process.kill()
-    for pid in re.findall(r"process (\d+)$", out, re.M):
-        assert not alive(int(pid))
-    return process.returncode, out, err
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    """The folder of a run by one process."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    status, _, err = run(["--data", photos, "--out", out, "--device", "cpu", *SMALL])
-    assert status == 0, err
-    return out
-
-
-def same_training(out, whole):
-    """float32: sums over the batch in another order, a few roundings in twelve steps."""
-    for ours, theirs in zip(metrics(out), metrics(whole), strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
-        assert ours["val_top1"] == theirs["val_top1"]
-
-
-seeded = random.Random(7)
-KILLS = [(rank, seeded.choice(sorted(MOMENTS))) for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("rank, moment", KILLS)
-def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(photos, whole, tmp_path, rank, moment):
-    out = tmp_path / "run"
-    where, count = MOMENTS[moment]
-    started = time.monotonic()
-    arguments = ["--data", photos, "--out", out, *SMALL, *TWO]
-    status, printed, err = run(arguments, END=f"9,{rank},{where},{count}")
-    assert time.monotonic() - started < 30
-    pid = re.search(rf"^rank {rank}: cpu on .*, process (\d+)$", printed, re.M)[1]
+def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
+    alone, photos, whole, tmp_path, ranks, kill, again
+):
+    out, folder = tmp_path / "run", tmp_path / "ranks"
+    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(ranks)]
+    status, _, err = run(arguments, folder, kill)
     assert status == 1 and err == (
-        f"train_alexnet.py: rank {rank} (cpu, process {pid}) was killed by SIGKILL; the others have"
-        " stopped; --resume and the run's folder go on from the last checkpoint\n"
+        f"train_alexnet.py: rank {kill.rank} (cpu, process {pids(folder)[kill.rank]}) was killed by"
+        " SIGKILL; the others have stopped; --resume and the run's folder go on from the last "
+        "checkpoint\n"
     )
-    # With one process, or with two again.
-    resumed = ["--device", "cpu", "--parallel", "none"] if rank == 0 else []
-    status, printed, err = run(["--resume", out, *resumed])
-    assert status == 0 and "going on after step " in printed, err
+    if (out / "run.json").exists():  # it got so far
+        printed = go_on(alone, out, tmp_path / "again", again)
+        assert "going on after step " in printed and "passed over" not in printed
+        same_training(out, whole)
+    else:
+        assert not kill.where and not out.exists()
+
+
+def test_a_rank_that_hangs_is_named_and_all_are_ended(alone, photos, whole, tmp_path):
+    out, folder = tmp_path / "run", tmp_path / "ranks"
+    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(4), "--rank-timeout", "2"]
+    status, _, err = run(arguments, folder, Kill(2, SUM, 5, signal=signal.SIGSTOP))
+    assert status == 1 and err == (
+        f"train_alexnet.py: rank 2 (cpu, process {pids(folder)[2]}) has kept the others waiting for"
+        " 2 seconds, and all have been ended; --resume and the run's folder go on from the last "
+        "checkpoint, --rank-timeout gives more time\n"
+    )
+    assert "going on after step 4" in go_on(alone, out, tmp_path / "again", 1)
     same_training(out, whole)
 
 
-def test_a_signal_to_one_rank_ends_all_after_the_same_step(photos, whole, tmp_path):
+def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, photos, whole, tmp_path):
     out = tmp_path / "run"
-    where = "replicas.ReplicaTraining._totals"
-    arguments = ["--data", photos, "--out", out, *SMALL, *TWO]
-    status, printed, err = run(arguments, END=f"15,1,{where},7")
+    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(2)]
+    kill = Kill(1, STEP, 7, signal=signal.SIGTERM)
+    status, printed, err = run(arguments, tmp_path / "ranks", kill)
     assert (status, err) == (143, "") and "stopped after step 7 (epoch 2)" in printed
     assert max(path.name for path in out.glob("checkpoint-*")) == "checkpoint-000000007.h5"
-    four = ["--device", "cpu,cpu,cpu,cpu", "--parallel", "replicas"]
-    status, printed, err = run(["--resume", out, *four])
-    assert status == 0 and "going on after step 7 (epoch 2)" in printed, err
+    printed = go_on(alone, out, tmp_path / "again", 4)
+    assert "going on after step 7 (epoch 2)" in printed
     same_training(out, whole)
 
 
 def test_ctrl_c_at_the_parent_reaches_the_ranks(photos, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--data", photos, "--out", out, *SMALL, *TWO, "--epochs", "100000"]
-    process = start(arguments)
+    arguments = ["--data", photos, "--out", tmp_path / "run", *SMALL, *spawned(2)]
+    process = start([*arguments, "--epochs", "100000"], tmp_path / "ranks")
     for line in process.stdout:
         if line.startswith("epoch "):
             break
@@ -178,26 +117,29 @@ def test_ctrl_c_at_the_parent_reaches_the_ranks(photos, tmp_path):
 
 
 def test_with_the_parent_killed_no_rank_stays(photos, tmp_path):
-    arguments = ["--data", photos, "--out", tmp_path / "run", *SMALL, *TWO, "--epochs", "100000"]
-    process, pids = start(arguments), []
+    folder = tmp_path / "ranks"
+    arguments = ["--data", photos, "--out", tmp_path / "run", *SMALL, *spawned(2)]
+    process = start([*arguments, "--epochs", "100000"], folder)
     for line in process.stdout:
-        pids += re.findall(r"^rank \d: .*process (\d+)$", line)
         if line.startswith("epoch "):
             break
+    os.kill(pids(folder)[1], signal.SIGSTOP)  # not even one that hangs
     process.kill()
     process.communicate(timeout=30)  # standard output ends when the last rank has closed it
-    assert len(pids) == 2 and not any(alive(int(pid)) for pid in pids)
+    assert len(pids(folder)) == 2 and not any(alive(pid) for pid in pids(folder).values())
 
 
 MISTAKES = {
     "kinds": (["--parallel", "replicas", "--device", "cpu,cuda:0"], "devices of one kind"),
     "gap": (["--parallel", "replicas", "--device", "cpu,,cpu"], "devices of one kind"),
+    "autos": (["--parallel", "replicas", "--device", "auto,auto"], "devices of one kind"),
     "no parallel": (["--device", "cpu,cpu"], "add --parallel replicas"),
+    "no time": ([*spawned(2), "--rank-timeout", "nan"], "--rank-timeout must be positive, not nan"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_wrong_list_of_devices_is_one_line_and_status_2(name, photos, tmp_path, capsys):
+def test_wrong_options_are_one_line_and_status_2(name, photos, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("script", ROOT / "examples" / "train_alexnet.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -211,7 +153,8 @@ def test_a_wrong_list_of_devices_is_one_line_and_status_2(name, photos, tmp_path
 
 def test_a_mistake_that_all_ranks_find_is_said_once(photos, tmp_path):
     out = tmp_path / "run"
-    status, _, err = run(["--data", photos, "--out", out, *SMALL, *TWO, "--batch-size", "7"])
+    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(2), "--batch-size", "7"]
+    status, _, err = run(arguments, tmp_path / "ranks")
     assert (status, err) == (
         2,
         "train_alexnet.py: error: a batch of 7 cannot be divided among 2 processes: use "
@@ -226,7 +169,8 @@ def test_one_process_imports_neither_mpi_nor_nccl(photos, tmp_path):
     program = f"""
 import sys, train_alexnet
 assert train_alexnet.main({arguments!r}) == 0
-wrong = [name for name in sys.modules if name.startswith(("mpi4py", "cupy"))]
+wrong = [name for name in sys.modules if name.partition(".")[0] in ("mpi4py", "cupy")]
+wrong += [name for name in sys.modules if name.rpartition(".")[2] == "nccl"]
 assert not wrong, wrong
 """
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=50)
@@ -246,7 +190,9 @@ class Ended:
 
     @property
     def exitcode(self):
-        return None if self.lives > 0 and not self.killed else self.status
+        if self.killed:
+            return -9
+        return None if self.lives > 0 else self.status
 
     def kill(self):
         self.killed = True
@@ -255,76 +201,46 @@ class Ended:
         os.close(self.sentinel)
 
 
-@pytest.mark.parametrize("status, killed", [(143, False), (0, False), (-9, True), (2, True)])
-def test_ranks_are_killed_after_a_failure_but_not_while_they_stop(monkeypatch, status, killed):
+@pytest.mark.parametrize("status, failed", [(143, False), (0, False), (-9, True), (2, True)])
+def test_ranks_are_killed_after_a_failure_but_not_while_they_stop(monkeypatch, status, failed):
     monkeypatch.setattr(launch, "GRACE", -1)
     first, other = Ended(5, 143), Ended(0, status)
-    assert launch._watch([first, other], []) == []
-    assert first.killed == killed
+    watch = Watch([first, other], [], Patience([0, 0], math.inf))
+    watch.run()
+    assert first.killed == failed and not other.killed
+    # Not the one that was killed here.
+    assert watch.first == (1 if failed else None) and watch.lines == watch.late == []
 
 
-def test_mpiexec_is_recognised_by_what_it_leaves_in_the_environment(monkeypatch):
-    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert not under_mpi()
-    monkeypatch.setenv("PMI_SIZE", "1")
-    assert not under_mpi()
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    assert under_mpi()
+def test_ranks_that_are_late_are_killed(monkeypatch):
+    ranks = [Ended(5, 0), Ended(5, 0), Ended(5, 0)]
+    watch = Watch(ranks, [], Patience([7, 4, 4], 0.0))
+    watch.run()
+    assert watch.late == [1, 2] and all(rank.killed for rank in ranks)
 
 
-# --- mpiexec
+def test_patience_is_for_ranks_that_others_wait_for(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
+    board = [2, 2, 2]
+    patience = Patience(board, 3.0)
 
-MPIEXEC = shutil.which(
-    "mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-)
-needs_mpi = pytest.mark.skipif(
-    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py and an MPI"
-)
-REPLICAS = ["--parallel", "replicas", "--device", "cpu"]
+    def look(*numbers, after=1.0):
+        now[0] += after
+        board[:] = numbers
+        return patience.late()
 
-
-def mpiexec(ranks):
-    version = subprocess.run([MPIEXEC, "--version"], capture_output=True, text=True).stdout
-    free = "Open MPI" in version or "OpenRTE" in version or "prte" in version
-    return [
-        MPIEXEC,
-        *(["--allow-run-as-root", "--oversubscribe"] if free else []),
-        "-n",
-        str(ranks),
-    ]
-
-
-@needs_mpi
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_of_mpiexec_train_the_same(photos, whole, tmp_path, ranks):
-    out = tmp_path / "run"
-    arguments = ["--data", photos, "--out", out, *SMALL, *REPLICAS]
-    # With the threads given a rank need not start itself again, as it does to change them.
-    threads = {} if ranks == 2 else dict.fromkeys(THREADS, "1")
-    status, printed, err = run(arguments, mpiexec(ranks), **threads)
-    assert status == 0, err
-    assert printed.count("process ") == ranks and printed.count("validation top-1") == 1
-    same_training(out, whole)
-
-
-@needs_mpi
-def test_under_mpiexec_a_mistake_is_one_line_and_a_killed_rank_ends_all(photos, whole, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--data", photos, "--out", out, *SMALL, *REPLICAS]
-    threads = dict.fromkeys(THREADS, "1")
-    status, _, err = run([*arguments, "--batch-size", "7"], mpiexec(2), **threads)
-    assert status == 2 and err.count("\n") == 1 and "a batch of 7 cannot be divided" in err
-    end = f"{int(signal.SIGKILL)},1,replicas.ReplicaTraining._gather,7"
-    status, printed, err = run(arguments, mpiexec(2), END=end, **threads)
-    pid = re.search(r"^rank 1: cpu on .*, process (\d+)$", printed, re.M)[1]
-    assert status != 0 and pid in printed + err
-    status, printed, err = run(["--resume", out, "--device", "cpu", "--parallel", "none"])
-    assert status == 0 and "going on after step 6" in printed, err
-    same_training(out, whole)
-
-
-if __name__ == "__main__":
-    import train_alexnet
-
-    sys.exit(train_alexnet.main())
+    # All compute, as long as they like.
+    assert [look(2, 2, 2) for _ in range(9)] == [[]] * 9
+    # Two wait for the first, which comes at the last moment; then for the second.
+    assert [look(2, 3, 3) for _ in range(3)] == [[]] * 3
+    assert [look(5, 4, 5) for _ in range(3)] == [[]] * 3
+    # Whoever looks has been stopped for an hour, and the ranks with it.
+    assert look(5, 4, 5, after=3600.0) == [1]
+    board[:] = [5, 5, 5]
+    patience = Patience(board, 3.0)
+    assert look(5, 5, 4) == look(5, 5, 4, after=3600.0) == [] and look(5, 5, 4) == [2]
+    # The root of a broadcast does not wait, and is not late, but far ahead.
+    patience = Patience(board, 1.0)
+    assert [look(6, 3, 4) for _ in range(9)] == [[]] * 9
+    assert [look(8, 4, 4) for _ in range(2)][-1] == [1, 2]

@@ -18,7 +18,6 @@ from layers import Device, Dropout
 from tinyconv import alexnet
 from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
-from tinyconv.parallel import replicas_rank
 from tinyconv.parallel.communicator import RankLostError
 from tinyconv.parallel.launch import spawn
 from tinyconv.parallel.replicas import Replica, ReplicaError, ReplicaTraining
@@ -200,20 +199,6 @@ def test_the_odd_one_out_is_named_by_majority():
     run = training(partial(ReplicaTraining, replica=Replica(Answers(1, 4))))
     with pytest.raises(ReplicaError, match="^now rank 0 held other weights"):
         run.compare("now")
-
-
-def test_a_gpu_can_be_named_once_unless_it_is_simulated(monkeypatch):
-    monkeypatch.setattr(replicas_rank, "SIMULATED", False)
-    assert replicas_rank.device_names("cuda:0, cuda:1") == ["cuda:0", "cuda:1"]
-    assert replicas_rank.device_names("cpu,cpu,cpu") == ["cpu"] * 3
-    with pytest.raises(ValueError, match="each GPU can be named once"):
-        replicas_rank.device_names("cuda:1,cuda:0,cuda:1")
-
-
-def test_unequal_devices_are_named():
-    replicas_rank.check_equal(["A100", "A100"])
-    with pytest.raises(ValueError, match="rank 0 has A100, rank 2 has H100; leave one out"):
-        replicas_rank.check_equal(["A100", "A100", "H100"])
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

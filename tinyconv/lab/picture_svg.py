@@ -5,8 +5,8 @@ cells, neighbours in memory; the axis before it a row of runs; the third from th
 a panel; the rest number the panels. A filled cell is read at this step, a frame is written, in the
 colour of the warp; hatched cells share a sector with one that was asked for; a bar marks cells that
 a warp writes in some step of the block. Red frames are what `steps.py` calls bad. Where lanes move
-16 bytes each, a number is the lane that does so; else it is how many lanes are at one cell. Of a
-long array of one or two axes only those rows are drawn that the step touches.
+16 bytes each, a number is the lane that does so; else it is how many lanes want the same. Of a long
+array of one or two axes only those rows are drawn that the step touches.
 
 No line numbers, values or times are in there: a picture changes only when its kernel does.
 """
@@ -78,12 +78,16 @@ class Grid:
         used = min(self.runs, -(-self.size // self.run))
         self.panel_width = self.gutter + used * self.run_width + 6
         in_row = self.runs * self.run
-        # Where rows are left out, their place is one row high, and has no number in here.
+        # Where several rows are left out, their place is one row high, and has no number in here.
         drawn: list[int | None] = [*range(min(self.rows, -(-self.size // in_row)))]
         if len(array.shape) < 3 and len(drawn) > MOST_ROWS:
             seen = {cell // in_row for cell in touched}
-            drawn = [row if row in seen else None for row in drawn]
-            drawn = [row for row, _ in groupby(drawn)]
+            parts = [[*rows] for _, rows in groupby(drawn, seen.__contains__)]
+            drawn = [
+                row
+                for rows in parts
+                for row in (rows if rows[0] in seen or len(rows) == 1 else [None])
+            ]
         self.place = {row: place for place, row in enumerate(drawn) if row is not None}
         self.gaps = [place for place, row in enumerate(drawn) if row is None]
         self.panel_height = len(drawn) * (PITCH + LINE_GAP)
@@ -146,37 +150,49 @@ class Grid:
                 yield f'<text class="x" x="{x}" y="{y - 3}">[{", ".join(index)}]</text>'
 
 
-def _outline(cells: Sequence[tuple[int, int]], inset: float = 0.0) -> str:
-    """A path of squares: short, for there are many."""
-    side = SIZE - 2 * inset
-    return "".join(f"M{x + inset:g} {y + inset:g}h{side:g}v{side:g}h-{side:g}z" for x, y in cells)
+def _outline(corners: Sequence[tuple[int, int]], width: int, inset: float) -> str:
+    """A path of rectangles, each around `width` cells: short, for there are many."""
+    across, down = (side - 2 * inset for side in (_length(width), SIZE))
+    return "".join(
+        f"M{x + inset:g} {y + inset:g}h{across:g}v{down:g}h-{across:g}z" for x, y in corners
+    )
+
+
+def _length(width: int) -> int:
+    """Of so many cells side by side."""
+    return (width - 1) * PITCH + SIZE
 
 
 def _touched(grid: Grid, step: Step, requests: list[Request], width: int) -> Iterator[str]:
     """The cells that this step's requests ask for, and what is moved along with them.
 
-    width: how many of them a lane asks for.
+    width: of how many neighbours a lane asks at once. They are drawn as one, if rows allow it, and
+    known by their first.
     """
-    lanes: Counter = Counter(cell for r in requests for cell in r.cells)
-    warps: dict[int, list[int]] = defaultdict(list)
+    width = 1 if grid.run % width else width
+    count: Counter = Counter()
+    lanes: dict[int, set[int]] = defaultdict(set)
+    warps: dict[int, dict[int, None]] = defaultdict(dict)
     for r in requests:
-        for cell in sorted(set(r.cells)):
-            warps[cell].append(r.warp)
+        for lane, cell in zip(r.lanes[::width], r.cells[::width], strict=True):
+            count[cell] += 1
+            lanes[cell].add(lane)
+            warps[cell][r.warp] = None
     array = grid.array
     per_sector = max(1, SECTOR // array.itemsize)
     for r in requests:
-        asked = set(r.cells)
-        where = [grid.at(cell) for cell in sorted(asked)]
+        asked = sorted(set(r.cells[::width]))
+        corners = [grid.at(cell) for cell in asked]
         colour = f"var(--w{r.warp % 8})"
         if array.space == GLOBAL and array.in_order:
-            sectors = {(cell + array.skew) // per_sector for cell in asked}
+            sectors = {(cell + array.skew) // per_sector for cell in r.cells}
             along = [
                 grid.at(cell)
                 for sector in sorted(sectors)
                 for cell in range(
                     sector * per_sector - array.skew, (sector + 1) * per_sector - array.skew
                 )
-                if 0 <= cell < grid.size and cell not in lanes and grid.shows(cell)
+                if 0 <= cell < grid.size and cell // width * width not in count and grid.shows(cell)
             ]
             if along:
                 stripes = "".join(
@@ -185,40 +201,28 @@ def _touched(grid: Grid, step: Step, requests: list[Request], width: int) -> Ite
                 yield f'<path d="{stripes}" stroke="{colour}" stroke-width=".8"/>'
         if step.write:
             frame = f'fill="var(--paper)" stroke="{colour}" stroke-width="2.6"'
-            yield f'<path d="{_outline(where, 1.3)}" {frame}/>'
+            yield f'<path d="{_outline(corners, width, 1.3)}" {frame}/>'
         else:
             # A cell that several warps read has a stripe for each.
-            paths: dict[str, None] = {}
-            for cell, (x, y) in zip(sorted(asked), where, strict=True):
-                readers = warps[cell]
-                wide = SIZE / len(readers)
-                left = x + readers.index(r.warp) * wide
-                paths[f"M{left:.4g} {y}h{wide:.3g}v{SIZE}h-{wide:.3g}z"] = None
+            paths = []
+            for cell, (x, y) in zip(asked, corners, strict=True):
+                wide = _length(width) / len(warps[cell])
+                left = x + list(warps[cell]).index(r.warp) * wide
+                paths.append(f"M{left:.4g} {y}h{wide:.3g}v{SIZE}h-{wide:.3g}z")
             yield f'<path d="{"".join(paths)}" fill="{colour}"/>'
         if r.bad:
-            yield f'<path class="b" d="{_outline(where, -0.5)}"/>'
+            yield f'<path class="b" d="{_outline(corners, width, -0.5)}"/>'
     kind = "n w" if step.write else "n"
-    alone = _alone(requests, width)
-    for cell, lane in alone.items():
-        x, y = grid.at(cell)
-        yield f'<text class="{kind}" x="{x + (width * PITCH - 1) / 2}" y="{y + 7}">{lane}</text>'
-    for cell, count in sorted(lanes.items()):
-        if cell // width * width in alone:
+    for cell in sorted(count):
+        text = 0
+        if width > 1 and len(lanes[cell]) == 1:
+            (text,) = lanes[cell]
+        elif count[cell] > 1 and (count[cell] < 10 or len(warps[cell]) == 1):  # else no room
+            text = count[cell]
+        else:
             continue
-        if 1 < count < 10 or (count > 1 and len(warps[cell]) == 1):  # else there is no room
-            x, y = grid.at(cell)
-            yield f'<text class="{kind}" x="{x + 4.5}" y="{y + 7}">{count}</text>'
-
-
-def _alone(requests: list[Request], width: int) -> dict[int, int]:
-    """By the first of the cells that a lane asks for at once: its number, if no other has them."""
-    if width == 1:
-        return {}
-    lanes: dict[int, set[int]] = defaultdict(set)
-    for r in requests:
-        for lane, cell in zip(r.lanes[::width], r.cells[::width], strict=True):
-            lanes[cell].add(lane)
-    return {cell: next(iter(who)) for cell, who in sorted(lanes.items()) if len(who) == 1}
+        x, y = grid.at(cell)
+        yield f'<text class="{kind}" x="{x + _length(width) / 2:g}" y="{y + 7}">{text}</text>'
 
 
 def _owned(grid: Grid, launch: Launch, block: int, number: int) -> Iterator[str]:
@@ -238,7 +242,7 @@ def _owned(grid: Grid, launch: Launch, block: int, number: int) -> Iterator[str]
 
 def cost_of(request: Request, launch: Launch) -> str:
     """What a request costs, in a few words."""
-    lanes, different = len(request.lanes), len(set(request.cells))
+    lanes, different = len(set(request.lanes)), len(set(request.cells))
     asked = f"{lanes} lane{'s' * (lanes > 1)}, " + (
         "all the same element"
         if different == 1 and lanes > 1

@@ -9,7 +9,7 @@ from tinyconv.lab.checks import check_subject
 from tinyconv.lab.findings import indented
 from tinyconv.lab.subjects import SHAPES, checked_shape, subjects
 
-HEADER = f"{'kernel':28}{'launched by':60}{'accesses':>9}  verdict"
+HEADER = f"{'kernel':34}{'launched by':60}{'accesses':>9}  verdict"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +45,10 @@ def main(options: argparse.Namespace) -> int:
             if not launches:
                 print(HEADER)
             verdict = "ok" if report.ok else f"{len(report.findings)} found"
-            print(f"{subject.name:28}{subject.title:60}{report.accesses:>9}  {verdict}")
+            print(f"{subject.name:34}{subject.title:60}{report.accesses:>9}  {verdict}")
             for finding in report.findings:
                 print(indented(finding))
             launches += 1
             found += len(report.findings)
     print(f"{launches} launches, {found or 'nothing'} found")
     return 1 if found else 0
-

@@ -210,8 +210,9 @@ function showRequests(step) {
     mine.forEach((r, i) => {
       if (i) cost.append("; ");
       const different = new Set(r.cells).size;
-      let text = plural(r.lanes.length, "lane", "lanes") + ", ";
-      text += different === 1 && r.lanes.length > 1 ? "all the same element" :
+      const many = new Set(r.lanes).size;  // a lane that moves 16 bytes stands there for each element
+      let text = plural(many, "lane", "lanes") + ", ";
+      text += different === 1 && many > 1 ? "all the same element" :
         plural(different, "element", "elements");
       cost.append(text + ", ");
       cost.append(make("span", r.bad ? "bad-text" : "", r.ways

@@ -59,6 +59,9 @@ def recorded(subject: Subject) -> Launch:
 DRAWN: dict[str, tuple[int, ...]] = {
     "conv": (1, 5, 6, 8),
     "tiled": (1, 3, 4, 4),
+    "tensor_tf32": (1, 3, 4, 8),
+    "tensor_bf16": (1, 3, 4, 8),
+    "blocks": (1, 4, 6, 3),
     "max_pool": (1, 7, 9, 8),
     "lrn": (2, 3, 3, 16),
     "max_pool_rows": (1, 7, 9, 8),
@@ -78,6 +81,9 @@ DRAWN: dict[str, tuple[int, ...]] = {
 SIDES = {
     "conv": 4,
     "tiled": 4,
+    "tensor_tf32": 4,
+    "tensor_bf16": 4,
+    "blocks": 4,
     "max_pool": 4,
     "max_pool_rows": 4,
     "crop": 4,
@@ -140,10 +146,10 @@ def source_of(file: str, line: int, function: str) -> Source:
 
 def columns_of(place: Place, function: Callable | None) -> tuple[int, int] | None:
     """Where in its line the place's expression stands, as far as Python (3.11 on) tells."""
-    if function is not None and function.__name__ != place.function:
-        function = getattr(function, "__globals__", {}).get(place.function)
-        function = getattr(function, "fn", function)
     code = getattr(function, "__code__", None)
+    if code is not None and code.co_name != place.function:
+        function = getattr(function, "__globals__", {}).get(place.function)
+        code = getattr(getattr(function, "fn", function), "__code__", None)
     if code is None or code.co_filename != place.file or not hasattr(code, "co_positions"):
         return None
     positions = list(code.co_positions())
@@ -167,7 +173,9 @@ def page_data(name: str, drawn: list[Launch]) -> dict[str, Any]:
 def _launch_data(launch: Launch) -> dict[str, Any]:
     trace = launch.trace
     sources: dict[Source, int] = {}
-    kernel = source_of(trace.file, trace.line + 1, trace.kernel)
+    code = getattr(launch.function, "__code__", None)
+    # A kernel that a function has made is called otherwise in its source.
+    kernel = source_of(trace.file, trace.line + 1, code.co_name if code else trace.kernel)
     sources[kernel] = 0
     places = []
     for place in trace.places:

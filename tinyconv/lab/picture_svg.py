@@ -4,7 +4,9 @@ The same grids as on the page (`page_arrays.js` has the twin of `layout`): the l
 cells, neighbours in memory; the axis before it a row of runs; the third from the right the rows of
 a panel; the rest number the panels. A filled cell is read at this step, a frame is written, in the
 colour of the warp; hatched cells share a sector with one that was asked for; a bar marks cells that
-a warp writes in some step of the block. Red frames are what `steps.py` calls bad.
+a warp writes in some step of the block. Red frames are what `steps.py` calls bad. Where lanes move
+16 bytes each, a number is the lane that does so; else it is how many lanes want the same. Of a long
+array of one or two axes only those rows are drawn that the step touches.
 
 No line numbers, values or times are in there: a picture changes only when its kernel does.
 """
@@ -14,8 +16,9 @@ from __future__ import annotations
 import linecache
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import groupby
 
 from layers.simulator.trace import GLOBAL
 from tinyconv.lab.picture import columns_of
@@ -25,6 +28,8 @@ from tinyconv.lab.steps import Array, Launch, Request, Step
 SIZE, PITCH, RUN_GAP, LINE_GAP = 9, 10, 4, 2
 WIDTH = 830
 MARGIN = 14
+MOST_ROWS = 40
+"""Of an array without panels, before rows are left out."""
 LETTER = 7.0
 """Width of a character of the source text."""
 
@@ -57,9 +62,12 @@ def layout(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 class Grid:
-    """An array's place on the picture: where each of its cells is."""
+    """An array's place on the picture: where each of its cells is.
 
-    def __init__(self, array: Array) -> None:
+    touched: cells that must be seen.
+    """
+
+    def __init__(self, array: Array, touched: Iterable[int] = ()) -> None:
         self.array = array
         self.rows, self.runs, self.run = layout(array.shape)
         self.size = math.prod(array.shape)
@@ -69,9 +77,20 @@ class Grid:
         self.run_width = self.run * PITCH + RUN_GAP
         used = min(self.runs, -(-self.size // self.run))
         self.panel_width = self.gutter + used * self.run_width + 6
-        self.panel_height = min(self.rows, -(-self.size // (self.runs * self.run))) * (
-            PITCH + LINE_GAP
-        )
+        in_row = self.runs * self.run
+        # Where several rows are left out, their place is one row high, and has no number in here.
+        drawn: list[int | None] = [*range(min(self.rows, -(-self.size // in_row)))]
+        if len(array.shape) < 3 and len(drawn) > MOST_ROWS:
+            seen = {cell // in_row for cell in touched}
+            parts = [[*rows] for _, rows in groupby(drawn, seen.__contains__)]
+            drawn = [
+                row
+                for rows in parts
+                for row in (rows if rows[0] in seen or len(rows) == 1 else [None])
+            ]
+        self.place = {row: place for place, row in enumerate(drawn) if row is not None}
+        self.gaps = [place for place, row in enumerate(drawn) if row is None]
+        self.panel_height = len(drawn) * (PITCH + LINE_GAP)
         self.head = 12 if self.panels > 1 else 0
         self.across = max(1, min(self.panels, (WIDTH - 2 * MARGIN) // self.panel_width))
         name = f"{array.name} ({', '.join(map(str, array.shape))}) {array.dtype}"
@@ -79,6 +98,10 @@ class Grid:
         self.width = max(self.across * self.panel_width, int(6.6 * len(self.name)) + 12)
         down = -(-self.panels // self.across)
         self.height = 18 + down * (self.panel_height + self.head + 6)
+
+    def shows(self, cell: int) -> bool:
+        """Whether the row of this cell is drawn."""
+        return cell % self.each // (self.runs * self.run) in self.place
 
     def at(self, cell: int) -> tuple[int, int]:
         """The upper left corner of a cell, from that of the grid."""
@@ -93,13 +116,18 @@ class Grid:
             18
             + panel // self.across * (self.panel_height + self.head + 6)
             + self.head
-            + row * (PITCH + LINE_GAP),
+            + self.place[row] * (PITCH + LINE_GAP),
         )
 
     def ground(self) -> Iterator[str]:
         """The cells, a rectangle with a pattern for each run, and the labels."""
         yield f'<text y="10">{escape(self.name)}</text>'
+        for place in self.gaps:
+            y = 18 + place * (PITCH + LINE_GAP) + 9
+            yield f'<text class="x" x="{self.gutter - 4}" y="{y}" text-anchor="end">⋮</text>'
         for first in range(0, self.size, self.run):
+            if not self.shows(first):
+                continue
             x, y = self.at(first)
             width = min(self.run, self.size - first) * PITCH
             # A picture in the picture: the pattern begins at its corner.
@@ -122,34 +150,49 @@ class Grid:
                 yield f'<text class="x" x="{x}" y="{y - 3}">[{", ".join(index)}]</text>'
 
 
-def _outline(cells: Sequence[tuple[int, int]], inset: float = 0.0) -> str:
-    """A path of squares: short, for there are many."""
-    side = SIZE - 2 * inset
-    return "".join(f"M{x + inset:g} {y + inset:g}h{side:g}v{side:g}h-{side:g}z" for x, y in cells)
+def _outline(corners: Sequence[tuple[int, int]], width: int, inset: float) -> str:
+    """A path of rectangles, each around `width` cells: short, for there are many."""
+    across, down = (side - 2 * inset for side in (_length(width), SIZE))
+    return "".join(
+        f"M{x + inset:g} {y + inset:g}h{across:g}v{down:g}h-{across:g}z" for x, y in corners
+    )
 
 
-def _touched(grid: Grid, step: Step, requests: list[Request]) -> Iterator[str]:
-    """The cells that this step's requests ask for, and what is moved along with them."""
-    lanes: Counter = Counter(cell for r in requests for cell in r.cells)
-    warps: dict[int, list[int]] = defaultdict(list)
+def _length(width: int) -> int:
+    """Of so many cells side by side."""
+    return (width - 1) * PITCH + SIZE
+
+
+def _touched(grid: Grid, step: Step, requests: list[Request], width: int) -> Iterator[str]:
+    """The cells that this step's requests ask for, and what is moved along with them.
+
+    width: of how many neighbours a lane asks at once. They are drawn as one, if rows allow it, and
+    known by their first.
+    """
+    width = 1 if grid.run % width else width
+    count: Counter = Counter()
+    lanes: dict[int, set[int]] = defaultdict(set)
+    warps: dict[int, dict[int, None]] = defaultdict(dict)
     for r in requests:
-        for cell in sorted(set(r.cells)):
-            warps[cell].append(r.warp)
+        for lane, cell in zip(r.lanes[::width], r.cells[::width], strict=True):
+            count[cell] += 1
+            lanes[cell].add(lane)
+            warps[cell][r.warp] = None
     array = grid.array
     per_sector = max(1, SECTOR // array.itemsize)
     for r in requests:
-        asked = set(r.cells)
-        where = [grid.at(cell) for cell in sorted(asked)]
+        asked = sorted(set(r.cells[::width]))
+        corners = [grid.at(cell) for cell in asked]
         colour = f"var(--w{r.warp % 8})"
         if array.space == GLOBAL and array.in_order:
-            sectors = {(cell + array.skew) // per_sector for cell in asked}
+            sectors = {(cell + array.skew) // per_sector for cell in r.cells}
             along = [
                 grid.at(cell)
                 for sector in sorted(sectors)
                 for cell in range(
                     sector * per_sector - array.skew, (sector + 1) * per_sector - array.skew
                 )
-                if 0 <= cell < grid.size and cell not in lanes
+                if 0 <= cell < grid.size and cell // width * width not in count and grid.shows(cell)
             ]
             if along:
                 stripes = "".join(
@@ -158,23 +201,28 @@ def _touched(grid: Grid, step: Step, requests: list[Request]) -> Iterator[str]:
                 yield f'<path d="{stripes}" stroke="{colour}" stroke-width=".8"/>'
         if step.write:
             frame = f'fill="var(--paper)" stroke="{colour}" stroke-width="2.6"'
-            yield f'<path d="{_outline(where, 1.3)}" {frame}/>'
+            yield f'<path d="{_outline(corners, width, 1.3)}" {frame}/>'
         else:
             # A cell that several warps read has a stripe for each.
-            paths: dict[str, None] = {}
-            for cell, (x, y) in zip(sorted(asked), where, strict=True):
-                readers = warps[cell]
-                wide = SIZE / len(readers)
-                left = x + readers.index(r.warp) * wide
-                paths[f"M{left:.4g} {y}h{wide:.3g}v{SIZE}h-{wide:.3g}z"] = None
+            paths = []
+            for cell, (x, y) in zip(asked, corners, strict=True):
+                wide = _length(width) / len(warps[cell])
+                left = x + list(warps[cell]).index(r.warp) * wide
+                paths.append(f"M{left:.4g} {y}h{wide:.3g}v{SIZE}h-{wide:.3g}z")
             yield f'<path d="{"".join(paths)}" fill="{colour}"/>'
         if r.bad:
-            yield f'<path class="b" d="{_outline(where, -0.5)}"/>'
-    for cell, count in sorted(lanes.items()):
-        if 1 < count < 10 or (count > 1 and len(warps[cell]) == 1):  # else there is no room
-            x, y = grid.at(cell)
-            kind = "n w" if step.write else "n"
-            yield f'<text class="{kind}" x="{x + 4.5}" y="{y + 7}">{count}</text>'
+            yield f'<path class="b" d="{_outline(corners, width, -0.5)}"/>'
+    kind = "n w" if step.write else "n"
+    for cell in sorted(count):
+        text = 0
+        if width > 1 and len(lanes[cell]) == 1:
+            (text,) = lanes[cell]
+        elif count[cell] > 1 and (count[cell] < 10 or len(warps[cell]) == 1):  # else no room
+            text = count[cell]
+        else:
+            continue
+        x, y = grid.at(cell)
+        yield f'<text class="{kind}" x="{x + _length(width) / 2:g}" y="{y + 7}">{text}</text>'
 
 
 def _owned(grid: Grid, launch: Launch, block: int, number: int) -> Iterator[str]:
@@ -187,13 +235,14 @@ def _owned(grid: Grid, launch: Launch, block: int, number: int) -> Iterator[str]
             if step.write and r.array == number:
                 of_warp[r.warp].update(r.cells)
     for warp, cells in sorted(of_warp.items()):
-        bars = "".join(f"M{x} {y + 6}h9v3h-9z" for x, y in map(grid.at, sorted(cells)))
+        seen = sorted(cell for cell in cells if grid.shows(cell))
+        bars = "".join(f"M{x} {y + 6}h9v3h-9z" for x, y in map(grid.at, seen))
         yield f'<path d="{bars}" fill="var(--w{warp % 8})" opacity=".55"/>'
 
 
 def cost_of(request: Request, launch: Launch) -> str:
     """What a request costs, in a few words."""
-    lanes, different = len(request.lanes), len(set(request.cells))
+    lanes, different = len(set(request.lanes)), len(set(request.cells))
     asked = f"{lanes} lane{'s' * (lanes > 1)}, " + (
         "all the same element"
         if different == 1 and lanes > 1
@@ -243,14 +292,14 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
     y += 12
     x = tallest = 0
     for index, array in enumerate(launch.arrays):
-        grid = Grid(array)
+        requests = [r for r in step.requests if r.array == index]
+        grid = Grid(array, [cell for r in requests for cell in r.cells])
         if x and x + grid.width > WIDTH - 2 * MARGIN:
             x, y, tallest = 0, y + tallest + 8, 0
-        requests = [r for r in step.requests if r.array == index]
         body.append(f'<g transform="translate({x} {y})">')
         body += grid.ground()
         body += _owned(grid, launch, block, index)
-        body += _touched(grid, step, requests)
+        body += _touched(grid, step, requests, place.width(array.itemsize))
         body.append("</g>")
         x += grid.width + 18
         tallest = max(tallest, grid.height)

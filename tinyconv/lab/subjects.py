@@ -4,23 +4,12 @@ A kernel's arguments are made by the layer that launches it. So a layer is run o
 each of its launches becomes a Subject: the kernel, its grid and block, and its very arguments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
-import numpy as np
-
 from layers import (
-    Conv2D,
-    Device,
-    Dropout,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2D,
-    ReLU,
-    SoftmaxCrossEntropy,
-    Tanh,
     activation,
     dropout,
     lrn,
@@ -33,15 +22,14 @@ from layers import (
     softmax_cross_entropy,
     softmax_rows,
 )
-from layers.conv import direct, tiled, tiled_gradients
+from layers.conv import blocks, direct, tensor_core, tensor_gradients, tiled, tiled_gradients
 from layers.fused import epilogue
-from layers.fused.plan import plan
-from layers.layer import Parameter
-from layers.precision import BITS, round_into, scale
 from tinyconv import sgd
 from tinyconv.data import augment
-from tinyconv.data.augment import Augment
-from tinyconv.sgd import SGD
+from tinyconv.lab.runs import runs
+
+TENSOR = [f"{tile}_{kind}_kernel" for kind in ("tf32", "bf16") for tile in ("large", "small")]
+"""How the names of the kernels for tensor cores end."""
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "conv_forward_kernel": ("y",),
@@ -53,6 +41,13 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "turn_filters_kernel": ("turned",),
     "tiled_filter_wide_kernel": ("partial",),
     "tiled_filter_narrow_kernel": ("partial",),
+    **{f"tensor_forward_{kernel}": ("y",) for kernel in TENSOR},
+    **{f"tensor_filter_{kernel}": ("partial",) for kernel in TENSOR},
+    "image_blocks_kernel": ("blocks",),
+    "filter_blocks_kernel": ("filters",),
+    "turned_blocks_kernel": ("turned",),
+    "image_from_blocks_kernel": ("x",),
+    "filter_from_blocks_kernel": ("w",),
     "max_pool_forward_kernel": ("y", "winner"),
     "max_pool_backward_kernel": ("dx",),
     "lrn_forward_kernel": ("y", "scale"),
@@ -81,8 +76,8 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "sgd_kernel": (),
     "crop_kernel": ("x",),
 }
-"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v, the
-bias kernels y, and scale_kernel x: they read them before they write them."""
+"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v,
+scale_kernel x, and the bias kernels y: they read them before they write them."""
 
 REWRITTEN: dict[str, dict[str, str]] = {
     "softmax_forward_kernel": {
@@ -92,14 +87,15 @@ REWRITTEN: dict[str, dict[str, str]] = {
 """By kernel and output, why elements are written more than once; all others are written once."""
 
 KERNELS: dict[str, Any] = {
-    name: value
+    value.__name__: value
     for module in (
-        *(activation, direct, tiled, tiled_gradients, dropout, lrn, lrn_rows, max_pool),
-        *(max_pool_rows, epilogue, precision),
+        *(activation, direct, tiled, tiled_gradients, tensor_core, tensor_gradients, blocks),
+        *(dropout, lrn, lrn_rows, max_pool, max_pool_rows, epilogue, precision),
         *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
     )
     for name, value in vars(module).items()
-    if name.endswith("_kernel")
+    # The functions that make the kernels of tensor cores are called after what they make.
+    if name.endswith("_kernel") and not isinstance(value, FunctionType)
 }
 """Every kernel of the project, by name."""
 
@@ -123,146 +119,6 @@ class Subject:
         return str(self.kernel.__name__)
 
 
-def _random(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def _both_ways(layer: Layer, shape: tuple[int, ...]) -> Callable[[], None]:
-    layer.to("cuda:0")
-    for number, parameter in enumerate(layer.parameters()):
-        parameter.value[...] = _random(parameter.value.shape, number)
-    # Shuffled multiples of 0.01: pooling windows without ties.
-    order = np.random.default_rng(1).permutation(int(np.prod(shape)))
-    x = (order.reshape(shape) * 0.01 - 1).astype(np.float32)
-
-    def run() -> None:
-        y = layer.forward(x)
-        layer.backward(_random(y.shape))
-
-    return run
-
-
-def _step(layers: list[Layer], shape: tuple[int, ...]) -> Callable[[], None]:
-    """Both ways through the one step that these layers make on a GPU."""
-    for layer in layers:
-        layer.to("cuda:0")
-        for number, parameter in enumerate(layer.parameters()):
-            parameter.value[...] = _random(parameter.value.shape, number)
-    (step,) = plan(layers)
-    x = _random(shape, 9)
-
-    def run() -> None:
-        y = step.forward(x)
-        step.backward(_random(y.shape))
-
-    return run
-
-
-def _loss(shape: tuple[int, ...], fuse: bool = False) -> Callable[[], None]:
-    loss = SoftmaxCrossEntropy(fuse).to("cuda:0")
-
-    def run() -> None:
-        loss.forward(_random(shape), np.arange(shape[0]) % shape[1])
-        loss.backward()
-
-    return run
-
-
-def _bfloat16(shape: tuple[int, ...]) -> Callable[[], None]:
-    device, x = Device("cuda:0"), _random(shape)
-    bits = device.empty(shape, BITS)
-
-    def run() -> None:
-        round_into(device, "bf16", x, bits)
-        scale(device, bits, 0.5)
-
-    return run
-
-
-def _sgd(shape: tuple[int, ...]) -> Callable[[], None]:
-    weight, bias = Parameter("weight", shape), Parameter("bias", shape[:1])
-    for parameter in (weight, bias):
-        parameter.to("cuda:0", "float32")
-        parameter.value[...] = parameter.grad[...] = _random(parameter.value.shape)
-    return SGD([weight, bias]).step
-
-
-def _crops(shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    mean = images.mean(axis=0).astype(np.float32)
-    training = Augment(mean, max(1, shape[1] * 7 // 8), colour=20 * np.eye(3))
-    testing = Augment(mean, max(1, shape[1] // 2))
-    for cutter in (training, testing):
-        cutter.to("cuda:0", "float32")
-    return {
-        "crop": lambda: training.random(images, np.arange(shape[0]), 0),
-        "crop, ten views": lambda: testing.ten_views(images),
-    }
-
-
-def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
-    """What to run for `name` on an input of `shape`, by title; ValueError if it does not fit."""
-    channels = shape[-1]
-    layers: dict[str, Layer]
-    if name in ("linear", "lrn_rows", "max_pool_rows"):
-        steps: dict[str, dict[str, list[Layer]]] = {
-            "linear": {
-                "Linear": [Linear(channels, 40)],
-                "Linear, ReLU": [Linear(channels, 33), ReLU()],
-                "Linear, ReLU, Dropout": [Linear(channels, 40), ReLU(), Dropout(0.5)],
-            },
-            "lrn_rows": {
-                "LocalResponseNorm 5": [LocalResponseNorm(5, alpha=0.5)],
-                "LocalResponseNorm 9, β 1": [LocalResponseNorm(9, alpha=0.5, beta=1.0)],
-            },
-            "max_pool_rows": {"MaxPool2D 3, stride 2": [MaxPool2D(3, 2)]},
-        }
-        return {title: _step(parts, shape) for title, parts in steps[name].items()}
-    if name == "conv":
-        layers = {
-            "Conv2D 3×3, padding 1": Conv2D(channels, 4, 3, padding=1),
-            "Conv2D 3×3, stride 2, padding (0, 2)": Conv2D(channels, 3, 3, 2, (0, 2)),
-            "Conv2D 2×2, stride 3, a group for each channel": Conv2D(
-                channels, 2 * channels, 2, 3, 1, groups=channels
-            ),
-        }
-    elif name == "tiled":
-        layers = {
-            "Conv2D 2×2, padding (0, 1), 4 filters": Conv2D(
-                channels, 4, 2, padding=(0, 1), algorithm="tiled"
-            ),
-            "Conv2D 2×2, stride 2, padding 1, 3 filters": Conv2D(
-                channels, 3, 2, 2, 1, algorithm="tiled"
-            ),
-        }
-    elif name == "max_pool":
-        layers = {
-            "MaxPool2D 3, stride 2": MaxPool2D(3, 2),
-            "MaxPool2D 2, stride 3": MaxPool2D(2, 3),
-        }
-    elif name == "lrn":
-        layers = {
-            "LocalResponseNorm 5": LocalResponseNorm(5, alpha=0.5),
-            "LocalResponseNorm 3, a group for each channel": LocalResponseNorm(
-                3, alpha=0.5, groups=channels
-            ),
-        }
-    elif name == "relu":
-        layers = {"ReLU": ReLU()}
-    elif name == "tanh":
-        layers = {"Tanh": Tanh()}
-    elif name == "dropout":
-        layers = {"Dropout 0.5": Dropout(0.5)}
-    elif name == "softmax_rows":
-        return {name: _loss(shape, fuse=True)}
-    elif name == "crop":
-        return _crops(shape)
-    else:
-        other = {"softmax": _loss, "sgd": _sgd, "bfloat16": _bfloat16}
-        return {name: other[name](shape)}
-    return {title: _both_ways(layer, shape) for title, layer in layers.items()}
-
-
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "conv": ((2, 6, 7, 5), (1, 3, 3, 1), (3, 4, 3, 2)),
     "max_pool": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
@@ -270,6 +126,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "max_pool_rows": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn_rows": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
     "tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
+    "tensor_tf32": ((2, 3, 5, 12),),
+    "tensor_bf16": ((2, 3, 5, 12),),
+    "blocks": ((2, 6, 7, 5), (1, 2, 3, 1), (1, 5, 24, 14)),
     "linear": ((3, 7), (1, 1), (130, 5)),
     "relu": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "tanh": ((2, 6, 7, 5), (1, 1), (1, 129)),
@@ -281,8 +140,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "crop": ((2, 9, 9, 3), (1, 8, 8, 3), (3, 16, 16, 3)),
 }
 """By name, the shapes that are hostile: sides that differ and are multiples of nothing, a single
-element, one more than a block of threads. Of conv, tiled, max_pool, lrn, crop: (N, H, W, C).
-The names in _rows, and "linear", are the fused steps of `layers/fused/`."""
+element, one more than a block of threads; of tensor_tf32 and tensor_bf16 one alone, as their tiles
+are large whatever the image. Of convolutions, max_pool, lrn, crop: (N, H, W, C). The names in
+_rows, and "linear", are the fused steps of `layers/fused/`."""
 
 
 def checked_shape(name: str, text: str | None) -> tuple[int, ...] | None:

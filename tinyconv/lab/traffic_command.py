@@ -5,7 +5,8 @@ import json
 import math
 
 from layers import simulator
-from tinyconv.lab.subjects import SHAPES, checked_shape, runs
+from tinyconv.lab.runs import runs
+from tinyconv.lab.subjects import SHAPES, checked_shape
 from tinyconv.lab.traffic import measure
 
 LARGEST = {"conv": 5_000}
@@ -48,4 +49,3 @@ def main(options: argparse.Namespace) -> int:
     for traffic in measured:
         print(f"\n{traffic}")
     return 0
-

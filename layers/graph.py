@@ -22,11 +22,12 @@ GPU, whether a replay does what the step does. On a GPU none of this has been ru
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from layers.device import Device
 from layers.simulator import launches_taken_down
-from layers.threads import product
+from layers.threads import multiply
 
 _this_thread = threading.local()
 
@@ -100,13 +101,9 @@ class Recording:
 
 def products(device: Device, *triples: tuple[Any, Any, Any]) -> None:
     """out = a · b for each (a, b, out), by the vendor's library; recorded if a recording is on."""
-
-    def multiply() -> None:
-        for a, b, out in triples:
-            product(device, a, b, out)
-
+    call = partial(multiply, device, *triples)
     recording = getattr(_this_thread, "recording", None)
     if recording is None:
-        multiply()
+        call()
     else:
-        recording.cut(multiply)
+        recording.cut(call)

@@ -12,7 +12,7 @@ one text serves both.
 """
 
 from layers.layer import Layer, Parameter
-from layers.threads import product
+from layers.threads import multiply
 
 
 class Linear(Layer):
@@ -53,17 +53,18 @@ class Linear(Layer):
         """x (N, in) -> y (N, out)."""
         self.x = x = self.check_input(x)
         self.y = y = self.buffer("y", (x.shape[0], self.out_features))
-        product(self.device, x, self.weight.value.T, y)
+        multiply(self.device, (x, self.weight.value.T, y))
         y += self.bias.value
         return y
 
     def backward(self, dy):
         """dy (N, out) -> dx (N, in), or None if `input_gradient` is switched off."""
         dy = self.check_gradient(dy)
-        product(self.device, dy.T, self.x, self.weight.grad)
+        dw = dy.T, self.x, self.weight.grad
         self.device.xp.sum(dy, axis=0, out=self.bias.grad)
         if not self.input_gradient:
+            multiply(self.device, dw)
             return None
         dx = self.buffer("dx", self.x.shape)
-        product(self.device, dy, self.weight.value, dx)
+        multiply(self.device, dw, (dy, self.weight.value, dx))
         return dx

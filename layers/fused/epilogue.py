@@ -21,6 +21,7 @@ from numba import njit, prange
 from layers.device import cuda, grid_for
 from layers.random_bits import random_words_device, random_words_host
 from layers.reductions import LANES, WARPS, parts_grid, parts_of, rows_in_part, sum_parts
+from layers.threads import threads_for
 
 # --- host
 
@@ -138,13 +139,15 @@ def bias_relu(device, y, b, dropout=None):
     elif device.is_cuda:
         bias_relu_kernel[grid_for(y.size)](y.reshape(-1), b)
     else:
-        bias_relu_host(y, b)
+        with threads_for(y.size):
+            bias_relu_host(y, b)
 
 
 def masked_gradient(device, y, dy, dz, db, factor, buffer):
     """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` has room for partial sums."""
     if not device.is_cuda:
-        masked_gradient_host(y, dy, dz, db, factor)
+        with threads_for(y.size):
+            masked_gradient_host(y, dy, dz, db, factor)
         return
     rows, columns = y.shape
     partial = buffer("partial", (parts_of(rows), columns))

@@ -4,7 +4,8 @@
 
 Prints a Markdown table: the median time of a launch under each, and how many times faster ours
 is. As only one simulator can be in force in a process, each runs in one of its own, in turn, and
-their results must be equal before any time is printed.
+their results must be equal before any time is printed. A second table has what only ours can run:
+what a warp does as one, and asynchronous copies, plain and recorded.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 N = 32768  # threads of a plain kernel
 SIZE = 64  # of the matrices
 TILE = 16  # a block is TILE by TILE threads
+WARPS, TURNS = 8, 50  # of the kernels of instructions
 
 
 @cuda.jit
@@ -108,8 +111,85 @@ def run(simulator: str) -> list:
     return json.loads(done.stdout)
 
 
+def instruction_cases() -> dict:
+    """Kernels that do one thing TURNS times in each of WARPS warps, by what it is."""
+    from numba import uint32
+
+    from layers.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
+    from layers.conv.ptx import commit_copies, copy_async, wait_copies
+
+    def product(mma):
+        @cuda.jit
+        def kernel(x):
+            words = cuda.local.array(4, uint32)
+            sums = cuda.local.array(4, float32)
+            for i in range(4):
+                words[i] = 0
+                sums[i] = 0
+            for _ in range(TURNS):
+                mma(words, 0, words, 0, sums, 0)
+
+        return kernel
+
+    @cuda.jit
+    def load(x):
+        tiles = cuda.shared.array(32 * WARPS * 4, uint32)
+        words = cuda.local.array(4, uint32)
+        for i in range(4):
+            tiles[4 * cuda.threadIdx.x + i] = 0
+        for _ in range(TURNS):
+            load_matrices(words, 0, tiles, 4 * cuda.threadIdx.x)
+
+    @cuda.jit
+    def around(x):
+        words = cuda.local.array(1, uint32)
+        words[0] = 0
+        for _ in range(TURNS):
+            round_tf32_word(words, 0)
+
+    @cuda.jit
+    def copy(x):
+        tiles = cuda.shared.array(32 * WARPS * 4, uint32)
+        for _ in range(TURNS):
+            copy_async(tiles, 4 * cuda.threadIdx.x, x, 4 * cuda.threadIdx.x, True)
+            commit_copies()
+            wait_copies(0)
+
+    return {
+        "`mma_tf32`": product(mma_tf32),
+        "`mma_bf16`": product(mma_bf16),
+        "`load_matrices`": load,
+        "`round_tf32_word`": around,
+        "`copy_async`, begun and waited for": copy,
+    }
+
+
+def print_instructions(repeats: int) -> None:
+    """The second table."""
+    from layers import simulator
+
+    simulator.install()
+    if not simulator.installed:
+        sys.exit(simulator.install())
+    x = np.zeros(32 * WARPS * 4, np.float32)
+
+    def milliseconds(kernel, recorded: bool) -> float:
+        with simulator.record() if recorded else nullcontext():
+            start = time.perf_counter()
+            kernel[1, 32 * WARPS](x)
+            return (time.perf_counter() - start) * 1000 / (WARPS * TURNS)
+
+    print("\n| by a warp, once | plain | recorded |\n|---|---:|---:|")
+    for name, kernel in instruction_cases().items():
+        plain, recorded = (
+            median(milliseconds(kernel, recorded) for _ in range(repeats))
+            for recorded in (False, True)
+        )
+        print(f"| {name} | {plain:.3f} ms | {recorded:.3f} ms |")
+
+
 def main() -> None:
-    """Measure both in turn, compare their results, print the table."""
+    """Measure both in turn, compare their results, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", choices=["ours", "stock"], help=argparse.SUPPRESS)
@@ -134,6 +214,7 @@ def main() -> None:
     for i, (name, _, _) in enumerate(first):
         stock, ours = (median(pair[side][i][1] for pair in runs) for side in (0, 1))
         print(f"| {name} | {stock:.2f} s | {ours:.3f} s | {stock / ours:.0f} |")
+    print_instructions(options.repeats)
     print(f"\nMedians of {options.repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
 
 

@@ -19,7 +19,8 @@ On the host whole arrays are rounded, or turned into bits and back. In a kernel
     widen(value)            the float32 of bfloat16 bits; a float as it is
     narrow(value, array)    the bfloat16 bits of a float, if `array` is of uint16; else as it is
 
-let one source serve arrays of float32, of float64 and of bfloat16. The bits are the same everywhere.
+let one source serve arrays of float32, of float64 and of bfloat16. The bits are the same on the
+host, simulated and on a GPU.
 """
 
 import numpy as np

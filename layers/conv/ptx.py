@@ -96,13 +96,13 @@ if SIMULATED:
     def copy_async(target, to, source, at, inside):
         frame = sys._getframe(1)
         place = frame.f_code, frame.f_lasti
-        running().thread.copies.begin(target, to, source, at, inside, place)
+        running().copies.begin(target, to, source, at, inside, place)
 
     def commit_copies():
-        running().thread.copies.commit()
+        running().copies.commit()
 
     def wait_copies(n):
-        running().thread.copies.wait(n)
+        running().copies.wait(n)
 
     def store8(y, at, values, first):
         y.check_aligned(at, "store8 to")

@@ -19,7 +19,10 @@ What it checks
     - all threads of a block meet at the *same* `syncthreads`: a barrier in a branch, or a
       thread that has returned before the others' barrier, is an error with file and line;
     - likewise the lanes of a mask at `syncwarp` (hardware exempts lanes that have returned,
-      and so does this; unlike hardware, it wants all lanes at the same call);
+      and so does this; unlike hardware, it wants all lanes at the same call), and all 32 lanes,
+      none exempt, where a warp does something as one (`layers/conv/mma.py`);
+    - asynchronous copies happen as late as they may, from poisoned targets, and none is left on
+      its way when its thread returns (`copies.py`); accesses of 16 bytes are aligned;
     - an exception names kernel, thread, block, file and line. `breakpoint()` works.
 
 What it cannot show
@@ -27,6 +30,8 @@ What it cannot show
       seen, and `math.log(0.0)` raises where the GPU gives -inf;
     - races by timing: between two barriers a thread runs alone, as no GPU would have it;
     - the memory model: every write is seen at once by all, with or without a fence;
+    - a tensor core's own arithmetic: the stand-in adds up in float64 and rounds once, hardware
+      in an order and with roundings that NVIDIA does not describe;
     - warps in lockstep, coalescing, occupancy, speed.
 
 `record()` notes every access of the launches inside it, and `shuffled(seed)` runs blocks and

@@ -43,7 +43,7 @@ class KernelArray:
     refused.
     """
 
-    __slots__ = ("data", "dtype", "name", "ndim", "shape", "size", "space", "strides")
+    __slots__ = ("_begin", "data", "dtype", "name", "ndim", "shape", "size", "space", "strides")
 
     def __init__(self, data: ndarray, name: str, space: str = "global"):
         self.data = data
@@ -54,6 +54,7 @@ class KernelArray:
         self.shape = data.shape
         self.size = data.size
         self.strides = data.strides
+        self._begin: int | None = None  # its address modulo 16, once somebody has asked
 
     def __getitem__(self, index: Any) -> Any:
         try:
@@ -100,9 +101,11 @@ class KernelArray:
 
     def check_aligned(self, at: int, what: str) -> None:
         """ValueError unless element `at` lies at a multiple of 16 bytes, as on a GPU it must."""
-        # Shared and local memory is aligned there as asked for, here as NumPy has it.
-        begin = self.data.__array_interface__["data"][0] if self.space == "global" else 0
-        if (begin + int(at) * self.data.itemsize) % 16:
+        if self._begin is None:
+            # Shared and local memory is aligned there as asked for, here as NumPy has it.
+            is_global = self.space == "global"
+            self._begin = self.data.__array_interface__["data"][0] % 16 if is_global else 0
+        if (self._begin + int(at) * self.data.itemsize) % 16:
             raise ValueError(f"{what} {self.name}[{at}]: not at a multiple of 16 bytes")
 
     def _refuse(self, index: Any, error: Exception) -> NoReturn:

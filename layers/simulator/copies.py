@@ -13,8 +13,11 @@ from __future__ import annotations
 import numpy as np
 
 from layers.simulator.arrays import KernelArray
+from layers.simulator.recorder import line_in
 
 BYTES = 16
+ZEROS = np.zeros(BYTES, np.uint8)
+POISON = np.full(BYTES, 0xFF, np.uint8)
 
 
 class Copies:
@@ -45,8 +48,7 @@ class Copies:
         if inside:
             source.check_aligned(at, "copy_async from")
             source.memory(at, BYTES // source.data.itemsize)
-        poison = np.full(BYTES, 0xFF, np.uint8)
-        target.write(to, poison.view(target.dtype), place)
+        target.write(to, POISON.view(target.dtype), place)
         self.begun.append((target, to, source, at, inside, place))
 
     def commit(self) -> None:
@@ -58,17 +60,18 @@ class Copies:
         """Carry out the copies of all groups but the `newest`, the oldest first."""
         while len(self.groups) > newest:
             for target, to, source, at, inside, place in self.groups.pop(0):
-                values = np.zeros(BYTES, np.uint8)
+                values = ZEROS
                 if inside:
-                    values[:] = source.read(at, BYTES // source.data.itemsize, place).view(np.uint8)
+                    values = source.read(at, BYTES // source.data.itemsize, place)
                 target.write(to, values.view(target.dtype), arrived=True)
 
     def check_none_left(self) -> None:
         """RuntimeError if copies are still on their way."""
         left = [copy for group in (*self.groups, self.begun) for copy in group]
         if left:
-            code, instruction = left[0][-1]
+            target, to, *_, place = left[0]
             raise RuntimeError(
                 f"returned with {len(left)} asynchronous copies on their way, the first to "
-                f"{left[0][0].name}[{left[0][1]}]: end with commit_copies() and wait_copies(0)"
+                f"{target.name}[{to}] from line {line_in(*place)}: "
+                "end with commit_copies() and wait_copies(0)"
             )

@@ -1,8 +1,9 @@
 """The scheduler: one launch of a kernel, block after block, each thread a greenlet.
 
 See `layers/simulator/__init__.py` for what a greenlet is and what is checked. `Launch.run` is the
-way through the grid; `_run_block` through one block; `_work` is what a greenlet does; `wait` is
-where a thread is set aside at a barrier, and `_open_barriers` where it is let go.
+way through the grid; `_run_block` through one block; `_work` is what a greenlet does; `wait`, and
+`collective` for what a warp does as one, are where a thread is set aside, and `_open_barriers` is
+where it is let go.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextvars
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ from layers.simulator.arrays import (
     as_kernel_sees,
     unwatched,
 )
+from layers.simulator.barriers import VOTES, Barrier, Combine, Thread
 from layers.simulator.copies import Copies
 from layers.simulator.recorder import Recorder
 from layers.simulator.trace import LOCAL, Trace
@@ -39,9 +41,6 @@ except ImportError:  # needed only to simulate
 
 SIMULATORS = ("layers.simulator", "numba.cuda.simulator", "layers.conv.ptx", "layers.conv.mma")
 """Modules whose functions stand for instructions, or run kernels."""
-
-Combine = Callable[[list[Any]], list[Any]]
-"""What is made of the parts that threads hand in where they meet: an answer for each, in order."""
 
 
 class SimulatorError(RuntimeError):
@@ -56,75 +55,6 @@ def positions(size: Dim3) -> list[Dim3]:
     """Every position in a grid or block, in the order of their numbers: x fastest, then y, z."""
     ranges = range(size.z), range(size.y), range(size.x)
     return [Dim3(x, y, z) for z, y, x in itertools.product(*ranges)]
-
-
-class Barrier:
-    """Where threads meet: one call in the source, for the whole block, a warp, or some lanes."""
-
-    def __init__(
-        self,
-        call: str,
-        file: str,
-        line: int,
-        warp: int | None,
-        mask: int | None,
-        combine: Combine | None,
-    ):
-        self.call = call
-        self.file = file
-        self.line = line
-        self.warp = warp  # None: the whole block
-        self.mask = mask  # None: all lanes, none of them exempt
-        self.combine = combine
-        self.waiting: list[Thread] = []
-
-    def is_full(self, threads: list[Thread]) -> bool:
-        """Whether none of the block's `threads` is missing here."""
-        if self.warp is None:
-            return len(self.waiting) == len(threads)  # who has returned is missing for good
-        if self.mask is None:
-            return len(self.waiting) == WARP
-        lanes = threads[self.warp * WARP : (self.warp + 1) * WARP]
-        named = (lane for i, lane in enumerate(lanes) if self.mask >> i & 1)
-        return len(self.waiting) == sum(not lane.finished for lane in named)
-
-    def open(self) -> list[Thread]:
-        """The threads that waited, in order, each given the answer to its part."""
-        released, self.waiting = sorted(self.waiting, key=attrgetter("number")), []
-        if self.combine is not None:
-            answers = self.combine([thread.part for thread in released])
-            for thread, answer in zip(released, answers, strict=True):
-                thread.part = answer
-        return released
-
-    def __str__(self) -> str:
-        arguments = "" if self.mask is None else f"{self.mask:#010x}"
-        return f"{self.call}({arguments}) in {self.file}:{self.line}"
-
-
-def _vote(count: Callable[[Iterable[bool]], int]) -> Combine:
-    return lambda votes: [int(count(map(bool, votes)))] * len(votes)
-
-
-VOTES = {
-    "syncthreads_count": _vote(sum),
-    "syncthreads_and": _vote(all),
-    "syncthreads_or": _vote(any),
-}
-
-
-class Thread:
-    """One CUDA thread: where it is in its block, and how far it has come."""
-
-    __slots__ = ("copies", "finished", "greenlet", "number", "part", "threadIdx")
-
-    def __init__(self, number: int, threadIdx: Dim3):
-        self.number = number  # x fastest; 32 in a row are a warp
-        self.threadIdx = threadIdx
-        self.greenlet: Any = None  # None until it first waits
-        self.part: Any = None  # handed in where it waits, as a vote; later, the answer
-        self.copies = Copies()
-        self.finished = False
 
 
 class Launch:
@@ -226,7 +156,8 @@ class Launch:
         while True:
             self._enter(thread)
             self.fn(*self.args)
-            thread.copies.check_none_left()
+            if thread.copies is not None:
+                thread.copies.check_none_left()
             thread.finished = True
             following = next(self._unstarted, None)
             if following is None:
@@ -253,6 +184,13 @@ class Launch:
         returned, and it orders no accesses to memory.
         """
         return self._meet(call, self.thread.number // WARP, None, part, combine)
+
+    @property
+    def copies(self) -> Copies:
+        """The asynchronous copies of the running thread."""
+        if self.thread.copies is None:
+            self.thread.copies = Copies()
+        return self.thread.copies
 
     def _meet(
         self, call: str, warp: int | None, mask: int | None, part: Any, combine: Combine | None

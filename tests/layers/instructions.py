@@ -1,4 +1,4 @@
-"""Kernels around single instructions of `layers/conv/ptx.py` and `mma.py`, and what they compile to.
+"""Kernels around single instructions of `layers/conv/ptx.py` and `mma.py`, and their machine code.
 
 The tests launch them. Run as a script, with the simulator off, this compiles each for the
 architectures that have the instructions and prints as JSON what came out.
@@ -52,7 +52,7 @@ def mma_kernel(product):
 def load_kernel(load):
     @cuda.jit
     def kernel(x, at, y):
-        # y[4 l : 4 l + 4] = what lane l gets of x in shared memory, the rows of which begin at `at`.
+        # y[4 l : 4 l + 4] = what lane l gets of x, whose rows, in shared memory, begin at `at`.
         tiles = cuda.shared.array(512, uint32, alignment=16)
         words = cuda.local.array(8, uint32)
         lane = int32(cuda.threadIdx.x)
@@ -124,6 +124,12 @@ def mixed_copy_kernel(x, y):
     copy4(y, 0, x, 0)
 
 
+@cuda.jit
+def mma_of_floats_kernel(x):
+    values = cuda.local.array(4, float32)
+    mma_tf32(values, 0, values, 0, values, 0)
+
+
 mma_tf32_kernel = mma_kernel(mma_tf32)
 mma_bf16_kernel = mma_kernel(mma_bf16)
 load_matrices_kernel = load_kernel(load_matrices)
@@ -136,7 +142,7 @@ F32, F64, U16, U32 = (
     types.Array(t, 1, "C") for t in (float32, types.float64, types.uint16, uint32)
 )
 I32, INTEGER = types.Array(int32, 1, "C"), types.int64
-NEW = (8, 0), (9, 0)
+OLD, NEW = ((7, 5),), ((8, 0), (9, 0))
 KERNELS = {
     "mma_tf32": (mma_tf32_kernel, (U32, U32, F32), NEW),
     "mma_bf16": (mma_bf16_kernel, (U32, U32, F32), NEW),
@@ -147,11 +153,12 @@ KERNELS = {
     "store float32": (store_kernel, (F32, F32, F32), NEW),
     "store bfloat16": (store_kernel, (F32, U16, U16), NEW),
     "round": (round_kernel, (U32, U32), NEW),
-    "convert float32": (convert_kernel, (F32, F32), ((7, 5), *NEW)),
-    "convert float64": (convert_kernel, (F64, F64), ((7, 5), *NEW)),
-    "widen": (convert_kernel, (U16, F32), ((7, 5), *NEW)),
-    "narrow": (convert_kernel, (F32, U16), ((7, 5), *NEW)),
+    "convert float32": (convert_kernel, (F32, F32), OLD),
+    "convert float64": (convert_kernel, (F64, F64), OLD),
+    "widen": (convert_kernel, (U16, F32), OLD),
+    "narrow": (convert_kernel, (F32, U16), OLD),
     "wait for a variable": (wait_for_variable_kernel, (INTEGER,), NEW[:1]),
+    "mma of floats": (mma_of_floats_kernel, (F32,), NEW[:1]),
     "copy4 of two types": (mixed_copy_kernel, (F32, U32), NEW[:1]),
 }
 """Kernel, types of its arguments, architectures."""

@@ -9,6 +9,7 @@ import pytest
 
 from layers import bfloat16, simulator
 from layers.device import SIMULATED, cuda, grid_of
+from tinyconv.lab.traffic import measure
 
 from . import instructions
 
@@ -208,6 +209,24 @@ def test_which_lane_gets_what(kind, tensor_device):
                 row, column = 2 * t + part, g
                 wanted = halves[2 * at[8 * matrix + row] + column]
                 assert across[lane, 2 * matrix + part] == wanted
+
+
+def test_rows_of_a_matrix_that_lie_in_the_same_banks_queue():
+    if not SIMULATED or not simulator.installed:
+        pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
+    from layers import Device
+
+    lane = np.arange(LANES)
+    # Side by side; 128 bytes apart, all in the same four banks; and 64 bytes apart, where every
+    # second one is in the same.
+    rows = {1: 4 * lane, 8: 32 * (lane % 8) + 4 * (lane // 8), 4: 16 * (lane % 8) + 4 * (lane // 8)}
+    for ways, at in rows.items():
+        with simulator.record() as traces:
+            load(Device("cuda:0"), "load_matrices", np.zeros(512, np.uint32), at)
+        (line,) = (
+            line for line in measure(traces[0]).lines if (line.op, line.space) == ("read", "shared")
+        )
+        assert (line.requests, line.conflict_ways, line.wavefronts) == (1, ways, 4 * ways)
 
 
 @pytest.mark.parametrize("name", ["load_matrices", "load_matrices_across"])

@@ -2,9 +2,9 @@
 
     python benchmarks/kernel_report.py [--arch 75,80,90,120] [--only conv] [--json] [--write]
 
-Needs no GPU: the kernels are compiled for each architecture (float32, and those for tensor cores
-where there are any, from sm_80) and taken apart (`sass.py`). Prints Markdown tables for each
-architecture; `--json` prints all numbers instead, `--write` writes
+Needs no GPU: the kernels are compiled for each architecture, for float32, or for bfloat16 if they
+take nothing else, and taken apart (`sass.py`). Prints Markdown tables for each architecture, those
+for tensor cores from sm_80 on; `--json` prints all numbers instead, `--write` writes
 benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler, which are wheels:
 without them it says which to install, and exits with 2. Exits with 1 if a kernel does not compile.
 
@@ -21,6 +21,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,16 +35,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
 
 ARCHITECTURES = tuple(sass.LIMITS)
 
-THREADS = {
-    **{"sgd_kernel": 256, "sum_rows_kernel": 256, "masked_gradient_kernel": 256},
-    **{f"tensor_filter_large_{kind}_kernel": 256 for kind in ("tf32", "bf16")},
-}
-"""Threads in a block, where they are not 128."""
+OF_256 = re.compile(r"(sgd|sum_rows|masked_gradient|tensor_\w+_large_\w+)_kernel$")
+"""Kernels whose blocks have 256 threads; the others' have 128."""
 
 
 def threads_of(name: str) -> int:
     """Threads in a block of the kernel called `name`."""
-    return THREADS.get(name.rpartition(".")[2], 128)
+    return 256 if OF_256.match(name.rpartition(".")[2]) else 128
 
 
 def every_kernel() -> set[str]:
@@ -62,13 +60,15 @@ def label(architecture: tuple[int, int]) -> str:
 def report(
     architectures: Sequence[tuple[int, int]], only: str = ""
 ) -> tuple[list[sass.Kernel], list[str]]:
-    """Every float32 kernel whose name holds `only`; and what did not compile, a line each."""
+    """Every kernel whose name holds `only`; and what did not compile, a line each."""
     import compile_kernels
     from numba import types
 
     real = compile_kernels.kernels()
     made, failed = [], []
-    for name, arguments in compile_kernels.signatures(types.float32).items():
+    of_float32, of_bfloat16 = map(compile_kernels.signatures, (types.float32, types.uint16))
+    others = {name: of_bfloat16[name] for name in of_bfloat16 if name not in of_float32}
+    for name, arguments in {**of_float32, **others}.items():
         if only not in name:
             continue
         for architecture in architectures:

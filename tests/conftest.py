@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from compiled import Compiled, compiled
@@ -42,6 +43,34 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if len(config.args) == 1 and config.args_source is not pytest.Config.ArgsSource.ARGS:
         option.numprocesses, option.dist, option.tx = 2, "loadfile", ["2*popen"]
+        option.loadscopereorder = False  # the order is that of LONGEST
+
+
+LONGEST = (
+    "layers/test_kernels_compile.py",
+    "layers/test_layer.py",  # compiles the host loops, which other processes find in the cache
+    "tinyconv/parallel/test_launch.py",
+    "layers/test_conv_tiled.py",
+    "tinyconv/parallel/test_replicas.py",
+    "benchmarks/test_gpu_report.py",
+    "tinyconv/test_sequential.py",
+    "tinyconv/lab/test_checks.py",
+    "examples/test_train_survives.py",
+    "tinyconv/test_step.py",
+    "tinyconv/data/test_prepare_work.py",
+    "tinyconv/parallel/test_columns.py",
+    "tinyconv/lab/test_picture.py",
+)
+"""What two processes begin with, so that at the end neither waits long for the other."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they come."""
+    if not hasattr(config, "workerinput"):
+        return
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:

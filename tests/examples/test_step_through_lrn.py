@@ -1,5 +1,6 @@
 """The debugging session of docs/lrn.md, typed again, and the other ways out of the script."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,32 +10,63 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("greenlet", reason="the simulator needs greenlet")
+if not hasattr(os, "fork"):
+    pytest.skip("needs POSIX processes", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "step_through_lrn.py"
 PROMPT = "(Pdb) "
 
 
-def run(*arguments, typed="", prelude=""):
-    """The finished process; `prelude` is Python that runs in it before the script does."""
-    start = f"import runpy, sys; sys.argv = sys.argv[1:]; {prelude}\n"
-    start += "runpy.run_path(sys.argv[0], run_name='__main__')"
+# Importing, and Numba's first call of a function, take a second: one process does both, and forks
+# for each session. What is typed, and what is printed, are files in the folder that it is told.
+SERVER = """
+import json, os, pdb, runpy, sys
+import numpy
+from layers.random_bits import random_words_host
+random_words_host(*map(numpy.uint64, range(4)))
+
+for line in sys.stdin:
+    folder, *sys.argv = json.loads(line)
+    if not (child := os.fork()):
+        for number, name in enumerate(("typed", "printed", "errors")):
+            how = os.O_RDWR | os.O_CREAT
+            os.dup2(os.open(os.path.join(folder, name), how), number)
+        sys.stdin = open(0, encoding="utf-8")
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function: the script's status and what it printed, given arguments and typed lines."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        [sys.executable, "-c", start, str(SCRIPT), *arguments],
-        input="".join(f"{line}\n" for line in typed),
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-    )
+    command = [sys.executable, "-c", SERVER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+
+        def session(*arguments, typed=()):
+            folder = tmp_path_factory.mktemp("session")
+            (folder / "typed").write_text("".join(f"{line}\n" for line in typed), "utf-8")
+            process.stdin.write(json.dumps([str(folder), str(SCRIPT), *arguments]) + "\n")
+            process.stdin.flush()
+            status = int(process.stdout.readline())
+            return status, *((folder / n).read_text("utf-8") for n in ("printed", "errors"))
+
+        yield session
 
 
-def answers(*arguments, typed):
-    """What the script printed first, and what after each line that was typed."""
-    done = run(*arguments, typed=typed)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split(PROMPT)
+@pytest.fixture
+def answers(run):
+    """A function: what the script printed first, and what after each line that was typed."""
+
+    def session(*arguments, typed):
+        status, printed, errors = run(*arguments, typed=typed)
+        assert status == 0, errors
+        return printed.split(PROMPT)
+
+    return session
 
 
 def in_the_document():
@@ -49,7 +81,7 @@ def comparable(text):
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def test_the_transcript_in_the_document_is_what_happens():
+def test_the_transcript_in_the_document_is_what_happens(answers):
     transcript = in_the_document()
     typed = re.findall(r"^\(Pdb\) (.*)$", transcript, re.M)
     assert len(typed) > 10
@@ -60,7 +92,7 @@ def test_the_transcript_in_the_document_is_what_happens():
     assert comparable(transcript) == comparable(session)
 
 
-def test_what_is_printed_is_the_threads_own():
+def test_what_is_printed_is_the_threads_own(answers):
     typed = ["n"] * 6 + ["p row, i", "p low, half", *["n"] * 5, "p total", "c"]
     _, *said = answers("--thread", "4", typed=typed)  # row 1, channel 0: its window is 2, 1
     assert said[6].strip() == "(1, 0)"
@@ -69,19 +101,19 @@ def test_what_is_printed_is_the_threads_own():
     assert "y[1, 3]             0.000000   0.000000   0e+00" in said[14]
 
 
-def test_stepping_in_passes_over_the_simulator():
+def test_stepping_in_passes_over_the_simulator(answers):
     _, *said = answers(typed=["s", "s", "s", "q"])
     assert all("lrn_forward_kernel()" in answer for answer in said[:3])
     assert "index // x.shape[1]" in said[1]
 
 
-def test_a_thread_without_an_element_goes_home():
+def test_a_thread_without_an_element_goes_home(answers):
     _, *said = answers("--thread", "8", typed=["n", "p index, x.size", "n", "n", "c"])
     assert said[1].strip() == "(8, 8)"
     assert "-> return" in said[2] and "--Return--" in said[3]
 
 
-def test_after_the_last_line_comes_the_next_thread():
+def test_after_the_last_line_comes_the_next_thread(answers):
     _, *said = answers("--thread", "127", typed=["r", "n", "c"])  # there is none: back in Python
     assert "forward()" in said[1] and "return y" in said[1]
     assert "Every thread has run" in said[2]
@@ -90,19 +122,24 @@ def test_after_the_last_line_comes_the_next_thread():
 
 
 @pytest.mark.parametrize("typed", [["q"], []])
-def test_leaving_early(typed):
+def test_leaving_early(typed, answers):
     _, *said = answers(typed=typed)
     assert said[-1].strip() == "stopped; the kernel has not finished"
 
 
-def test_a_thread_that_is_not_in_the_block():
-    done = run("--thread", "128")
-    assert done.returncode == 2
-    assert "threads 0 to 127" in done.stderr
+def test_a_thread_that_is_not_in_the_block(run):
+    status, _, errors = run("--thread", "128")
+    assert status == 2
+    assert "threads 0 to 127" in errors
 
 
 def test_without_greenlet_one_line_says_so():
-    done = run(prelude="sys.modules['greenlet'] = None")
+    start = "import runpy, sys; sys.modules['greenlet'] = None; "
+    start += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("NUMBA_ENABLE_CUDASIM", None)  # the script sees to it
+    command = [sys.executable, "-c", start]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install greenlet" in done.stderr
     assert len(done.stderr.splitlines()) == 1

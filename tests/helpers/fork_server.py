@@ -3,9 +3,9 @@
     with ForkServer(script) as server:
         status = server.run(["--data", ...], kill_after=0.3)
 
-Importing Numba and Matplotlib takes a second, so one process imports the script and forks for each
-run. It forks before any parallel loop has run: no threads are lost. A run's standard output and
-error go to a file. POSIX only.
+Importing Numba and making it ready takes a second, so one process does that and forks for each run.
+It forks before any parallel loop has run: no threads are lost. A run's standard output and error go
+to a file. POSIX only.
 """
 
 import json
@@ -15,10 +15,14 @@ from pathlib import Path
 
 SERVER = """
 import importlib.util, json, os, signal, sys, time
-import matplotlib.backends.backend_agg, matplotlib.figure  # what a run needs at its end
 spec = importlib.util.spec_from_file_location("script", sys.argv[1])
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
+# What every run would else do for itself: Numba fills its tables at the first call of a function,
+# and at the end pictures are drawn.
+import matplotlib.backends.backend_agg, matplotlib.figure, numpy
+from layers.random_bits import random_words_host
+random_words_host(*map(numpy.uint64, range(4)))
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()

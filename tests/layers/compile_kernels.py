@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 from numba import float32, types
@@ -226,22 +225,22 @@ def kernels():
     return found
 
 
+_library: dict = {}  # of the last kernel
+
+
 def ptx_of(kernel, arguments, architecture):
     """The kernel's PTX, as of `cuda.compile`.
 
     That would run Numba's front end for each architecture. It takes most of the time, and its
     result is the same for all: only what NVVM makes of it differs.
     """
-    return _front_end(kernel.py_func, arguments).get_asm_str(cc=architecture)
-
-
-@lru_cache(maxsize=1)
-def _front_end(function, arguments):
-    oldest = OLDEST.get(f"{function.__module__}.{function.__name__}", ARCHITECTURES[0])
-    library, _ = cuda.compiler._compile_pyfunc_with_fixup(
-        function, arguments, device=False, abi="numba", cc=oldest
-    )
-    return library
+    key = kernel.py_func, arguments
+    if key not in _library:
+        _library.clear()
+        _library[key], _ = cuda.compiler._compile_pyfunc_with_fixup(
+            *key, device=False, abi="numba", cc=architecture
+        )
+    return _library[key].get_asm_str(cc=architecture)
 
 
 def same_as_alone(kernel, arguments, architecture, ptx):

@@ -247,10 +247,15 @@ def _block_data(block: Block) -> dict[str, Any]:
 
 
 def totals(launch: Launch) -> list[dict[str, Any]]:
-    """For each load and store of the source, over all blocks: requests and what they cost."""
+    """For each load and store of the source, over all blocks: requests and what they cost.
+
+    What an asynchronous copy costs is told where it is begun.
+    """
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in range(launch.trace.blocks):
         for step in launch.block(number).steps:
+            if launch.trace.places[step.place].arrival:
+                continue
             for r in step.requests:
                 row = rows.setdefault(
                     (step.place, r.array),

@@ -9,7 +9,7 @@ from tinyconv.lab.runs import runs
 from tinyconv.lab.subjects import SHAPES, checked_shape
 from tinyconv.lab.traffic import measure
 
-LARGEST = {"conv": 5_000}
+LARGEST = {"conv": 5_000, "tensor_tf32": 20_000, "tensor_bf16": 20_000}
 LARGEST_OTHER = 100_000
 """Elements of an input: each access is recorded, which takes some hundred bytes."""
 

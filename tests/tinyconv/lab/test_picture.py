@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -118,9 +119,15 @@ def test_program_order_holds_for_every_thread_that_does_not_contradict_another()
     assert in_program_order({}) == []
 
 
+@cache
+def drawn(name):
+    """The launches of `name`; they are looked at more than once."""
+    return picture.launches(name)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_access_is_lost_and_none_is_told_twice(name):
-    for launch in picture.launches(name):
+    for launch in drawn(name):
         trace = launch.trace
         told = sum(
             len(r.lanes)
@@ -243,7 +250,7 @@ def test_totals_add_up(turned):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_totals_agree_with_the_traffic_that_is_measured(name):
-    for launch in picture.launches(name):
+    for launch in drawn(name):
         lines, rows = measure(launch.trace).lines, picture.totals(launch)
         for space in (GLOBAL, SHARED):
             mine = [row for row in rows if launch.arrays[row["array"]].space == space]

@@ -180,7 +180,8 @@ def forward_kernel(name, tile_filters, per, multiply):
 @cuda.jit(device=True, inline="always")
 def finish(sums, b, mask, y, row, rows, column, columns, row_stride, first, then):
     # A thread's sums are eight neighbouring filters, from `column` on, of the windows row, row + 8,
-    # ..., row + 56. Written out, as the compiler would not unroll that far.
+    # ..., row + 56. Two windows at a time; then the others' sums move up, as the compiler would not
+    # unroll a loop of this length, and an index that is no constant costs the registers.
     bias = cuda.local.array(8, float32)
     for j in range(8):
         bias[j] = b[first + column + j] if then & BIAS and column + j < columns else float32(0)
@@ -188,26 +189,24 @@ def finish(sums, b, mask, y, row, rows, column, columns, row_stride, first, then
     whole = there >= 8 and row_stride % 8 == 0 and first % 8 == 0
     at = int32(row * row_stride + first + column)
     ahead = int32(8 * row_stride)
-    rows = int32(rows - row)
-    finish_row(sums, 0, bias, mask, y, at, there if rows > 0 else 0, whole, then)
-    finish_row(sums, 1, bias, mask, y, at + ahead, there if rows > 8 else 0, whole, then)
-    finish_row(sums, 2, bias, mask, y, at + 2 * ahead, there if rows > 16 else 0, whole, then)
-    finish_row(sums, 3, bias, mask, y, at + 3 * ahead, there if rows > 24 else 0, whole, then)
-    finish_row(sums, 4, bias, mask, y, at + 4 * ahead, there if rows > 32 else 0, whole, then)
-    finish_row(sums, 5, bias, mask, y, at + 5 * ahead, there if rows > 40 else 0, whole, then)
-    finish_row(sums, 6, bias, mask, y, at + 6 * ahead, there if rows > 48 else 0, whole, then)
-    finish_row(sums, 7, bias, mask, y, at + 7 * ahead, there if rows > 56 else 0, whole, then)
+    left = int32(min(rows - row, 64))
+    while left > 0:
+        finish_row(sums, 0, bias, mask, y, at, there, whole, then)
+        finish_row(sums, 2, bias, mask, y, at + ahead, there if left > 8 else 0, whole, then)
+        at, left = int32(at + 2 * ahead), int32(left - 16)
+        for i in range(48):
+            sums[i] = sums[i + 16]
 
 
 @cuda.jit(device=True, inline="always")
-def finish_row(sums, i, bias, mask, y, at, there, whole, then):
+def finish_row(sums, first_sum, bias, mask, y, at, there, whole, then):
     # Of the eight, `there` are to be stored.
     values = cuda.local.array(8, float32)
     signs = cuda.local.array(8, float32)
     zero = float32(0)
     if there > 0:
         for j in range(8):
-            values[j] = sums[i // 2 * 16 + i % 2 * 2 + j % 4 * 4 + j // 4] + bias[j]
+            values[j] = sums[first_sum + j % 4 * 4 + j // 4] + bias[j]
             if then & RELU and values[j] <= zero:  # not "> 0": a NaN stays one
                 values[j] = zero
         if whole:

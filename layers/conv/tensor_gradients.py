@@ -51,9 +51,9 @@ VALUES = 128
 
 # --- the product of two slices
 #
-# A warp's 64 filters are four fragments i, its 32 values four fragments j; sums[4 (4 i + j) ...] are
-# a thread's four sums of both. Each function below is given the words of a row of dy and of a row
-# of a in shared memory, and makes
+# A warp's 64 filters are four fragments i, its 32 values four fragments j; a thread's four sums of
+# both begin at sums[4 (4 i + j)]. Each function below is given the words of a row of dy and of a
+# row of a in shared memory, and makes
 #
 #     first(lane, row, column)         where this lane's words of the fragments of dy, from filter
 #                                      `row` of the tile on, and of a, from value `column` on, begin
@@ -224,9 +224,9 @@ def filter_kernel(name, tile_filters, threads, per, product):
             h, left = int32(p * stride - before), int32(q * stride - before)
             corner = int32(((n * height + h) * width + left) * channels)
             for i in range(a_chunks):
-                inside = within(h + down[i], height) & within(left + right[i], width)
+                inside = (m < end) & within(h + down[i], height) & within(left + right[i], width)
                 to = chunks_on(a_to, lanes * i)
-                copy_async(tiles, to, x, int32(corner + ahead[i]), inside & (m < end))
+                copy_async(tiles, to, x, int32(corner + ahead[i]), inside)
             for i in range(dy_chunks):
                 to = chunks_on(dy_to, lanes * i)
                 copy_async(tiles, to, dy, dy_at + per * lanes * i, m < dy_end[i])

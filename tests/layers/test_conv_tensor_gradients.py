@@ -122,6 +122,15 @@ def test_several_parts(kind, cuda_device, monkeypatch):
     assert names["parts of dw"].shape == (2, 64)
 
 
+@pytest.mark.parametrize("depth", [16, 32])
+@pytest.mark.parametrize(("windows", "tiles"), [(1, 1), (387_200, 4), (21_632, 54), (519, 2000)])
+def test_parts_have_whole_slices_and_none_is_empty(windows, tiles, depth):
+    parts, length = tiled_gradients.cut(windows, tiles, depth)
+    assert length % depth == 0
+    assert (parts - 1) * length < windows <= parts * length
+    assert parts == 1 or parts * tiles <= tiled_gradients.BLOCKS
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_threads_and_blocks_changes_no_bit(kind, cuda_device, monkeypatch):
     monkeypatch.setattr(tiled_gradients, "FEWEST_WINDOWS", 16)

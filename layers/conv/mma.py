@@ -103,13 +103,18 @@ if SIMULATED:
         words = np.ascontiguousarray(halves.transpose(3, 1, 0, 2)).view(np.uint32)
         return list(words.reshape(32, 4))
 
+    def _row(tiles, at, call):
+        if tiles.space != "shared":
+            raise TypeError(f"{call} of {tiles.name}: that is {tiles.space}, not shared memory")
+        tiles.check_aligned(at, f"{call} from")
+        return tiles.read(at, 4)
+
     def load_matrices(target, to, tiles, at):
-        tiles.check_aligned(at, "load_matrices from")
-        target.write(to, running().collective("load_matrices", tiles.read(at, 4), _fragments))
+        row = _row(tiles, at, "load_matrices")
+        target.write(to, running().collective("load_matrices", row, _fragments))
 
     def load_matrices_across(target, to, tiles, at):
-        tiles.check_aligned(at, "load_matrices_across from")
-        row = tiles.read(at, 4)
+        row = _row(tiles, at, "load_matrices_across")
         target.write(to, running().collective("load_matrices_across", row, _fragments_across))
 
     def round_tf32_word(words, i):
@@ -123,6 +128,7 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
+    from numba.core.errors import TypingError
     from numba.cuda.extending import intrinsic
 
     from layers.conv.ptx import (
@@ -141,6 +147,11 @@ else:
         return [builder.gep(first, [WORD(i)]) for i in range(count)]
 
     def _mma(shape, kind, a, b, sums):
+        if (a.dtype, b.dtype, sums.dtype) != (types.uint32, types.uint32, types.float32):
+            raise TypingError(
+                f"an mma takes words of uint32 and sums of float32, "
+                f"not {a.dtype}, {b.dtype} and {sums.dtype}"
+            )
         index = types.int64
         signature = types.void(a, index, b, index, sums, index)
         text = (

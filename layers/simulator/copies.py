@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from layers.simulator.arrays import KernelArray
+from layers.simulator.recorder import line_in
 
 BYTES = 16
 ZEROS = np.zeros(BYTES, np.uint8)
@@ -68,8 +69,9 @@ class Copies:
         """RuntimeError if copies are still on their way."""
         left = [copy for group in (*self.groups, self.begun) for copy in group]
         if left:
-            code, instruction = left[0][-1]
+            target, to, *_, place = left[0]
             raise RuntimeError(
                 f"returned with {len(left)} asynchronous copies on their way, the first to "
-                f"{left[0][0].name}[{left[0][1]}]: end with commit_copies() and wait_copies(0)"
+                f"{target.name}[{to}] from line {line_in(*place)}: "
+                "end with commit_copies() and wait_copies(0)"
             )

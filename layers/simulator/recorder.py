@@ -229,7 +229,7 @@ class Recorder:
             starts = _starts(code)
             start = starts[bisect_right(starts, at) - 1]
             atomic, wide, arrival = (key in of for of in (self._atomic, self.wide, self.arrivals))
-            line = _line(code, start)
+            line = line_in(code, start)
             place = Place(code.co_filename, line, code.co_name, start, atomic, wide, arrival)
             if place not in self.trace.places:
                 self.trace.places.append(place)
@@ -259,7 +259,7 @@ def _starts(code: CodeType) -> list[int]:
     return [instruction.offset for instruction in dis.get_instructions(code)]
 
 
-def _line(code: CodeType, instruction: int) -> int:
+def line_in(code: CodeType, instruction: int) -> int:
     """The source line of an instruction, by its offset in the bytecode."""
     for first, last, line in code.co_lines():
         if first <= instruction < last and line is not None:

@@ -124,6 +124,12 @@ def mixed_copy_kernel(x, y):
     copy4(y, 0, x, 0)
 
 
+@cuda.jit
+def mma_of_floats_kernel(x):
+    values = cuda.local.array(4, float32)
+    mma_tf32(values, 0, values, 0, values, 0)
+
+
 mma_tf32_kernel = mma_kernel(mma_tf32)
 mma_bf16_kernel = mma_kernel(mma_bf16)
 load_matrices_kernel = load_kernel(load_matrices)
@@ -152,6 +158,7 @@ KERNELS = {
     "widen": (convert_kernel, (U16, F32), OLD),
     "narrow": (convert_kernel, (F32, U16), OLD),
     "wait for a variable": (wait_for_variable_kernel, (INTEGER,), NEW[:1]),
+    "mma of floats": (mma_of_floats_kernel, (F32,), NEW[:1]),
     "copy4 of two types": (mixed_copy_kernel, (F32, U32), NEW[:1]),
 }
 """Kernel, types of its arguments, architectures."""

@@ -138,6 +138,7 @@ def compiled():
 
 REFUSED = {
     "wait for a variable": "must be a literal",
+    "mma of floats": "takes words of uint32 and sums of float32, not float32",
     "copy4 of two types": "float32 to uint32 converts nothing",
 }
 COMPILED = [

@@ -173,6 +173,8 @@ def use(kind, at):
         round_tf32_word(words, at)
     if kind == 6:
         load_matrices(words, at, tiles, 0)
+    if kind == 7:
+        load_matrices(words, 0, words, at)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def use(kind, at):
         (5, 4, "4:5"),
         (5, -1, "-1:0"),
         (6, 1, "1:5"),
+        (7, 0, "that is local, not shared memory"),
     ],
 )
 def test_misaligned_rows_and_indices_outside(kind, at, said):

@@ -129,6 +129,7 @@ def test_no_copy_may_be_left_on_its_way(commit, wait):
     text = refusal(leaves, 1, 8, np.zeros(4, np.uint32), commit, wait)
     assert "returned with 2 asynchronous copies on their way" in text
     assert "thread (0, 0, 0)" in text and "wait_copies(0)" in text
+    assert f"from line {line_of(leaves, 'copy_async(tile, 4 * t')}: " in text
 
 
 def test_empty_groups_may_be_left():

@@ -39,12 +39,12 @@ COMPILED = {
 }
 
 
-def on_device(bench: Bench, way: Way, precision: str) -> TrainingStep:
+def on_device(bench: Bench, way: Way, precision: str, lr: float = LR) -> TrainingStep:
     """A fresh net with loss and optimizer, always with the same weights."""
     net = bench.make_net().to(bench.device, precision=precision, fuse=way.fuse)
     net.layers[0].input_gradient = False
     loss = SoftmaxCrossEntropy(fuse=way.fuse).to(bench.device, precision=precision)
-    return TrainingStep(net, loss, SGD(net.parameters(), LR, MOMENTUM, DECAY), way.graph)
+    return TrainingStep(net, loss, SGD(net.parameters(), lr, MOMENTUM, DECAY), way.graph)
 
 
 def batch_of(bench: Bench, net: Any, count: int) -> tuple[Any, np.ndarray]:
@@ -141,7 +141,9 @@ def column_step(bench: Bench, count: int, precision: str) -> Any:
     return make
 
 
-def torch_training(bench: Bench, net: Any, our_masks: bool, last: bool = False) -> Any:
+def torch_training(
+    bench: Bench, net: Any, our_masks: bool, last: bool = False, lr: float = LR
+) -> Any:
     """PyTorch's module and optimizer with the weights of `net` (on the host) and its rates."""
     from torch_twin import learned, twin
 
@@ -154,9 +156,9 @@ def torch_training(bench: Bench, net: Any, our_masks: bool, last: bool = False) 
     with_weights = [layer for layer in net if layer.parameters()]
     for layer, part in zip(with_weights, learned(module), strict=True):
         for ours, theirs in zip(layer.parameters(), (part.weight, part.bias), strict=True):
-            rates = {"lr": LR * ours.lr_multiplier, "weight_decay": DECAY * ours.decay_multiplier}
+            rates = {"lr": lr * ours.lr_multiplier, "weight_decay": DECAY * ours.decay_multiplier}
             groups.append({"params": [theirs], **rates})
-    return module, torch.optim.SGD(groups, LR, MOMENTUM)
+    return module, torch.optim.SGD(groups, lr, MOMENTUM)
 
 
 def torch_step(bench: Bench, count: int, mode: Mode, compiled: bool) -> Any:

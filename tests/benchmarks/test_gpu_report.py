@@ -87,7 +87,7 @@ def test_pytorch_takes_part_where_it_is():
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     bench, clock = gpu_report.bench_on(Device("cpu"), tiny=True, seed=4), HostClock()
     cases = [
-        *gpu_report.agreement_cases(bench, 3),
+        *gpu_report.agreement_cases(bench, bench.batch),
         *gpu_report.conv_cases(bench),
         *gpu_report.layer_cases(bench),
         *gpu_report.torch_step_cases(bench, (2,)),

@@ -267,3 +267,46 @@ def test_wide_kernels_load_four_numbers_at_a_time(name, architecture, tiled):
     memory = tiled[name, architecture]["loop"]["memory"]
     loads = {kind: count for kind, count in memory.items() if kind.startswith("LD")}
     assert loads == {"LDG.128": 3, "LDS.128": 32}
+
+
+TENSOR = [
+    f"tensor_{direction}_{tile}_{kind}_kernel"
+    for direction in ("forward", "filter")
+    for tile in ("large", "small")
+    for kind in ("tf32", "bf16")
+]
+
+
+@pytest.fixture(scope="session")
+def tensor():
+    """By name and architecture, what the report says of rung 3 of convolution."""
+    if missing := sass.missing_tools():
+        pytest.skip("; ".join(missing))
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernel_report.py")]
+    command += ["--json", "--only", "conv.tensor", "--arch", "75,80,90"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["name"].rpartition(".")[2] for row in rows} == set(TENSOR)
+    return {(r["name"].rpartition(".")[2], tuple(r["architecture"])): r for r in rows}
+
+
+@pytest.mark.parametrize("architecture", PINNED[1:], ids=kernel_report.label)
+@pytest.mark.parametrize("name", TENSOR)
+def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_background(
+    name, architecture, tensor
+):
+    found = tensor[name, architecture]
+    assert (found["stack"], found["spills"], found["doubles"]) == (0, 0, [])
+    # Two blocks of 256 threads fit, or four of 128.
+    assert found["shared"] <= 49152 and found["blocks"] == (2 if "large" in name else 4)
+    # A warp's 64 x 32 sums in fragments of 16 x 8, two products deep.
+    assert found["loop"]["work"] == {"HMMA": 4 * 4 * 2}
+    memory = found["loop"]["memory"]
+    assert memory["LDGSTS.128"] == (4 if "large" in name else 6)
+    assert not set(memory) & {"LDG.32", "LDG.64", "LDG.128", "STS.32", "STS.128", "LDL.128"}
+
+
+def test_before_ampere_there_are_no_such_kernels(tensor):
+    assert not any(architecture == (7, 5) for _, architecture in tensor)

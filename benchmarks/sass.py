@@ -192,14 +192,18 @@ class Loop:
 
 
 def instructions_of(listing: str) -> tuple[list[str], dict[str, int]]:
-    """The instructions in order, without predicates, and where each label points."""
+    """The instructions in order, without predicates, and where each label points.
+
+    A load that no thread ever executes (predicate !PT), of which the assembler puts some between
+    others, is a NOP.
+    """
     lines: list[str] = []
     labels: dict[str, int] = {}
     for line in listing.splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(lines)
-        if code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?(.*?)\s*;", line):
-            lines.append(code[1])
+        if code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?\w+)\s+)?(.*?)\s*;", line):
+            lines.append("NOP" if code[1] == "@!PT" else code[2])
     return lines, labels
 
 

@@ -55,6 +55,12 @@ def test_of_two_loops_the_one_with_more_multiply_adds_counts():
     assert sass.main_loop(LISTING + second).work == {"FFMA": 3}
 
 
+def test_a_load_that_nobody_executes_is_none():
+    loop = sass.main_loop(LISTING.replace("     LDS.128 R8, [R2]", "@!PT LDS RZ, [RZ]"))
+    assert loop.instructions == 10
+    assert loop.memory == {"LDG.128": 1, "LDG.32": 1, "STS.32": 1}
+
+
 def test_tensor_cores_are_work_too_and_what_feeds_them_is_counted():
     listing = LISTING
     for before, after in (

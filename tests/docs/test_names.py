@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinyconv import RECIPES, Recipe, alexnet
+from tinyconv.lab.subjects import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
@@ -77,7 +78,8 @@ def test_named_functions_exist(document):
         *("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),  # ImageNet's
         "LOC_val_solution.csv",
     }
-    missing = named - names_in_sources() - elsewhere
+    # The laboratory's commands call groups of kernels by names of their own.
+    missing = named - names_in_sources() - set(SHAPES) - elsewhere
     assert not missing, f"{document.name} names what is in no source file"
 
 

@@ -252,4 +252,5 @@ def test_the_scale_of_the_papers_colours():
 
 
 def test_the_ladder_of_convolution():
-    assert check_equations("kernels", {}) == 2 + 1 + 3 + 6
+    tiles, tensor_cores = 2 + 1 + 3 + 6, 3 + 2 + 2 + 1 + 2 + 1 + 3 + 2 + 1
+    assert check_equations("kernels", {}) == tiles + tensor_cores

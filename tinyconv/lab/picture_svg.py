@@ -4,9 +4,10 @@ The same grids as on the page (`page_arrays.js` has the twin of `layout`): the l
 cells, neighbours in memory; the axis before it a row of runs; the third from the right the rows of
 a panel; the rest number the panels. A filled cell is read at this step, a frame is written, in the
 colour of the warp; hatched cells share a sector with one that was asked for; a bar marks cells that
-a warp writes in some step of the block. Red frames are what `steps.py` calls bad. Where lanes move
-16 bytes each, a number is the lane that does so; else it is how many lanes want the same. Of a long
-array of one or two axes only those rows are drawn that the step touches.
+a warp writes in some step of the block. Red frames are what `steps.py` calls bad. A number is how
+many lanes are at one cell. Where each lane moves 16 bytes it is the lane's own, and "×2" are two
+lanes that are at the same. Of a long array of one or two axes only those rows are drawn that the
+step touches.
 
 No line numbers, values or times are in there: a picture changes only when its kernel does.
 """
@@ -214,11 +215,10 @@ def _touched(grid: Grid, step: Step, requests: list[Request], width: int) -> Ite
             yield f'<path class="b" d="{_outline(corners, width, -0.5)}"/>'
     kind = "n w" if step.write else "n"
     for cell in sorted(count):
-        text = 0
-        if width > 1 and len(lanes[cell]) == 1:
-            (text,) = lanes[cell]
+        if width > 1:
+            text = f"×{count[cell]}" if len(lanes[cell]) > 1 else f"{min(lanes[cell])}"
         elif count[cell] > 1 and (count[cell] < 10 or len(warps[cell]) == 1):  # else no room
-            text = count[cell]
+            text = f"{count[cell]}"
         else:
             continue
         x, y = grid.at(cell)

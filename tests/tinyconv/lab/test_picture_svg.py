@@ -49,4 +49,4 @@ def test_lanes_that_move_16_bytes_are_told_and_rows_that_nobody_touches_are_left
     assert [frame.count("h36.4v6.4") for frame in frames] == [32, 32]
     assert "warp 1: 32 lanes, 128 elements, no bank conflict" in svg_of(launch, 0, 1)
     # Two lanes want the same: then it is said how many.
-    assert set(of_class(ElementTree.fromstring(svg_of(launch, 0, 2)), "n")) == {"2"}
+    assert set(of_class(ElementTree.fromstring(svg_of(launch, 0, 2)), "n")) == {"×2"}

@@ -32,7 +32,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
 
 ARCHITECTURES = tuple(sass.LIMITS)
 
-THREADS = {"sgd_kernel": 256, "sum_rows_kernel": 256, "masked_gradient_kernel": 256}
+THREADS = {
+    **{"sgd_kernel": 256, "sum_rows_kernel": 256, "masked_gradient_kernel": 256},
+    **{f"tensor_forward_large_{kind}_kernel": 256 for kind in ("tf32", "bf16")},
+}
 """Threads in a block, where they are not 128."""
 
 
@@ -49,7 +52,10 @@ def label(architecture: tuple[int, int]) -> str:
 def report(
     architectures: Sequence[tuple[int, int]], only: str = ""
 ) -> tuple[list[sass.Kernel], list[str]]:
-    """Every float32 kernel whose name holds `only`; and what did not compile, a line each."""
+    """Every kernel whose name holds `only`, with float32, or bfloat16 if it takes nothing else.
+
+    And what did not compile, a line each.
+    """
     import compile_kernels
     from numba import types
 
@@ -57,7 +63,11 @@ def report(
 
     real = compile_kernels.kernels()
     made, failed = [], []
-    for name, arguments in compile_kernels.signatures(types.float32).items():
+    wanted = {
+        **compile_kernels.signatures(types.uint16),
+        **compile_kernels.signatures(types.float32),
+    }
+    for name, arguments in wanted.items():
         if only not in name:
             continue
         for architecture in architectures:

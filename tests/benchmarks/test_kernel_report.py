@@ -171,18 +171,23 @@ def test_written_reports_name_date_and_machine(monkeypatch, tmp_path, capsys):
 # --- the real kernels
 
 
-@pytest.fixture(scope="session")
-def tiled():
-    """By name and architecture, what the report says of rung 2 of convolution."""
+def reported(only, architectures):
+    """By name and architecture, what the report says of these kernels."""
     if missing := sass.missing_tools():
         pytest.skip("; ".join(missing))
     command = [sys.executable, str(ROOT / "benchmarks" / "kernel_report.py")]
-    command += ["--json", "--only", "conv.tiled", "--arch", "75,80,90"]
+    command += ["--json", "--only", only, "--arch", architectures]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     return {(r["name"].rpartition(".")[2], tuple(r["architecture"])): r for r in rows}
+
+
+@pytest.fixture(scope="session")
+def tiled():
+    """Rung 2 of convolution."""
+    return reported("conv.tiled", "75,80,90")
 
 
 PINNED = [(7, 5), (8, 0), (9, 0)]
@@ -213,3 +218,21 @@ def test_wide_kernels_load_four_numbers_at_a_time(name, architecture, tiled):
     memory = tiled[name, architecture]["loop"]["memory"]
     loads = {kind: count for kind, count in memory.items() if kind.startswith("LD")}
     assert loads == {"LDG.128": 3, "LDS.128": 32}
+
+
+@pytest.fixture(scope="session")
+def tensor():
+    """Rung 3, with the large tile."""
+    return reported("conv.tensor_core.tensor_forward_large", "80,90")
+
+
+@pytest.mark.parametrize("architecture", PINNED[1:], ids=kernel_report.label)
+@pytest.mark.parametrize(("kind", "instructions"), [("tf32", 190), ("bf16", 130)])
+def test_a_loop_on_tensor_cores_is_short(kind, instructions, architecture, tensor):
+    found = tensor[f"tensor_forward_large_{kind}_kernel", architecture]
+    assert (found["threads"], found["blocks"]) == (256, 2)
+    loop = found["loop"]
+    assert loop["work"] == {"HMMA": 32}
+    assert loop["instructions"] <= instructions
+    assert loop["memory"]["LDGSTS.128"] == 4
+    assert not any(kind.startswith(("LDG.", "LDL", "STL", "STS")) for kind in loop["memory"])

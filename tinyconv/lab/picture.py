@@ -58,6 +58,7 @@ def recorded(subject: Subject) -> Launch:
 
 DRAWN: dict[str, tuple[int, ...]] = {
     "conv": (1, 5, 6, 8),
+    "tensor": (1, 4, 6, 4),
     "tiled": (1, 3, 4, 4),
     "max_pool": (1, 7, 9, 8),
     "lrn": (2, 3, 3, 16),
@@ -77,6 +78,7 @@ DRAWN: dict[str, tuple[int, ...]] = {
 SIDES = {
     "conv": 4,
     "tiled": 4,
+    "tensor": 4,
     "max_pool": 4,
     "max_pool_rows": 4,
     "crop": 4,

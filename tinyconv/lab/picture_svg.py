@@ -25,6 +25,8 @@ from tinyconv.lab.steps import Array, Launch, Request, Step
 SIZE, PITCH, RUN_GAP, LINE_GAP = 9, 10, 4, 2
 WIDTH = 830
 MARGIN = 14
+LARGE = 4000
+"""Cells of an array that is left out where the step does not ask for any of them."""
 LETTER = 7.0
 """Width of a character of the source text."""
 
@@ -244,9 +246,11 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
     x = tallest = 0
     for index, array in enumerate(launch.arrays):
         grid = Grid(array)
+        requests = [r for r in step.requests if r.array == index]
+        if grid.size > LARGE and not requests:
+            continue
         if x and x + grid.width > WIDTH - 2 * MARGIN:
             x, y, tallest = 0, y + tallest + 8, 0
-        requests = [r for r in step.requests if r.array == index]
         body.append(f'<g transform="translate({x} {y})">')
         body += grid.ground()
         body += _owned(grid, launch, block, index)

@@ -31,13 +31,14 @@ from layers import (
     softmax_cross_entropy,
     softmax_rows,
 )
-from layers.conv import direct, tiled, tiled_gradients
+from layers.conv import blocks, direct, tensor_core, tiled, tiled_gradients
 from layers.fused import epilogue
 from layers.fused.plan import plan
 from layers.layer import Parameter
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.data.augment import Augment
+from tinyconv.lab.tensor_runs import tensor_runs
 from tinyconv.sgd import SGD
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -50,6 +51,15 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "turn_filters_kernel": ("turned",),
     "tiled_filter_wide_kernel": ("partial",),
     "tiled_filter_narrow_kernel": ("partial",),
+    "tensor_forward_large_tf32_kernel": ("y",),
+    "tensor_forward_small_tf32_kernel": ("y",),
+    "tensor_forward_large_bf16_kernel": ("y",),
+    "tensor_forward_small_bf16_kernel": ("y",),
+    "image_blocks_kernel": ("blocks",),
+    "filter_blocks_kernel": ("filters",),
+    "turned_blocks_kernel": ("turned",),
+    "image_from_blocks_kernel": ("x",),
+    "filter_from_blocks_kernel": ("w",),
     "max_pool_forward_kernel": ("y", "winner"),
     "max_pool_backward_kernel": ("dx",),
     "lrn_forward_kernel": ("y", "scale"),
@@ -89,8 +99,8 @@ REWRITTEN: dict[str, dict[str, str]] = {
 KERNELS: dict[str, Any] = {
     name: value
     for module in (
-        *(activation, direct, tiled, tiled_gradients, dropout, lrn, lrn_rows, max_pool),
-        *(max_pool_rows, epilogue),
+        *(activation, direct, tiled, tiled_gradients, tensor_core, blocks, dropout, lrn, lrn_rows),
+        *(max_pool, max_pool_rows, epilogue),
         *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
     )
     for name, value in vars(module).items()
@@ -202,6 +212,8 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
             "max_pool_rows": {"MaxPool2D 3, stride 2": [MaxPool2D(3, 2)]},
         }
         return {title: _step(parts, shape) for title, parts in steps[name].items()}
+    if name == "tensor":
+        return tensor_runs(shape)
     if name == "conv":
         layers = {
             "Conv2D 3×3, padding 1": Conv2D(channels, 4, 3, padding=1),
@@ -254,6 +266,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "max_pool_rows": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn_rows": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
     "tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
+    "tensor": ((1, 3, 5, 4), (1, 2, 2, 1)),
     "linear": ((3, 7), (1, 1), (130, 5)),
     "relu": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "tanh": ((2, 6, 7, 5), (1, 1), (1, 129)),
@@ -264,8 +277,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "crop": ((2, 9, 9, 3), (1, 8, 8, 3), (3, 16, 16, 3)),
 }
 """By name, the shapes that are hostile: sides that differ and are multiples of nothing, a single
-element, one more than a block of threads. Of conv, tiled, max_pool, lrn, crop: (N, H, W, C).
-The names in _rows, and "linear", are the fused steps of `layers/fused/`."""
+element, one more than a block of threads. Of conv, tiled, tensor, max_pool, lrn, crop: (N, H, W,
+C). The names in _rows, and "linear", are the fused steps of `layers/fused/`."""
 
 
 def checked_shape(name: str, text: str | None) -> tuple[int, ...] | None:

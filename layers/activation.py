@@ -3,7 +3,8 @@
     ReLU   y = max(x, 0)        dL/dx = dL/dy where x > 0, else 0   (at x = 0 we take 0)
     Tanh   y = tanh(x)          dL/dx = dL/dy · (1 − y²)
 
-Any shape; float32 or float64, in kernels bfloat16 as well. Both derivatives need only the output: y > 0 exactly where x > 0.
+Any shape; float32 or float64, in kernels bfloat16 as well. Both derivatives need only the output:
+y > 0 exactly where x > 0.
 
 The paper's figure 1 compares the two: a net with ReLU reaches 25 % training error on CIFAR-10
 about six times sooner, because max(x, 0) does not saturate: its slope stays 1 however large x.

@@ -17,7 +17,8 @@ the mask, the key (seed, layer, step, first element), lies in device memory and 
 arguments: a recorded launch (`layers/graph.py`) keeps its arguments, and would draw one mask for
 ever.
 
-Any shape; float32 or float64, in the kernel bfloat16 as well; the mask does not depend on the device or the dtype.
+Any shape; float32 or float64, in the kernel bfloat16 as well. The mask depends neither on the
+device nor on the dtype.
 """
 
 import numpy as np

@@ -8,8 +8,8 @@ bits. So there are two passes. The rows are cut into parts, whose number follows
 alone; the first pass gives every part a block and writes its sum down, the second adds the parts'
 sums in order.
 
-Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64; x may be bfloat16. `layers/fused/` joins the
-first pass to the mask of the ReLU, whose output it sums.
+Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64; x may be bfloat16.
+`layers/fused/` joins the first pass to the mask of the ReLU, whose output it sums.
 """
 
 from layers.bfloat16 import widen

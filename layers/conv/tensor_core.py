@@ -64,6 +64,9 @@ from layers.conv.tile import NOWHERE
 from layers.conv.tile_table import TILES, choose_tile, layer_key
 from layers.device import cuda, grid_of
 
+THREADS_PER_FILTER = 2
+"""Of a block, for each filter of its tile."""
+
 BIAS, RELU, MASK = 1, 2, 4
 """What a kernel does with its sums before it stores them, as a sum of these."""
 
@@ -78,8 +81,9 @@ BIAS, RELU, MASK = 1, 2, 4
 # or two instructions, and four lanes store 64 or 128 bytes.
 
 
-def forward_kernel(name, tile_filters, threads, per, multiply):
+def forward_kernel(name, tile_filters, per, multiply):
     """The kernel called `name`; per: numbers in a chunk; multiply: one of the device functions."""
+    threads = THREADS_PER_FILTER * tile_filters
     apart = threads // 4
     stage = (WINDOWS + tile_filters) * ROW
     words = STAGES * stage
@@ -136,8 +140,9 @@ def forward_kernel(name, tile_filters, threads, per, multiply):
         a_from = int32(row_word(warp_row + lane % 16, lane // 16))
         b_row = WINDOWS + warp_column + lane // 16 * 8 + lane % 8
         b_from = int32(row_word(b_row, lane // 8 % 2))
+        zero = float32(0)
         for i in range(64):
-            sums[i] = float32(0)
+            sums[i] = zero
         turns = int32((depth + slice_depth - 1) // slice_depth)
         turn = int32(-2)
         while turn < turns:
@@ -175,7 +180,8 @@ def forward_kernel(name, tile_filters, threads, per, multiply):
 @cuda.jit(device=True, inline="always")
 def finish(sums, b, mask, y, row, rows, column, columns, row_stride, first, then):
     # A thread's sums are eight neighbouring filters, from `column` on, of the windows row, row + 8,
-    # ..., row + 56. Written out, as the compiler would not unroll that far.
+    # ..., row + 56. Two windows at a time; then the others' sums move up, as the compiler would not
+    # unroll a loop of this length, and an index that is no constant costs the registers.
     bias = cuda.local.array(8, float32)
     for j in range(8):
         bias[j] = b[first + column + j] if then & BIAS and column + j < columns else float32(0)
@@ -183,55 +189,52 @@ def finish(sums, b, mask, y, row, rows, column, columns, row_stride, first, then
     whole = there >= 8 and row_stride % 8 == 0 and first % 8 == 0
     at = int32(row * row_stride + first + column)
     ahead = int32(8 * row_stride)
-    rows = int32(rows - row)
-    finish_row(sums, 0, bias, mask, y, at, there if rows > 0 else 0, whole, then)
-    finish_row(sums, 1, bias, mask, y, at + ahead, there if rows > 8 else 0, whole, then)
-    finish_row(sums, 2, bias, mask, y, at + 2 * ahead, there if rows > 16 else 0, whole, then)
-    finish_row(sums, 3, bias, mask, y, at + 3 * ahead, there if rows > 24 else 0, whole, then)
-    finish_row(sums, 4, bias, mask, y, at + 4 * ahead, there if rows > 32 else 0, whole, then)
-    finish_row(sums, 5, bias, mask, y, at + 5 * ahead, there if rows > 40 else 0, whole, then)
-    finish_row(sums, 6, bias, mask, y, at + 6 * ahead, there if rows > 48 else 0, whole, then)
-    finish_row(sums, 7, bias, mask, y, at + 7 * ahead, there if rows > 56 else 0, whole, then)
+    left = int32(min(rows - row, 64))
+    while left > 0:
+        finish_row(sums, 0, bias, mask, y, at, there, whole, then)
+        finish_row(sums, 2, bias, mask, y, at + ahead, there if left > 8 else 0, whole, then)
+        at, left = int32(at + 2 * ahead), int32(left - 16)
+        for i in range(48):
+            sums[i] = sums[i + 16]
 
 
 @cuda.jit(device=True, inline="always")
-def finish_row(sums, i, bias, mask, y, at, there, whole, then):
+def finish_row(sums, first_sum, bias, mask, y, at, there, whole, then):
     # Of the eight, `there` are to be stored.
     values = cuda.local.array(8, float32)
     signs = cuda.local.array(8, float32)
-    for j in range(8):
-        values[j] = sums[i // 2 * 16 + i % 2 * 2 + j % 4 * 4 + j // 4] + bias[j]
-        if then & RELU and values[j] <= float32(0):  # not "> 0": a NaN stays one
-            values[j] = float32(0)
-    if whole and there > 0:
-        if then & MASK:
-            load8(signs, 0, mask, at)
-            for j in range(8):
-                if signs[j] <= float32(0):
-                    values[j] = float32(0)
-        store8(y, at, values, 0)
-    else:
+    zero = float32(0)
+    if there > 0:
         for j in range(8):
-            if j < there:
-                if then & MASK and widen(mask[at + j]) <= float32(0):
-                    values[j] = float32(0)
-                store1(y, at + j, values, j)
+            values[j] = sums[first_sum + j % 4 * 4 + j // 4] + bias[j]
+            if then & RELU and values[j] <= zero:  # not "> 0": a NaN stays one
+                values[j] = zero
+        if whole:
+            if then & MASK:
+                load8(signs, 0, mask, at)
+                for j in range(8):
+                    if signs[j] <= zero:
+                        values[j] = zero
+            store8(y, at, values, 0)
+        else:
+            for j in range(8):
+                if j < there:
+                    if then & MASK and widen(mask[at + j]) <= zero:
+                        values[j] = zero
+                    store1(y, at + j, values, j)
 
 
-def _pair(kind, per, multiply):
-    made = (
-        forward_kernel(f"tensor_forward_{tile}_{kind}_kernel", filters, 2 * filters, per, multiply)
-        for tile, filters in TILES.items()
-    )
-    return tuple(made)
-
-
-large_tf32_kernel, small_tf32_kernel = _pair("tf32", 4, multiply_tf32)
-large_bf16_kernel, small_bf16_kernel = _pair("bf16", 8, multiply_bf16)
-
+tensor_forward_large_tf32_kernel, tensor_forward_small_tf32_kernel = (
+    forward_kernel(f"tensor_forward_{tile}_tf32_kernel", filters, 4, multiply_tf32)
+    for tile, filters in TILES.items()
+)
+tensor_forward_large_bf16_kernel, tensor_forward_small_bf16_kernel = (
+    forward_kernel(f"tensor_forward_{tile}_bf16_kernel", filters, 8, multiply_bf16)
+    for tile, filters in TILES.items()
+)
 KERNELS = {
-    "tf32": {"large": large_tf32_kernel, "small": small_tf32_kernel},
-    "bf16": {"large": large_bf16_kernel, "small": small_bf16_kernel},
+    "tf32": {"large": tensor_forward_large_tf32_kernel, "small": tensor_forward_small_tf32_kernel},
+    "bf16": {"large": tensor_forward_large_bf16_kernel, "small": tensor_forward_small_bf16_kernel},
 }
 
 
@@ -247,7 +250,7 @@ def multiply_all(x, w, b, y, stride, before, groups, then, mask, key, tile):
     mine = filters // groups
     tile = tile or choose_tile(key, mine, down * -(-mine // TILES["large"]) * groups)
     blocks = down * -(-mine // TILES[tile]), groups
-    KERNELS[kind_of(x)][tile][grid_of(blocks, 2 * TILES[tile])](
+    KERNELS[kind_of(x)][tile][grid_of(blocks, THREADS_PER_FILTER * TILES[tile])](
         *(
             x.reshape(-1),
             w.reshape(-1),

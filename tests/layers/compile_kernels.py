@@ -20,20 +20,50 @@ ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
 NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
 """What activations are stored as."""
 
-TENSOR_FILTER = {
-    f"layers.conv.tensor_gradients.tensor_filter_{tile}_{kind}_kernel": number
-    for tile in ("large", "small")
-    for kind, number in (("tf32", types.float32), ("bf16", types.uint16))
+OLDEST: dict[str, tuple[int, int]] = {
+    **{
+        f"layers.conv.{module}_{tile}_{kind}_kernel": (8, 0)
+        for module in ("tensor_core.tensor_forward", "tensor_gradients.tensor_filter")
+        for tile in ("large", "small")
+        for kind in ("tf32", "bf16")
+    },
+    "layers.conv.blocks.filter_blocks_kernel": (8, 0),
+    "layers.conv.blocks.turned_blocks_kernel": (8, 0),
 }
-"""What x and dy are made of, by kernel."""
-
-OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(TENSOR_FILTER, (8, 0))
 """Kernels that need a newer architecture than the oldest one, and which."""
 
 
 def oldest(name, dtype):
     """The first architecture on which this kernel is launched with activations of `dtype`."""
     return OLDEST.get(name, (8, 0) if dtype == "bfloat16" else ARCHITECTURES[0])
+
+
+def tensor_signatures(stored):
+    """The argument types of the kernels of rung 3, for float32 or bfloat16 (uint16)."""
+    integer, number = types.int64, types.float32
+    values, numbers, flat, flat_numbers = (
+        types.Array(dtype, ndim, "C") for ndim in (4, 1) for dtype in (stored, number)
+    )
+    bf16 = stored == types.uint16
+    kind = "bf16" if bf16 else "tf32"
+    forward = (flat, flat, flat_numbers, flat, flat, *(integer,) * 11)
+    filter_gradient = (flat, flat, flat_numbers, *(integer,) * 15)
+    only_float32 = {
+        "layers.conv.blocks.filter_from_blocks_kernel": (numbers, numbers, integer),
+    }
+    return {
+        f"layers.conv.tensor_core.tensor_forward_large_{kind}_kernel": forward,
+        f"layers.conv.tensor_core.tensor_forward_small_{kind}_kernel": forward,
+        f"layers.conv.tensor_gradients.tensor_filter_large_{kind}_kernel": filter_gradient,
+        f"layers.conv.tensor_gradients.tensor_filter_small_{kind}_kernel": filter_gradient,
+        "layers.conv.blocks.image_blocks_kernel": (values, values, *(integer,) * 3),
+        "layers.conv.blocks.filter_blocks_kernel": (numbers, values, integer),
+        "layers.conv.blocks.turned_blocks_kernel": (numbers, values, integer, integer),
+        "layers.conv.blocks.image_from_blocks_kernel": (
+            *(values,) * 3, *(integer,) * 3, types.boolean,
+        ),
+        **({} if bf16 else only_float32),
+    }  # fmt: skip
 
 
 def signatures(stored):
@@ -60,15 +90,12 @@ def signatures(stored):
         forward = (array(1),) * 4 + (integer,) * 11
         filter_gradient = (array(1),) * 3 + (integer,) * 11
         only_float32 = {
+            **tensor_signatures(number),
             "layers.conv.tiled.tiled_forward_wide_kernel": forward,
             "layers.conv.tiled.tiled_forward_narrow_kernel": forward,
             "layers.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
             "layers.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
             "layers.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
-            **{
-                name: (array(1, kind), array(1, kind), array(1)) + (integer,) * 15
-                for name, kind in TENSOR_FILTER.items()
-            },
         }
     for_activations = {
         "layers.activation.relu_forward_kernel": (values(1),) * 2,
@@ -118,7 +145,11 @@ def signatures(stored):
         ),
     }
     if bf16:
-        return {**for_activations, "layers.precision.bits_kernel": (array(1), values(1))}
+        return {
+            **tensor_signatures(stored),
+            **for_activations,
+            "layers.precision.bits_kernel": (array(1), values(1)),
+        }
     return {
         **only_float32,
         **for_activations,

@@ -25,9 +25,12 @@ from layers import (
     Tanh,
     simulator,
 )
+from layers.conv import blocks
+from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.conv.tensor_gradients import tensor_filter_gradient
 from layers.conv.tile_table import TILES
 from layers.device import SIMULATED
+from layers.layer import Buffers
 from layers.precision import scale
 from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
@@ -155,17 +158,26 @@ def launch_everything(device, dtype, precision):
         for filters in (4, 3):  # the wide kernels, and the narrow ones
             layer = Conv2D(4, filters, 2, algorithm="tiled").to(device, dtype)
             oracles.run(layer, rng.standard_normal((1, 3, 3, 4)), np.ones((1, 2, 2, filters)))
-        for kind in (np.float32, np.uint16):
-            numbers = device.zeros((1, 1, 1, 8), kind)
-            dw = device.zeros((8, 1, 1, 8), np.float32)
-            for tile in TILES:
-                tensor_filter_gradient(numbers, numbers, dw, 1, 0, 1, layer.buffer, tile)
     optimizer = SGD(conv.parameters())
     optimizer.step()
     # As in training, where weights and gradients are parts of the optimizer's arrays.
     oracles.run(conv, x, np.ones((2, 3, 2, 2)))
     augment = Augment(np.zeros((6, 6, 3)), 4).to(device, dtype)
     augment.random(np.zeros((2, 6, 6, 3), np.uint8), np.arange(2), 0)
+
+
+def launch_tensor_cores(device, dtype):
+    """Every kernel of rung 3 once, with both tiles."""
+    elements = np.uint16 if dtype == "bfloat16" else np.float32
+    buffer = Buffers(device, np.float32)
+    w, b = device.zeros((8, 2, 2, 3), np.float32), device.zeros((8,), np.float32)
+    x, y = device.zeros((1, 3, 3, 3), elements), device.zeros((1, 1, 1, 8), elements)
+    for tile in TILES:
+        tensor_forward(x, w, b, y, 2, 0, 1, buffer, tile=tile)
+        tensor_filter_gradient(x, y, w, 2, 0, 1, buffer, tile=tile)
+    tensor_input_gradient(y, w, x, 2, 0, 1, buffer, mask=x)
+    if dtype == "float32":
+        blocks.filter_from_blocks(blocks.filter_blocks(w, 2, x, buffer), w, 2)
 
 
 @pytest.mark.parametrize("dtype", compile_kernels.NUMBERS)
@@ -181,6 +193,8 @@ def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype):
     with simulator.record(note):
         bf16 = dtype == "bfloat16"
         launch_everything(Device("cuda:0"), *(("float32", "bf16") if bf16 else (dtype, "fp32")))
+        if dtype != "float64":
+            launch_tensor_cores(Device("cuda:0"), dtype)
     table = compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
     expected = {name.rpartition(".")[2]: {types} for name, types in table.items()}
     assert {name: launched[name] for name in (expected if bf16 else launched)} == expected

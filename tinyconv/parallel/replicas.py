@@ -176,6 +176,7 @@ class ReplicaTraining(Training):
     def _gather(self, share: float) -> None:
         dy, end = self.loss.backward(), self.optimizer.grads.size
         scale(self.net.device, dy, share)
+        dy = self.net.stored(dy)
         for step in reversed(self.net.steps):
             dy = self.net.stored(step.backward(dy))
             begin = self._begins.get(step.name.partition("+")[0])  # "fc6+relu6+drop6"

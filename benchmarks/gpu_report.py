@@ -51,6 +51,7 @@ from machine import machine  # noqa: E402
 
 from layers import Device, DeviceError, random_bits  # noqa: E402
 from layers.conv.tile_table import PATH  # noqa: E402
+from layers.precision import settle  # noqa: E402
 from tinyconv import alexnet  # noqa: E402
 from tinyconv.gradient_cases import small_net  # noqa: E402
 
@@ -187,6 +188,8 @@ def rehearse(options: argparse.Namespace) -> int:
     bench, clock = bench_on(device, tiny=True, seed=options.seed), HostClock()
     budget = Budget(math.inf)
     if options.autotune:
+        if not device.is_cuda:
+            raise DeviceError(f"{device}: tiles are for a GPU, or the simulated cuda:0")
         return autotune(tile_cases(bench, (2,), rounds=1), clock, budget, device)
     facts = description(bench, clock, options.seed, rehearsal=True)
     results = run_all(bench, clock, budget, (2, 3), say)
@@ -199,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default 8)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all, on a GPU (default 8)")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seed", type=int, help="of the data (default: another each time)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
@@ -216,6 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = Device(options.device)
         if not device.is_cuda or device.is_simulated:
             raise DeviceError(f"{device}: only a GPU has a report; --rehearse runs without one")
+        if options.autotune:
+            settle("tf32", device)  # there are tiles to choose from where there is TF32
     except (DeviceError, ValueError) as error:
         print(f"gpu_report.py: error: {error}", file=sys.stderr)
         return 2

@@ -81,7 +81,7 @@ BIAS, RELU, MASK = 1, 2, 4
 # or two instructions, and four lanes store 64 or 128 bytes.
 
 
-def forward_kernel(name, tile_filters, per, multiply):
+def make_forward(name, tile_filters, per, multiply):
     """The kernel called `name`; per: numbers in a chunk; multiply: one of the device functions."""
     threads = THREADS_PER_FILTER * tile_filters
     apart = threads // 4
@@ -225,11 +225,11 @@ def finish_row(sums, first_sum, bias, mask, y, at, there, whole, then):
 
 
 tensor_forward_large_tf32_kernel, tensor_forward_small_tf32_kernel = (
-    forward_kernel(f"tensor_forward_{tile}_tf32_kernel", filters, 4, multiply_tf32)
+    make_forward(f"tensor_forward_{tile}_tf32_kernel", filters, 4, multiply_tf32)
     for tile, filters in TILES.items()
 )
 tensor_forward_large_bf16_kernel, tensor_forward_small_bf16_kernel = (
-    forward_kernel(f"tensor_forward_{tile}_bf16_kernel", filters, 8, multiply_bf16)
+    make_forward(f"tensor_forward_{tile}_bf16_kernel", filters, 8, multiply_bf16)
     for tile, filters in TILES.items()
 )
 KERNELS = {

@@ -52,6 +52,14 @@ def test_what_was_found_joins_what_was_known(tmp_path):
         gpu_tune.with_tiles(RESULTS, "sm_90", path)
 
 
+@pytest.mark.parametrize("arguments", [["--autotune"], ["--autotune", "--rehearse"]])
+def test_the_host_has_no_tiles(arguments, capsys):
+    assert gpu_report.main([*arguments, "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("gpu_report.py: error: the host") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
 # --- in the simulator
 
 

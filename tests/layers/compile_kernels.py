@@ -280,10 +280,11 @@ def assemble(ptxas, ptx, architecture):
 
     def largest(pattern):
         # A kernel can have functions of its own (pow in float64): the worst of them counts.
-        return max(int(number) for number in re.findall(pattern, said))
+        return max((int(number) for number in re.findall(pattern, said)), default=0)
 
     return {
         "registers": largest(r"Used (\d+) registers"),
+        "shared": largest(r"(\d+) bytes smem"),
         "stack": largest(r"(\d+) bytes stack frame"),
         "spill stores": largest(r"(\d+) bytes spill stores"),
         "spill loads": largest(r"(\d+) bytes spill loads"),
@@ -320,6 +321,7 @@ def main():
                     row["locals"] = lines_with(".local", ptx)
                     if name == ASKS_FOR_ITS_ARCHITECTURE:
                         row["same as alone"] = same_as_alone(kernel, arguments, architecture, ptx)
+                    row["products"] = lines_with("mma.sync", ptx)
                     if ptxas:
                         # ptxas is a process of its own: it assembles while the next one compiles.
                         job = assembler.submit(assemble, ptxas, ptx, architecture)

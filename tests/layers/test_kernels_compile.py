@@ -80,6 +80,20 @@ def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, archit
     assert 0 < found["registers"] <= 255
 
 
+TENSOR = [case for case in COMPILED if "conv.tensor_" in case[0]]
+
+
+@pytest.mark.parametrize(("name", "dtype", "architecture"), TENSOR, ids=label)
+def test_two_blocks_of_a_tensor_core_kernel_fit_a_multiprocessor(
+    name, dtype, architecture, assembled
+):
+    found = assembled(name, dtype, architecture)
+    assert found["products"]
+    assert found["registers"] <= 128
+    # What a kernel may have without asking for more.
+    assert found["shared"] <= 48 * 1024
+
+
 @pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
 @pytest.mark.parametrize(("name", "dtype"), SINGLE, ids=label)
 def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture, row):

@@ -17,6 +17,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -44,6 +45,9 @@ GB/s for NVLink, 128 GB/s for PCIe 5; the last is the line rate."""
 
 MACHINE = 8
 """GPUs of a machine; machines have one link of 100 Gb/s each."""
+
+BESIDE = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+"""Where an mpiexec is looked for: first beside this Python, where the wheel `mpich` puts it."""
 
 RATES = 1000, 4000, 16000
 """Photos a second of a single GPU: a range, since none has been measured yet."""
@@ -212,7 +216,7 @@ def measure(options, ranks: int, batch: int, threads: int) -> dict[str, list[flo
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(ranks)]
     command += ["--batch-size", str(batch), "--found", str(found)]
     if options.mpi and ranks > 1:
-        command = [options.mpiexec, "-n", str(ranks), *command]
+        command = [*shlex.split(options.mpiexec), "-n", str(ranks), *command]
     environment = os.environ | dict.fromkeys(THREADS, str(threads))
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return json.loads(found.read_text())
@@ -222,42 +226,43 @@ def report(options) -> None:
     """Measure in turns, and print the table."""
     counts = [int(count) for count in options.ranks.split(",")]
     gpus, threads = options.devices.startswith("cuda"), options.threads or cores()
-    one = statistics.median
-    names: dict[str, list[float]] = {}
-    sums: dict[int, list[float]] = {}
+    middle = statistics.median
+    batches = {count: options.batch_size * (count if gpus else 1) for count in counts}
+    # Of each number of ranks, a list for each round: seconds of its steps, of its sums by
+    # themselves, and of a single rank's steps with its share of the cores and of the batch.
+    steps, sums, parts = ({count: [] for count in counts} for _ in range(3))
     for _ in range(options.rounds):
         for count in counts:
-            batch = options.batch_size * count if gpus else options.batch_size
             share = max(1, threads // count)
-            found = measure(options, count, batch, share)
-            names.setdefault(f"{count} ranks", []).extend(found["steps"])
-            sums.setdefault(count, []).extend(found["sums"])
+            found = measure(options, count, batches[count], share)
+            steps[count].append(found["steps"])
+            sums[count] += found["sums"]
             if count > 1:
-                found = measure(options, 1, batch // count, share)
-                names.setdefault(f"part of {count}", []).extend(found["steps"])
+                found = measure(options, 1, batches[count] // count, share)
+                parts[count] += found["steps"]
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
-        f" float32, {'mpiexec' if options.mpi else 'spawn'}, {threads} threads in all\n"
+        f" float32, {'mpiexec' if options.mpi else 'spawn'}, {threads} threads in all; in each of "
+        f"{options.rounds} rounds {options.steps} steps after {options.warm_up} to warm up\n"
         f"{machine('numba', 'numpy', 'mpi4py')}\n"
     )
     print(
-        "| ranks | batch | ms a step | fastest to slowest | images/s | beside 1 rank | predicted |"
+        "| ranks | batch | ms a step | fastest to slowest | images/s | beside the first, round by "
+        "round | predicted |\n|---|---|---|---|---|---|---|"
     )
-    print("|---|---|---|---|---|---|---|")
-    base = 0.0
     for count in counts:
-        batch = options.batch_size * count if gpus else options.batch_size
-        steps = names[f"{count} ranks"]
-        rate = batch / one(steps)
-        base = base or rate
-        predicted = (
-            ""
-            if count == 1
-            else f"{batch / (one(names[f'part of {count}']) + one(sums[count])):,.1f}"
-        )
+        every = [seconds for one in steps[count] for seconds in one]
+        rates = [batches[count] / middle(one) for one in steps[count]]
+        bases = [batches[counts[0]] / middle(one) for one in steps[counts[0]]]
+        ratios = [rate / base for rate, base in zip(rates, bases, strict=True)]
+        beside = f"{middle(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        predicted = ""
+        if count > 1:
+            predicted = f"{batches[count] / (middle(parts[count]) + middle(sums[count])):,.1f}"
         print(
-            f"| {count} | {batch} | {1e3 * one(steps):,.1f} | {1e3 * min(steps):,.1f} to "
-            f"{1e3 * max(steps):,.1f} | {rate:,.1f} | {rate / base:.2f} | {predicted} |"
+            f"| {count} | {batches[count]} | {1e3 * middle(every):,.1f} | {1e3 * min(every):,.1f} "
+            f"to {1e3 * max(every):,.1f} | {batches[count] / middle(every):,.1f} | {beside} | "
+            f"{predicted} |"
         )
 
 
@@ -268,7 +273,8 @@ def main() -> int:
     add("--ranks", default="1,2", help="how many, in turns; the first is what others stand beside")
     add("--devices", default="cpu", help="cpu, or the GPUs: cuda:0,cuda:1,...")
     add("--mpi", action="store_true", help="start the ranks by mpiexec")
-    add("--mpiexec", default=shutil.which("mpiexec") or "mpiexec")
+    add("--mpiexec", default=shutil.which("mpiexec", path=BESIDE) or "mpiexec",
+        help="how it is called, options included; Open MPI needs --bind-to none")  # fmt: skip
     add("--width", type=float, default=0.25)
     add("--image-size", type=int, default=96)
     add("--classes", type=int, default=10)

@@ -63,5 +63,5 @@ def test_a_small_measurement(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     one, two = done.stdout.splitlines()[-2:]
-    assert one.startswith("| 1 | 4 |") and "| 1.00 |" in one
+    assert one.startswith("| 1 | 4 |") and one.endswith("| 1.00 (1.00 to 1.00) |  |")
     assert two.startswith("| 2 | 4 |") and not two.endswith("|  |")

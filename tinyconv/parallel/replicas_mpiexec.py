@@ -30,7 +30,7 @@ from tinyconv.parallel.replicas_rank import (
     give_up,
     take_part,
 )
-from tinyconv.parallel.replicas_watch import RANKS, WATCHER, from_environment
+from tinyconv.parallel.replicas_watch import RANKS, WATCHER, from_environment, have_joined
 
 SIZES = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
 """Where Open MPI and MPICH, or what is built on them, tell a process how many ranks there are."""
@@ -63,6 +63,7 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
         if from_environment(RANKS, 0) == 0:
             tell(f"{program}: error: {error}")
         return 2
+    have_joined()
     if others.rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     replica = Replica(others)
@@ -82,12 +83,12 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
         name = device_of(options.device, hosts, others.rank)
     except RankLostError as error:
         return error.status
-    except RankHungError as error:
+    except (RankHungError, KeyboardInterrupt) as error:
         return give_up(error, others, explain, tell)
     except Exception as error:
         found = explain(error, "")
         if found is None:
-            raise
+            return give_up(error, others, explain, tell)
         first, _ = replica.failed(found[0])
         if replica.rank == first:
             tell(found[1])

@@ -145,10 +145,10 @@ def take_part(
 
 
 def give_up(
-    error: RankHungError, others: Communicator, explain: Explain, tell: Callable[[str], None]
+    error: BaseException, others: Communicator, explain: Explain, tell: Callable[[str], None]
 ) -> int:
-    """Say which rank hangs, and end all of them; returns the exit status."""
-    status, line = explain(error, "") or (1, str(error))
+    """Say what is wrong, and end all ranks, whatever they do; returns the exit status."""
+    status, line = explain(error, "") or (1, _trace(error))
     tell(line)
     others.abort(status)
     return status

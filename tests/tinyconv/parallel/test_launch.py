@@ -77,16 +77,16 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
         assert "going on after step " in printed and "passed over" not in printed
         same_training(out, whole)
     else:
-        assert not kill.where and not out.exists()
+        assert not kill.where
 
 
 def test_a_rank_that_hangs_is_named_and_all_are_ended(alone, photos, whole, tmp_path):
     out, folder = tmp_path / "run", tmp_path / "ranks"
-    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(4), "--rank-timeout", "2"]
+    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(4), "--rank-timeout", "8"]
     status, _, err = run(arguments, folder, Kill(2, SUM, 5, signal=signal.SIGSTOP))
     assert status == 1 and err == (
         f"train_alexnet.py: rank 2 (cpu, process {pids(folder)[2]}) has kept the others waiting for"
-        " 2 seconds, and all have been ended; --resume and the run's folder go on from the last "
+        " 8 seconds, and all have been ended; --resume and the run's folder go on from the last "
         "checkpoint, --rank-timeout gives more time\n"
     )
     assert "going on after step 4" in go_on(alone, out, tmp_path / "again", 1)

@@ -31,6 +31,7 @@ def source(tmp_path):
 def small_steps(monkeypatch):
     monkeypatch.setattr(prepare_work, "BATCH", 2)
     monkeypatch.setattr(prepare_work, "BLOCK", 4)
+    monkeypatch.setattr(prepare_work, "BLOCK_SECONDS", 1e9)  # on a busy machine workers start late
 
 
 # --- endings
@@ -158,6 +159,15 @@ def test_interrupted_it_says_where_it_goes_on(source, tmp_path):
     assert "going on after 12 of 23 photos" in lines and result.resumed == 12
     made(source, tmp_path / "whole.h5")
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_what_takes_long_is_kept_before_a_block_is_full(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_work, "BLOCK", 1000)
+    monkeypatch.setattr(prepare_work, "BLOCK_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        made(source, tmp_path / "out.h5", progress=stopping_at(6))
+    lines, _ = made(source, tmp_path / "out.h5")
+    assert "going on after 4 of 23 photos" in lines
 
 
 def test_interrupted_with_workers_none_is_left_behind(source, tmp_path):

@@ -252,4 +252,4 @@ def test_the_scale_of_the_papers_colours():
 
 
 def test_the_ladder_of_convolution():
-    assert check_equations("kernels", {}) == 2 + 1 + 3 + 6
+    assert check_equations("kernels", {}) == 2 + 1 + 3 + 6 + 3

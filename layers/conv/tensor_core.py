@@ -10,7 +10,7 @@ filters, over 8 (TF32) or 16 (BF16) values of d, by a single one (`mma.py`), and
 loop may then take long:
 
 * a block computes a tile of y, 128 windows × 128 filters (the *large* one, 256 threads), or 64
-  (*small*, 128 threads). A warp has 64 × 32 of it, a thread 64 sums: two of each 16 × 8;
+  (*small*, 128 threads). A warp has 64 × 32 of it, a thread 64 sums: four of each 16 × 8;
 * slices go from global to shared memory without passing through registers (`copy_async`). Three
   stages: one is multiplied, the next two are on their way;
 * `load_matrices` takes four fragments' parts out of shared memory at a time. `tensor_tile.py` tells
@@ -20,9 +20,11 @@ A place outside of the image is a copy of 0 bytes, which leaves zeros. Only whol
 are copied: layers whose channels do not fit go through `blocks.py` first.
 
 float32 arrays are multiplied as TF32, rounded as they come out of shared memory; uint16 arrays are
-bfloat16, and are written as such. Parameters are float32; filters are rounded once for a step, by
-`blocks.py` too.
-The order of all sums is fixed, and does not depend on the tile: the same bits every time.
+bfloat16, and are written as such. Parameters are float32; `blocks.py` rounds the filters, once for
+a step. The order of all sums is fixed, and does not depend on the tile: the same bits every time.
+
+dL/dx is a convolution of stride 1 with filters that are turned around, and so is that of a layer
+with a stride, once it is in blocks.
 """
 
 from numba import float32, int32, uint32
@@ -250,14 +252,9 @@ def multiply_all(x, w, b, y, stride, before, groups, then, mask, key, tile):
     mine = filters // groups
     tile = tile or choose_tile(key, mine, down * -(-mine // TILES["large"]) * groups)
     blocks = down * -(-mine // TILES[tile]), groups
+    flat_mask = (y if mask is None else mask).reshape(-1)
     KERNELS[kind_of(x)][tile][grid_of(blocks, THREADS_PER_FILTER * TILES[tile])](
-        *(
-            x.reshape(-1),
-            w.reshape(-1),
-            b,
-            y.reshape(-1),
-            (y if mask is None else mask).reshape(-1),
-        ),
+        *(x.reshape(-1), w.reshape(-1), b, y.reshape(-1), flat_mask),
         *(height, width, channels, rows, columns, filters, w.shape[1], stride, before, groups),
         then + (0 if mask is None else MASK),
     )
@@ -268,15 +265,13 @@ def takes(array, groups):
     return array.shape[-1] // groups % per_chunk(array) == 0 and is_aligned(array)
 
 
-def tensor_forward(
-    x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None
-):  # fmt: skip
+def tensor_forward(x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None):
     """y = conv(x) + b, or relu of it, and 0 where `mask` is <= 0.
 
     x (N, H, W, C), y (N, P, Q, K) and mask, which is like y, all float32 (TF32) or all uint16
     (BF16); w and b float32; b None: without; `buffer`: the layer's. tile: "large", "small", or None
-    for `choose_tile`'s. y begins at a multiple of 16 bytes, as every buffer does. ValueError for
-    too large arrays.
+    for `choose_tile`'s. y and mask begin at multiples of 16 bytes, as every buffer does. ValueError
+    for too large arrays.
     """
     key = layer_key("forward", kind_of(x), x.shape, w.shape, stride, before, groups)
     then = (0 if b is None else BIAS) + (RELU if relu else 0)
@@ -294,20 +289,20 @@ def tensor_forward(
 def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, tile=None):
     """dx (N, H, W, C) from dy (N, P, Q, K), and 0 where `mask`, which is like dx, is <= 0.
 
-    With dL/dy a convolution of stride 1 whose filters are turned around (`blocks.py`). dy, dx and
-    mask all float32 or all uint16; w float32; else as `tensor_forward`.
+    dy, dx and mask all float32 or all uint16; w float32; the rest as in `tensor_forward`.
     """
     key = layer_key("input gradient", kind_of(dy), dx.shape, w.shape, stride, before, groups)
-    out, size = dx, w.shape[1]
     turned = turned_blocks(w, stride, groups, dy, buffer)
-    if stride > 1:
-        shape = blocks_shape(dx.shape, dy.shape, size, stride, stride, groups, per_chunk(dx))
-        out = buffer("blocks of dx", shape, dx.dtype)
-    padding = turned.shape[1] - 1 - (before if stride == 1 else 0)
+    across = turned.shape[1]
+    if stride == 1:
+        out, out_mask, padding = dx, mask, across - 1 - before
+    else:
+        geometry = w.shape[1], stride, stride, groups, per_chunk(dx)
+        out = buffer("blocks of dx", blocks_shape(dx.shape, dy.shape, *geometry), dx.dtype)
+        out_mask, padding = None, across - 1
     if not takes(dy, groups):
-        dy = image_blocks("dy", dy, out.shape, turned.shape[1], 1, 1, padding, groups, buffer)
+        dy = image_blocks("dy", dy, out.shape, across, 1, 1, padding, groups, buffer)
         padding = 0
-    unmasked = None if stride > 1 else mask
-    multiply_all(dy, turned, w.reshape(-1), out, 1, padding, groups, 0, unmasked, key, tile)
+    multiply_all(dy, turned, w.reshape(-1), out, 1, padding, groups, 0, out_mask, key, tile)
     if stride > 1:
         image_from_blocks(out, dx, stride, before, groups, mask)

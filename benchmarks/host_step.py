@@ -12,6 +12,10 @@ as its modules expect, and with its `channels_last` memory format, which is our 
 table goes through the net as `Sequential` does: layers that we compute together are one row, beside
 the sum of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is
 timed.
+
+Beside each median stands the middle half of the times, from the lower to the upper quartile. The
+last lines name the layers without a convolution in which we are behind: by more than the spread if
+the two middle halves do not even touch.
 """
 
 import argparse
@@ -212,22 +216,50 @@ def step_table(seconds, batch_size):
         )
 
 
+def quartiles(took):
+    """Lower quartile, median and upper quartile."""
+    return statistics.quantiles(took if len(took) > 1 else took * 2, n=4, method="inclusive")
+
+
+def compared(seconds):
+    """What the rows of the second table are: all that was timed but the step and the views."""
+    return [what for what in seconds[OURS] if what != "step" and not what.startswith("flatten")]
+
+
+def faster_of_pytorchs(seconds, what):
+    """Quartiles of that PyTorch whose median is the smaller; None without PyTorch."""
+    theirs = [quartiles(times[what]) for name, times in seconds.items() if name != OURS]
+    return min(theirs, key=lambda three: three[1], default=None)
+
+
 def part_table(seconds):
     """Lines of Markdown: every layer or pair, forward and backward; the loss; the optimizer."""
-    others = [name for name in seconds if name != OURS]
-    yield "| ms | " + " | ".join(seconds) + (" | theirs / ours |" if others else " |")
-    yield "|---|" + "---:|" * (len(seconds) + bool(others))
-    median = {
-        name: {what: statistics.median(took) for what, took in times.items()}
-        for name, times in seconds.items()
-    }
-    for what in seconds[OURS]:
-        if what == "step" or what.startswith("flatten"):
-            continue
-        row = [f"{1e3 * median[name][what]:,.2f}" for name in seconds]
-        if others:
-            row.append(f"{min(median[name][what] for name in others) / median[OURS][what]:.2f}")
+    with_others = len(seconds) > 1
+    yield "| ms | " + " | ".join(seconds) + (" | theirs / ours |" if with_others else " |")
+    yield "|---|" + "---:|" * (len(seconds) + with_others)
+    for what in compared(seconds):
+        row = []
+        for times in seconds.values():
+            low, median, high = (1e3 * took for took in quartiles(times[what]))
+            row.append(f"{median:,.2f} ({low:,.2f} to {high:,.2f})")
+        if with_others:
+            ratio = faster_of_pytorchs(seconds, what)[1] / quartiles(seconds[OURS][what])[1]
+            row.append(f"{ratio:.2f}")
         yield f"| {what} | " + " | ".join(row) + " |"
+
+
+def verdict(seconds):
+    """Lines: the rows without a convolution whose median is behind the faster PyTorch's."""
+    rows = [what for what in compared(seconds) if not what.startswith("conv")]
+    beyond, within = [], []
+    for what in rows:
+        low, median, _ = quartiles(seconds[OURS][what])
+        _, their_median, their_high = faster_of_pytorchs(seconds, what)
+        if median > their_median:
+            (beyond if low > their_high else within).append(what)
+    yield f"Of {len(rows)} rows without a convolution, behind PyTorch"
+    yield f"by more than the spread: {len(beyond)}" + "".join(f"; {what}" for what in beyond)
+    yield f"within the spread: {len(within)}" + "".join(f"; {what}" for what in within)
 
 
 def main(arguments=None):
@@ -254,10 +286,13 @@ def main(arguments=None):
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
         f" batch {options.batch_size}, float32, {options.threads} threads; medians of "
-        f"{options.rounds} rounds of {options.steps} steps\n{machine('numba', 'numpy', 'torch')}\n"
+        f"{options.rounds * options.steps} steps each, in {options.rounds} turns\n"
+        f"{machine('numba', 'numpy', 'torch')}\n"
     )
     print("\n".join(step_table(seconds, options.batch_size)))
     print("\n" + "\n".join(part_table(seconds)))
+    if len(contestants) > 1:
+        print("\n" + "\n".join(verdict(seconds)))
     return 0
 
 

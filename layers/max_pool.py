@@ -8,9 +8,11 @@ the first one, row by row. Windows overlap, so an input can win up to ⌈K / str
     dL/dx[n, h, w, c] = Σ over the windows (p, q) that hold (h, w) and that (h, w) won
                         of dL/dy[n, p, q, c]
 
-Forward notes the winner of each window (its place h·W + w), and backward gathers: each input asks
-the windows around it "was it me?" and adds up. The other way round, each window adding to its
-winner, would have two windows write to one place at once.
+Forward notes the winner of each window (its place h·W + w). On a GPU backward gathers: each input
+asks the windows around it "was it me?" and adds up. The other way round, each window adding to its
+winner, would have two windows write to one place at once; on the host, where one thread goes
+through all windows of an image, nothing happens at once, and it is the shorter way. Both add in the
+same order, window by window and row by row: the same bits.
 
 Shapes: x, dx (N, H, W, C); y, dy (N, P, Q, C) with P = (H − K) // stride + 1, Q likewise; rows
 and columns beyond the last whole window are not looked at (AlexNet has none). float32 or
@@ -23,6 +25,7 @@ from numba import njit, prange
 from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import cuda, grid_for
 from layers.layer import Layer
+from layers.threads import threads_for
 
 # --- host
 
@@ -47,19 +50,15 @@ def max_pool_forward_host(x, y, winner, size, stride):
 
 
 @njit(parallel=True, cache=True)
-def max_pool_backward_host(dy, winner, dx, size, stride):
-    images, height, width, channels = dx.shape
-    rows, columns = dy.shape[1:3]
-    for n_h in prange(images * height):
-        n, h = n_h // height, n_h % height
-        for w in range(width):
-            for c in range(channels):
-                dx[n, h, w, c] = 0
-            for p in range(max(0, (h - size) // stride + 1), min(rows, h // stride + 1)):
-                for q in range(max(0, (w - size) // stride + 1), min(columns, w // stride + 1)):
-                    for c in range(channels):
-                        if winner[n, p, q, c] == h * width + w:
-                            dx[n, h, w, c] += dy[n, p, q, c]
+def max_pool_backward_host(dy, winner, dx):
+    images, rows, columns, channels = dy.shape
+    for n in prange(images):
+        dx[n] = 0
+        pixels = dx[n].reshape(-1, channels)
+        for p in range(rows):
+            for q in range(columns):
+                for c in range(channels):
+                    pixels[winner[n, p, q, c], c] += dy[n, p, q, c]
 
 
 # --- kernels
@@ -154,7 +153,8 @@ class MaxPool2D(Layer):
                 x, y, self.winner, self.kernel_size, self.stride
             )
         else:
-            max_pool_forward_host(x, y, self.winner, self.kernel_size, self.stride)
+            with threads_for(x.size):
+                max_pool_forward_host(x, y, self.winner, self.kernel_size, self.stride)
         return y
 
     def backward(self, dy):
@@ -166,5 +166,6 @@ class MaxPool2D(Layer):
                 dy, self.winner, dx, self.kernel_size, self.stride
             )
         else:
-            max_pool_backward_host(dy, self.winner, dx, self.kernel_size, self.stride)
+            with threads_for(dx.size):
+                max_pool_backward_host(dy, self.winner, dx)
         return dx

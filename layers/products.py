@@ -30,10 +30,11 @@ def multiply(device: Device, *triples: tuple[Any, Any, Any], precision: str = "f
 
     out is C-contiguous, a and b are, or their transposes. No product may need another's result.
     """
+    if precision == "fp32" or not device.is_cuda:
+        threads.multiply(device, *triples)
+        return
     for a, b, out in triples:
-        if precision == "fp32" or not device.is_cuda:
-            threads.product(device, a, b, out)
-        elif device.is_simulated:
+        if device.is_simulated:
             _simulated(a, b, out)
         else:
             _tensor_cores(device.xp, a, b, out)

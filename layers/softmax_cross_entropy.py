@@ -19,7 +19,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from layers.bfloat16 import narrow, round_bf16, widen
 from layers.device import cuda, grid_for
@@ -28,27 +28,67 @@ from layers.reductions import mean
 from layers.softmax_rows import softmax_rows
 
 # --- host
+#
+# One thread: it is done before another would be awake. The largest logits are NumPy's, which
+# compares many at once; a loop may not, since it has to keep a NaN.
+
+TAYLOR = tuple(np.float32(1 / math.factorial(k)) for k in range(7, -1, -1))
+LOG2_E = np.float32(1 / math.log(2))
+LN_2_HIGH = np.float32(0.693359375)  # 10 bits: n · LN_2_HIGH is exact
+LN_2_LOW = np.float32(math.log(2) - 0.693359375)
+TO_INTEGER = np.float32(1.5 * 2**23)
 
 
-@njit(parallel=True, cache=True)
-def softmax_forward_host(logits, labels, probabilities, losses):
-    for n in prange(logits.shape[0]):
-        largest = logits[n, 0]
-        for c in range(1, logits.shape[1]):
-            largest = max(largest, logits[n, c])
-        total = logits.dtype.type(0)
-        for c in range(logits.shape[1]):
-            probabilities[n, c] = math.exp(logits[n, c] - largest)
-            total += probabilities[n, c]
-        for c in range(logits.shape[1]):
-            probabilities[n, c] /= total
-        losses[n] = math.log(total) - (logits[n, labels[n]] - largest)
+@njit(cache=True)
+def exp_host(x):
+    """x[i] = e^x[i] in place, for x[i] <= 0; in float32 0 below e^-87, to one last digit."""
+    if x.itemsize == 8:
+        for i in range(x.size):
+            x[i] = math.exp(x[i])
+        return
+    # math.exp is a function call for each number; this is arithmetic, done for several at once.
+    # With n = x / ln 2, rounded, and r = x − n ln 2, e^x is 2^n e^r, and |r| <= 0.35: Taylor's
+    # series needs eight terms.
+    for i in range(x.size):
+        # The sum is so large that its last digit stands for 1: it holds n in its last bits.
+        shifted = np.float32(x[i] * LOG2_E + TO_INTEGER)
+        n = shifted - TO_INTEGER
+        r = x[i] - n * LN_2_HIGH - n * LN_2_LOW
+        series = np.float32(0)
+        for coefficient in TAYLOR:
+            series = series * r + coefficient
+        # The exponent of a float32 is stored in bits 23 to 30, with 127 added.
+        power = np.int32(shifted.view(np.int32) + 127 << 23).view(np.float32)
+        x[i] = 0 if x[i] < -87 else series * power
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True, fastmath={"reassoc", "nsz"})
+def sum_host(x):
+    """Σ x[i], in an order that the compiler chooses: several sums side by side."""
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i]
+    return total
+
+
+@njit(cache=True, error_model="numpy")
+def softmax_forward_host(logits, largest, labels, probabilities, losses):
+    for n in range(logits.shape[0]):
+        p = probabilities[n]
+        for c in range(p.size):
+            p[c] = logits[n, c] - largest[n]
+        right = p[labels[n]]
+        exp_host(p)
+        total = sum_host(p)
+        for c in range(p.size):
+            p[c] /= total
+        losses[n] = math.log(total) - right
+
+
+@njit(cache=True, error_model="numpy")
 def softmax_backward_host(probabilities, labels, dlogits):
     images = probabilities.dtype.type(probabilities.shape[0])
-    for n in prange(probabilities.shape[0]):
+    for n in range(probabilities.shape[0]):
         for c in range(probabilities.shape[1]):
             target = probabilities.dtype.type(c == labels[n])
             dlogits[n, c] = (probabilities[n, c] - target) / images
@@ -131,10 +171,11 @@ class SoftmaxCrossEntropy(OnDevice):
         self.probabilities = self.buffer("probabilities", logits.shape)
         self.losses = self.buffer("losses", logits.shape[:1])
         self.mean = self.buffer("mean", (1,))
-        arguments = logits, self.labels, self.probabilities, self.losses
+        results = self.labels, self.probabilities, self.losses
         if not self.device.is_cuda:
-            softmax_forward_host(*arguments)
+            softmax_forward_host(logits, logits.max(axis=1), *results)
             return
+        arguments = logits, *results
         if self.fuse:
             softmax_rows(*arguments, self.buffer("dlogits", logits.shape, self.storage))
         else:
@@ -145,7 +186,7 @@ class SoftmaxCrossEntropy(OnDevice):
         """The mean loss of the last pass, a float; waits until the device has it."""
         if self.device.is_cuda:
             return float(self.device.to_host(self.mean)[0])
-        return float(np.mean(self.losses, dtype=np.float64))
+        return sum(self.losses.tolist()) / len(self.losses)
 
     def backward(self):
         """-> dL/dlogits (N, C) of the last forward pass."""
@@ -170,10 +211,10 @@ class SoftmaxCrossEntropy(OnDevice):
                 f"{self.name}: logits {shape} need integer labels {shape[:1]}, "
                 f"got {labels.dtype} {labels.shape}"
             )
-        wrong = np.flatnonzero((labels < 0) | (labels >= shape[1]))
-        if wrong.size:
+        wrong = [n for n, label in enumerate(labels.tolist()) if not 0 <= label < shape[1]]
+        if wrong:
             raise ValueError(
-                f"{self.name}: labels[{wrong[0]}] is {labels[wrong[0]]}, and {wrong.size} label(s) "
+                f"{self.name}: labels[{wrong[0]}] is {labels[wrong[0]]}, and {len(wrong)} label(s) "
                 f"in all are outside 0..{shape[1] - 1} for logits {shape}"
             )
         return labels

@@ -31,6 +31,7 @@ from layers.reductions import (
     sum_parts,
     sum_rows,
 )
+from layers.threads import threads_for
 
 # --- host
 
@@ -153,7 +154,8 @@ def bias_relu(device, p, b, y, dropout=None):
     elif device.is_cuda:
         bias_relu_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
     else:
-        bias_relu_host(y, b)
+        with threads_for(y.size):
+            bias_relu_host(y, b)
 
 
 def bias_gradient(device, dy, db, buffer):
@@ -167,7 +169,8 @@ def bias_gradient(device, dy, db, buffer):
 def masked_gradient(device, y, dy, dz, db, factor, buffer):
     """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` has room for partial sums."""
     if not device.is_cuda:
-        masked_gradient_host(y, dy, dz, db, factor)
+        with threads_for(y.size):
+            masked_gradient_host(y, dy, dz, db, factor)
         return
     rows, columns = y.shape
     partial = buffer("partial", (parts_of(rows), columns))

@@ -30,12 +30,46 @@ def test_each_part_is_compared_with_the_faster_of_pytorchs():
     header, rule, *rows = host_step.part_table(SECONDS)
     assert header == "| ms | tinyconv | PyTorch | PyTorch, channels_last | theirs / ours |"
     assert rule.count("---") == 5
-    assert rows == ["| fc8 forward | 2.00 | 4.00 | 3.00 | 1.50 |"]
+    assert rows == [
+        "| fc8 forward | 2.00 (2.00 to 2.00) | 4.00 (4.00 to 4.00) | 3.00 (3.00 to 3.00) | 1.50 |"
+    ]
 
 
 def test_alone_there_is_no_ratio():
     header, rule, row = host_step.part_table({"tinyconv": SECONDS["tinyconv"]})
-    assert (header, rule, row) == ("| ms | tinyconv |", "|---|---:|", "| fc8 forward | 2.00 |")
+    assert (header, rule) == ("| ms | tinyconv |", "|---|---:|")
+    assert row == "| fc8 forward | 2.00 (2.00 to 2.00) |"
+
+
+def test_a_quarter_of_the_times_is_below_the_spread_and_a_quarter_above():
+    assert host_step.quartiles([9.0, 1.0, 2.0, 3.0, 4.0]) == [2.0, 3.0, 4.0]
+    assert host_step.quartiles([7.0]) == [7.0, 7.0, 7.0]
+
+
+def test_the_last_lines_name_who_is_behind_and_by_how_much():
+    ours = {
+        "step": [9.0],
+        "flatten forward": [9.0],
+        "conv1+relu1 forward": [9.0],
+        "ahead": [1.0, 2.0, 3.0],
+        "level": [3.0, 3.0, 3.0],
+        "halves touch": [4.0, 5.0, 9.0],
+        "apart": [5.0, 6.0, 7.0],
+        "behind the faster one only": [5.0, 6.0, 7.0],
+    }
+    theirs = dict.fromkeys(ours, [2.0, 3.0, 7.0])
+    slower = dict.fromkeys(ours, [8.0, 8.0, 8.0])
+    seconds = {"tinyconv": ours, "PyTorch": slower, "PyTorch, channels_last": theirs}
+    assert list(host_step.verdict(seconds)) == [
+        "Of 5 rows without a convolution, behind PyTorch",
+        "by more than the spread: 2; apart; behind the faster one only",
+        "within the spread: 1; halves touch",
+    ]
+    theirs["apart"] = theirs["behind the faster one only"] = [9.0]
+    assert list(host_step.verdict(seconds))[1:] == [
+        "by more than the spread: 0",
+        "within the spread: 1; halves touch",
+    ]
 
 
 def expected_rows():
@@ -68,7 +102,9 @@ def test_a_run_prints_every_part_of_a_step(with_torch, monkeypatch, capfd):
     parts = [row for row in rows if row[0] in expected_rows()]
     assert [row[0] for row in parts] == expected_rows()
     width = 1 + len(contestants) + with_torch
-    assert all(len(row) == width and float(row[1].replace(",", "")) >= 0 for row in parts)
+    assert all(len(row) == width for row in parts)
+    assert all(float(row[1].split()[0].replace(",", "")) >= 0 for row in parts)
+    assert ("by more than the spread" in printed.out) == with_torch
 
 
 def test_a_worker_that_breaks_ends_the_run_with_a_line(monkeypatch, capfd):

@@ -1,9 +1,10 @@
 """Max pooling: host and kernels against the formula; ties, gaps, edges and not-a-number."""
 
+import numba
 import numpy as np
 import pytest
 
-from layers import MaxPool2D
+from layers import MaxPool2D, threads
 
 from . import oracles
 
@@ -78,6 +79,35 @@ def test_an_input_that_wins_four_windows_gets_all_their_gradients(device):
     _, dx = oracles.run(MaxPool2D(3, 2).to(device, np.float64), x, dy)
     assert dx[0, 2, 2, 0] == 4321
     assert np.count_nonzero(dx) == 1
+
+
+def test_gradients_of_several_windows_are_added_in_the_order_of_the_windows(device):
+    x = np.zeros((2, 5, 5, 3), np.float32)
+    x[:, 2, 2] = 1
+    dy = np.random.default_rng(1).standard_normal((2, 2, 2, 3)).astype(np.float32)
+    dy *= np.float32([[1e4, 1], [1e-3, 1e2]])[None, :, :, None]  # any other order rounds otherwise
+    _, dx = oracles.run(MaxPool2D(3, 2).to(device), x, dy)
+    expected = ((dy[:, 0, 0] + dy[:, 0, 1]) + dy[:, 1, 0]) + dy[:, 1, 1]
+    np.testing.assert_array_equal(dx[:, 2, 2], expected)
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    rng = np.random.default_rng(5)
+    x = rng.integers(9, size=(7, 9, 8, 5)).astype(np.float32)  # with many ties
+    dy = rng.standard_normal((7, 4, 3, 5)).astype(np.float32)
+    counts = range(1, numba.config.NUMBA_NUM_THREADS + 1)
+    results = []
+    before = numba.get_num_threads()
+    try:
+        for worth, count in [(2**30, before), *((0, count) for count in counts)]:
+            monkeypatch.setattr(threads, "WORTH_WAKING", worth)
+            numba.set_num_threads(count)
+            results.append(oracles.run(MaxPool2D(3, 2), x, dy))
+    finally:
+        numba.set_num_threads(before)
+    for y, dx in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(dx, results[0][1])
 
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 2)])

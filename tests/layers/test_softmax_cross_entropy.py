@@ -2,10 +2,12 @@
 
 import math
 
+import numba
 import numpy as np
 import pytest
 
-from layers import SoftmaxCrossEntropy
+from layers import Device, SoftmaxCrossEntropy
+from layers.softmax_cross_entropy import exp_host
 
 from . import oracles
 
@@ -45,6 +47,86 @@ def test_huge_logits_overflow_nothing_and_a_probability_of_zero_gives_a_finite_l
     assert value == pytest.approx((1000 + 2000) / 2, rel=1e-15)
     np.testing.assert_array_equal(probabilities, [[1, 0, 0], [0, 1, 0]])
     np.testing.assert_array_equal(dlogits, [[0.5, -0.5, 0], [0, 0.5, -0.5]])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("classes", [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000])
+def test_any_number_of_classes_on_the_host(classes, dtype):
+    rng = np.random.default_rng(classes)
+    logits = (8 * rng.standard_normal((3, classes))).astype(dtype)
+    labels = np.array([0, classes - 1, classes // 2])
+    expected = oracles.softmax_cross_entropy(logits.astype(np.float64), labels)
+    for mine, right in zip(run(logits, labels, Device("cpu"), dtype), expected, strict=True):
+        oracles.assert_close(mine, right, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_an_image_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(dtype):
+    rng = np.random.default_rng(1)
+    logits, labels = (5 * rng.standard_normal((9, 301))).astype(dtype), rng.integers(301, size=9)
+    whole = SoftmaxCrossEntropy().to("cpu", dtype)
+    whole.forward(logits, labels)
+    threads = numba.get_num_threads()
+    try:
+        for n, count in enumerate([1, threads] * 4):
+            numba.set_num_threads(count)
+            alone = SoftmaxCrossEntropy().to("cpu", dtype)
+            alone.forward(logits[n : n + 1], labels[n : n + 1])
+            np.testing.assert_array_equal(alone.probabilities[0], whole.probabilities[n])
+            assert alone.losses[0] == whole.losses[n]
+    finally:
+        numba.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_infinite_logits_give_what_the_limit_does_or_not_a_number_on_the_host(dtype):
+    inf = np.inf
+    logits = np.array([[1, -inf, 1], [1, -inf, 1], [1, inf, 1], [-inf, -inf, -inf]], dtype)
+    loss = SoftmaxCrossEntropy().to("cpu", dtype)
+    assert math.isnan(loss.forward(logits, np.array([0, 1, 1, 0])))
+    np.testing.assert_array_equal(loss.probabilities[:2], [[0.5, 0, 0.5]] * 2)
+    assert np.isnan(loss.probabilities[2:]).any(axis=1).all()
+    assert loss.losses[0] == pytest.approx(math.log(2)) and loss.losses[1] == inf
+    assert np.isnan(loss.losses[2:]).all()
+
+
+def test_the_largest_numbers_there_are_overflow_quietly_on_the_host():
+    largest = np.finfo(np.float32).max
+    logits = np.array([[largest, -largest, 0], [-largest, largest, largest]], np.float32)
+    value, probabilities, _ = run(logits, np.array([0, 1]), Device("cpu"), np.float32)
+    np.testing.assert_array_equal(probabilities, [[1, 0, 0], [0, 0.5, 0.5]])
+    assert value == pytest.approx(math.log(2) / 2)
+
+
+def test_the_exponential_of_the_host_is_right_to_its_last_digit():
+    x = np.concatenate([np.linspace(-87, 0, 100_003), -np.geomspace(1e-45, 87, 10_001)])
+    x = x.astype(np.float32)
+    right, mine = np.exp(x.astype(np.float64)), x.copy()
+    exp_host(mine)
+    assert np.max(np.abs(mine - right) / right) < np.finfo(np.float32).eps
+    halves = np.log(2) * -np.arange(0.5, 126, 1)  # where the rounding of x / ln 2 changes over
+    x = np.float32(halves[:, None] * (1 + 1e-7 * np.arange(-3, 4)))
+    right, mine = np.exp(x.astype(np.float64)), x.copy()
+    exp_host(mine.reshape(-1))
+    assert np.max(np.abs(mine - right) / right) < np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_exponential_of_the_host_at_its_ends(dtype):
+    x = np.array([0.0, -0.0, -1e4, -np.inf, np.nan, -1e-30], dtype)
+    exp_host(x)
+    np.testing.assert_array_equal(x, [1, 1, 0, 0, np.nan, 1])
+
+
+def test_the_exponential_has_the_same_bits_wherever_a_number_stands():
+    numbers = np.float32(-40) * np.random.default_rng(0).random(70, np.float32)
+    expected = numbers.copy()
+    exp_host(expected)
+    for length in range(1, 70):  # first and last of a group that is computed at once, and left over
+        for part in (slice(0, length), slice(70 - length, 70)):
+            alone = numbers[part].copy()
+            exp_host(alone)
+            np.testing.assert_array_equal(alone, expected[part])
 
 
 def test_adding_a_constant_to_an_images_logits_changes_nothing(device):

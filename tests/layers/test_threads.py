@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 
@@ -91,22 +93,127 @@ def test_a_product_in_stretches_is_the_product(shape, dtype, monkeypatch):
     rows, inner, columns = shape
     a, b = rng.standard_normal((inner, rows)).T, rng.standard_normal((inner, columns))
     whole = np.full((rows, 2 * columns), np.nan, dtype)
-    threads.product(HOST, a.astype(dtype), b.astype(dtype), whole[:, ::2])
+    threads.multiply(HOST, (a.astype(dtype), b.astype(dtype), whole[:, ::2]))
     oracles.assert_close(whole[:, ::2], a @ b, dtype)
     assert np.isnan(whole[:, 1::2]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+@pytest.mark.parametrize("shape", [(3, 12, 7), (2, 300, 5), (1, 4, 2), (5, 21, 129)])
+def test_a_fully_connected_product_is_turned_and_gives_the_same(shape, workers, dtype, monkeypatch):
+    use(workers, monkeypatch)
+    monkeypatch.setattr(threads, "WORTH_IT", 0)
+    rng = np.random.default_rng(1)
+    rows, inner, columns = shape
+    x, w = rng.standard_normal((rows, inner)), rng.standard_normal((columns, inner))
+    whole = np.full((rows, 2 * columns), np.nan, dtype)
+    for _ in range(2):  # the second time in memory that the first has used
+        threads.multiply(HOST, (x.astype(dtype), w.astype(dtype).T, whole[:, ::2]))
+        oracles.assert_close(whole[:, ::2], x @ w.T, dtype, terms=inner)
+        assert np.isnan(whole[:, 1::2]).all()
+
+
+def test_only_long_sums_of_few_rows_with_transposed_weights_are_turned(monkeypatch):
+    use(1, monkeypatch)
+    monkeypatch.setattr(threads, "WORTH_IT", 0)
+    turned = []
+
+    def own_array(shape, dtype):
+        turned.append(shape)
+        return np.empty(shape, dtype)
+
+    monkeypatch.setattr(threads, "own_array", own_array)
+
+    def multiply(rows, inner, columns, transposed=True):
+        w = np.ones((columns, inner)).T if transposed else np.ones((inner, columns))
+        out = np.zeros((rows, columns))
+        threads.multiply(HOST, (np.ones((rows, inner)), w, out))
+        np.testing.assert_array_equal(out, inner)
+
+    multiply(3, 12, 7)
+    assert turned == [(7, 3)]
+    multiply(3, 11, 7)  # short sums
+    multiply(7, 12, 3)  # more rows than columns
+    multiply(3, 12, 7, transposed=False)
+    assert turned == [(7, 3)]
+
+
+def test_a_threads_own_array_is_used_again_and_is_nobody_elses():
+    def in_a_thread_of_its_own(ask):
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(ask()))
+        thread.start()
+        thread.join()
+        return answers[0]
+
+    def ask():
+        large = threads.own_array((3, 4), np.float64)
+        small = threads.own_array((2, 5), np.float32)
+        larger = threads.own_array((1000, 4), np.float64)
+        assert (large.shape, small.shape, larger.shape) == ((3, 4), (2, 5), (1000, 4))
+        assert (large.dtype, small.dtype) == (np.float64, np.float32)
+        assert np.shares_memory(large, small) and not np.shares_memory(large, larger)
+        assert np.shares_memory(threads.own_array((5,), np.float64), larger)
+        return larger
+
+    assert not np.shares_memory(in_a_thread_of_its_own(ask), in_a_thread_of_its_own(ask))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_several_products_at_once_each_cut_along_its_own_longer_side(workers, monkeypatch):
+    use(workers, monkeypatch)
+    monkeypatch.setattr(threads, "WORTH_IT", 0)
+    rng = np.random.default_rng(1)
+    dy, x, w = (rng.standard_normal(shape) for shape in [(3, 5), (3, 40), (5, 40)])
+    one = rng.standard_normal((1, 2))
+    triples = [
+        (dy.T, x, np.full((5, 40), np.nan)),
+        (dy, w, np.full((3, 40), np.nan)),
+        (x, w.T, np.full((3, 5), np.nan)),
+        (one, one.T, np.full((1, 1), np.nan)),  # fewer stretches than threads
+    ]
+    threads.multiply(HOST, *triples)
+    for a, b, out in triples:
+        oracles.assert_close(out, a @ b, np.float64)
+
+
+def test_the_caller_says_how_many_threads_multiply(monkeypatch):
+    here = threading.get_ident()
+    use(3, monkeypatch)
+    # Numba counts for each thread by itself; those of the pool have never been told.
+    monkeypatch.setattr(
+        threads, "get_num_threads", lambda: 3 if threading.get_ident() == here else 8
+    )
+    monkeypatch.setattr(threads, "WORTH_IT", 0)
+    a, b, out = np.ones((4, 30)), np.ones((30, 300)), np.full((4, 300), np.nan)
+    threads.multiply(HOST, (a, b, out))
+    np.testing.assert_array_equal(out, 30)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(("elements", "all_of_them"), [(-1, False), (0, True)])
+def test_few_elements_are_left_to_one_thread_and_only_these(elements, all_of_them, broken):
+    before = numba.get_num_threads()
+    with suppress(KeyError), threads.threads_for(threads.WORTH_WAKING + elements):
+        assert numba.get_num_threads() == (before if all_of_them else 1)
+        if broken:
+            raise KeyError
+    assert numba.get_num_threads() == before
+
+
 def test_small_products_and_those_of_a_gpu_are_made_in_one(monkeypatch):
     use(3, monkeypatch)
-    calls = []
-    xp = SimpleNamespace(matmul=lambda a, b, out: calls.append(out.shape))
-    large = np.zeros((200, 200)), np.zeros((200, 200)), np.zeros((200, 200))
-    small = np.zeros((9, 9)), np.zeros((9, 9)), np.zeros((9, 9))
-    threads.product(SimpleNamespace(is_cuda=True, xp=xp), *large)
-    threads.product(SimpleNamespace(is_cuda=False, xp=xp), *small)
-    assert calls == [(200, 200), (9, 9)]
-    threads.product(SimpleNamespace(is_cuda=False, xp=xp), *large)
-    assert sorted(calls[2:]) == [(66, 200), (67, 200), (67, 200)]
+    whole, stretches = [], []
+    xp = SimpleNamespace(matmul=lambda a, b, out: whole.append(out.shape))
+    monkeypatch.setattr(threads, "multiply_stretch", lambda *call: stretches.append(call[3]))
+    large, small = ((np.zeros((side, side)),) * 3 for side in (200, 9))
+    threads.multiply(SimpleNamespace(is_cuda=True, xp=xp), large, small)
+    threads.multiply(SimpleNamespace(is_cuda=False, xp=xp), small, small)
+    assert whole == [(200, 200), (9, 9), (9, 9), (9, 9)] and not stretches
+    threads.multiply(SimpleNamespace(is_cuda=False, xp=xp), large)
+    assert sorted(stretches, key=str) == [slice(0, 66), slice(133, 200), slice(66, 133)]
+    assert len(whole) == 4
 
 
 def test_convolution_gives_the_same_with_any_number_of_threads(monkeypatch):

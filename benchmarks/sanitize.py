@@ -118,6 +118,9 @@ def sanitized(program: str, tool: str, launches: list[Launch]) -> tuple[dict[str
         file.write_bytes(pickle.dumps(launches))
         log.touch()
         command = [program, "--tool", tool, *OPTIONS, "--log-file", str(log)]
+        libraries = Path(program).resolve().parents[1] / "lib"
+        if (libraries / "libsanitizer-collection.so").exists():  # CUDA 12's wheel has them apart
+            command += ["--injection-path", str(libraries)]
         command += [sys.executable, __file__, RUN, str(file)]
         environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
         process = subprocess.Popen(

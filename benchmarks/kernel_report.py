@@ -44,14 +44,6 @@ def threads_of(name: str) -> int:
     return 256 if OF_256.match(name.rpartition(".")[2]) else 128
 
 
-def every_kernel() -> set[str]:
-    """The names of all kernels of the project, without their modules."""
-    import compile_kernels
-
-    tables = map(compile_kernels.signatures, compile_kernels.NUMBERS.values())
-    return {name.rpartition(".")[2] for table in tables for name in table}
-
-
 def label(architecture: tuple[int, int]) -> str:
     """sm_75 for (7, 5)."""
     return f"sm_{architecture[0]}{architecture[1]}"

@@ -3,11 +3,12 @@
     python benchmarks/sanitize.py                # memcheck, racecheck and synccheck, on a GPU
     python benchmarks/sanitize.py --rehearse     # the same launches, checked in the simulator
 
-The launches are those of `python -m tinyconv check`: every kernel on several small random inputs of
-hostile shapes. They are recorded in the simulator (greenlet is needed: the extra `simulator`) and
-made again on the GPU, in one process for each tool. memcheck finds stray and misaligned accesses,
-racecheck unordered ones in shared memory, synccheck wrong use of barriers; what the tools cannot
-see, such as races in global memory, `python -m tinyconv check` looks for.
+The launches are those of `python -m tinyconv check`, small random inputs of hostile shapes, and
+others, so that no kernel is left out (`sanitize_launches.py`). They are recorded in the simulator
+(greenlet is needed: the extra `simulator`) and made again on the GPU, in one process for each tool.
+memcheck finds stray and misaligned accesses, racecheck unordered ones in shared memory, synccheck
+wrong use of barriers; what the tools cannot see, such as races in global memory, is looked for by
+`python -m tinyconv check`.
 
 Exit status 0: nothing found; 1: something was found, or a kernel did not run; 2, and one line: no
 GPU, or no compute-sanitizer (on PATH, or in NVIDIA's wheel).
@@ -54,19 +55,12 @@ OK, NOT_RUN = "ok", "did not run"
 
 
 class Launch(NamedTuple):
-    """`kernel[grid, block](*args)`, the kernel by its name in `tinyconv/lab/subjects.py`."""
+    """`kernel[grid, block](*args)`, the kernel by its name without the module."""
 
     kernel: str
     grid: tuple[int, ...]
     block: tuple[int, ...]
     args: tuple[Any, ...]
-
-
-def every_subject() -> list[Any]:
-    """Every launch that the laboratory knows, recorded in the simulator."""
-    from tinyconv.lab.subjects import SHAPES, subjects
-
-    return [subject for name in SHAPES for subject in subjects(name)]
 
 
 # --- on a GPU
@@ -75,13 +69,14 @@ def every_subject() -> list[Any]:
 def run_the_launches(file: str) -> None:
     """Make each launch on the GPU, and print its kernel's name when it is done."""
     import numpy as np
+    from sanitize_launches import kernels
 
     from layers.device import cuda
-    from tinyconv.lab.subjects import KERNELS
 
+    known = kernels()
     for launch in pickle.loads(Path(file).read_bytes()):
         there = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in launch.args]
-        KERNELS[launch.kernel][launch.grid, launch.block](*there)
+        known[launch.kernel][launch.grid, launch.block](*there)
         cuda.synchronize()
         print(launch.kernel, flush=True)
 
@@ -123,6 +118,9 @@ def sanitized(program: str, tool: str, launches: list[Launch]) -> tuple[dict[str
         file.write_bytes(pickle.dumps(launches))
         log.touch()
         command = [program, "--tool", tool, *OPTIONS, "--log-file", str(log)]
+        libraries = Path(program).resolve().parents[1] / "lib"
+        if (libraries / "libsanitizer-collection.so").exists():  # CUDA 12's wheel has them apart
+            command += ["--injection-path", str(libraries)]
         command += [sys.executable, __file__, RUN, str(file)]
         environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
         process = subprocess.Popen(
@@ -186,6 +184,13 @@ def missing_here(program: str | None, rehearse: bool) -> str:
     return "" if program else f"{SANITIZER} is missing: {sass.INSTALL[SANITIZER]}"
 
 
+def every_subject() -> Any:
+    """The launches, recorded in the simulator (which must be on before they are imported)."""
+    import sanitize_launches
+
+    return sanitize_launches.every_subject()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 0: nothing found, 1: something, 2: it cannot be done here."""
     parser = argparse.ArgumentParser(
@@ -202,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := missing_here(program, options.rehearse):
         print(f"sanitize.py: error: {missing}", file=sys.stderr)
         return 2
-    everything = every_subject()
+    everything = list(every_subject())
     launches = [Launch(each.name, each.grid, each.block, each.args) for each in everything]
     columns, details = {}, []
     for tool in ("simulator",) if options.rehearse else TOOLS:

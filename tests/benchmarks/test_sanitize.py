@@ -3,10 +3,10 @@
 import sys
 from collections import Counter
 
-import kernel_report
 import planted
 import pytest
 import sanitize
+import sanitize_launches
 import textbook
 
 from layers import simulator
@@ -52,7 +52,7 @@ def launches():
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     with pytest.MonkeyPatch.context() as patch:  # one shape of each will do
         first = {name: shapes[:1] for name, shapes in subjects.SHAPES.items()}
-        patch.setattr(subjects, "SHAPES", first)
+        patch.setattr(sanitize_launches, "SHAPES", first)
         return [
             sanitize.Launch(each.name, each.grid, each.block, each.args)
             for each in sanitize.every_subject()
@@ -60,7 +60,7 @@ def launches():
 
 
 def test_no_kernel_of_the_project_is_missing(launches):
-    assert {launch.kernel for launch in launches} == kernel_report.every_kernel()
+    assert {launch.kernel for launch in launches} == set(sanitize_launches.kernels())
 
 
 def test_launches_are_made_again_from_a_file(launches, tmp_path, capsys):

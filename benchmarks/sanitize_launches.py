@@ -1,0 +1,125 @@
+"""What `sanitize.py` launches: every kernel of the project, by the layers that use it.
+
+The laboratory's launches (`tinyconv/lab/subjects.py`) are mostly float32's, on hostile shapes. Here
+stand beside them: every tile of the tensor-core kernels, with channels that are no whole chunks,
+and a net with every kind of layer in bfloat16.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+# The list of all kernels stands beside the tests that compile them.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
+
+from layers import (  # noqa: E402
+    Conv2D,
+    Device,
+    Dropout,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+    SoftmaxCrossEntropy,
+    Tanh,
+    simulator,
+)
+from layers.bfloat16 import to_bits  # noqa: E402
+from layers.conv.tensor_core import tensor_forward, tensor_input_gradient  # noqa: E402
+from layers.conv.tensor_gradients import tensor_filter_gradient  # noqa: E402
+from layers.conv.tile_table import TILES  # noqa: E402
+from layers.layer import Buffers  # noqa: E402
+from tinyconv import SGD, Sequential  # noqa: E402
+from tinyconv.initialize import initialize  # noqa: E402
+from tinyconv.lab.subjects import OUTPUTS, SHAPES, Subject, subjects  # noqa: E402
+from tinyconv.step import TrainingStep  # noqa: E402
+
+
+def kernels() -> dict[str, Any]:
+    """Every kernel of the project, by its name without the module."""
+    import compile_kernels
+
+    found = {}
+    for table in map(compile_kernels.signatures, compile_kernels.NUMBERS.values()):
+        for full in table:
+            module, _, name = full.rpartition(".")
+            values = vars(importlib.import_module(module)).values()
+            found[name] = next(v for v in values if getattr(v, "__name__", "") == name)
+    return found
+
+
+def every_subject() -> Iterator[Subject]:
+    """All launches, recorded in the simulator one after the other."""
+    for name in SHAPES:
+        yield from subjects(name)
+    for kind, values in (("TF32", np.copy), ("BF16", to_bits)):
+        for tile in TILES:
+            yield from recorded(f"tensor cores, {kind}, {tile} tile", tensor_run(values, tile))
+    for fuse in (False, True):
+        yield from recorded(f"a step in bf16{', fused' if fuse else ''}", step_run(fuse))
+
+
+def recorded(title: str, run: Callable[[], None]) -> Iterator[Subject]:
+    """The launches that `run()` makes, with their arguments as they are after each."""
+    found: list[Subject] = []
+    known = kernels()
+
+    def note(trace: simulator.Trace) -> None:
+        copies = (a.copy() if isinstance(a, np.ndarray) else a for a in trace.arguments)
+        grid, block = ((side.x, side.y, side.z) for side in (trace.grid, trace.block))
+        outputs = OUTPUTS.get(trace.kernel, ())
+        found.append(Subject(title, known[trace.kernel], grid, block, tuple(copies), outputs))
+
+    with simulator.record(note):
+        run()
+    yield from found
+
+
+def tensor_run(values: Callable[[np.ndarray], np.ndarray], tile: str) -> Callable[[], None]:
+    """All products of a convolution that needs every rearrangement; `values`: of float32."""
+    rng = np.random.default_rng(3)
+    conv = Conv2D(6, 10, 3, stride=2, padding=(0, 1), groups=2)
+    x = values(rng.standard_normal((2, 5, 4, 6), np.float32))
+    dy = values(rng.standard_normal((2, *conv.output_shape(x.shape[1:])), np.float32))
+    w = rng.standard_normal(conv.weight.value.shape, np.float32)
+    y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
+    rest = conv.stride, conv.before, conv.groups, Buffers(Device("cuda:0"), np.float32)
+
+    def run() -> None:
+        tensor_forward(x, w, conv.bias.value, y, *rest, relu=True, tile=tile)
+        tensor_input_gradient(dy, w, dx, *rest, mask=x, tile=tile)
+        tensor_filter_gradient(x, dy, dw, *rest, tile=tile)
+
+    return run
+
+
+def step_run(fuse: bool) -> Callable[[], None]:
+    """A training step and a test of a net with every kind of layer, in bf16."""
+    layers = {
+        "conv1": Conv2D(8, 5, 2),
+        "relu1": ReLU(),
+        "norm1": LocalResponseNorm(3),
+        "pool1": MaxPool2D(3, 2),
+        "tanh2": Tanh(),
+        "flatten": Flatten(),
+        "fc3": Linear(20, 7),
+        "relu3": ReLU(),
+        "drop3": Dropout(0.3),
+        "fc4": Linear(7, 4),
+    }
+    net = initialize(Sequential(layers, (7, 6, 8))).to("cuda:0", precision="bf16", fuse=fuse)
+    loss = SoftmaxCrossEntropy(fuse).to("cuda:0", precision="bf16")
+    step = TrainingStep(net, loss, SGD(net.parameters()), graph=False)
+    x = np.random.default_rng(4).standard_normal((2, 7, 6, 8), np.float32)
+
+    def run() -> None:
+        step.run(x, np.array([1, 3]), 0)
+        net.forward(x, train=False)
+
+    return run

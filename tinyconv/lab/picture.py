@@ -244,6 +244,9 @@ def totals(launch: Launch) -> list[dict[str, Any]]:
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in range(launch.trace.blocks):
         for step in launch.block(number).steps:
+            # What an asynchronous copy brings is counted where it began, as in `traffic.py`.
+            if launch.trace.places[step.place].arrival:
+                continue
             for r in step.requests:
                 row = rows.setdefault(
                     (step.place, r.array),

@@ -294,21 +294,6 @@ def test_more_elements_than_32_bits_count_are_refused(cuda_device, monkeypatch):
 # --- which tile
 
 
-@pytest.mark.parametrize(
-    ("filters", "blocks", "tile"),
-    [
-        (128, 1000, "large"),
-        (96, 1000, "large"),  # 128 places in either
-        (192, 1000, "small"),  # 192 places of 256
-        (48, 1000, "small"),
-        (128, 131, "small"),  # a multiprocessor without a block
-        (128, 132, "large"),
-    ],
-)
-def test_the_rule(filters, blocks, tile):
-    assert tile_table.choose_tile("no layer's", filters, blocks) == tile
-
-
 def test_the_table_goes_before_the_rule(tmp_path, monkeypatch, cuda_device):
     problem = Problem(((1, 2, 2, 4), 4, 1, 1, 0, 1), "tf32", cuda_device)
     key = "tf32 forward 1x2x2x4 4x1x1x4 stride 1 before 0 groups 1"
@@ -322,24 +307,3 @@ def test_the_table_goes_before_the_rule(tmp_path, monkeypatch, cuda_device):
     monkeypatch.setattr(tile_table, "_gpu", lambda: ("sm_90", 132))
     assert launches_of(problem.forward)[-1] == "tensor_forward_large_tf32_kernel"
     assert launches_of(problem.input_gradient)[-1] == "tensor_forward_small_tf32_kernel"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "{", "[]", "3", '{"sm_90": "large"}', '{"sm_90": {"a layer": "huge"}}',
-        '{"sm_90": {"a layer": ["large"]}}', b"\xff",
-    ],
-)  # fmt: skip
-def test_a_file_that_is_no_table_is_refused_in_one_line(text, tmp_path):
-    path = tmp_path / "tiles.json"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"tiles\.json is no table of tiles.*\{\}") as caught:
-        tile_table.read(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_table_that_is_missing_is_refused_and_ours_is_there(tmp_path):
-    with pytest.raises(ValueError, match="none.json is no table of tiles"):
-        tile_table.read(tmp_path / "none.json")
-    assert isinstance(tile_table.read(), dict)

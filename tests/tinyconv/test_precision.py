@@ -1,8 +1,7 @@
-"""Whole nets in tf32 and bf16: kernels against the host's emulation, training, and who reads it."""
+"""Whole nets in tf32 and bf16: kernels against the host's emulation, and who reads it."""
 
 import numpy as np
 import pytest
-from small import random_photos
 
 from layers import (
     Conv2D,
@@ -19,18 +18,13 @@ from layers.bfloat16 import round_bf16, to_bits
 from layers.fused.conv_step import ConvStep
 from layers.precision import host_values
 from layers.random_bits import normal
-from tinyconv import SGD, Sequential, alexnet, evaluate
-from tinyconv.checkpoint import load_checkpoint, save_checkpoint
+from tinyconv import SGD, Sequential, evaluate
 from tinyconv.data.augment import Augment
 from tinyconv.data.photos import PhotoSet
 from tinyconv.diagnose import where_not_finite
 from tinyconv.evaluate import log_probabilities
 from tinyconv.initialize import initialize
-from tinyconv.parallel.columns import Columns
-from tinyconv.parallel.communicator import Communicator
-from tinyconv.parallel.replicas import Replica, ReplicaTraining
 from tinyconv.step import TrainingStep
-from tinyconv.train import Training
 
 SHAPE = (6, 7, 3)
 LABELS = np.array([2, 0])
@@ -250,129 +244,7 @@ def test_layers_leave_the_largest_numbers_finite(device):
     assert np.isfinite(y[0, 0]) and np.isinf(y[0, 1])
 
 
-# --- training
-
-
-def new_run(precision, seed=1, kind=Training, **settings):
-    photos = random_photos(12, seed=3)
-    net = alexnet(3, 0.05, 64, "authors", seed).to("cpu", precision=precision)
-    augment = Augment(photos.mean_image(), 64, 1.1, seed, np.diag([20.0, 10.0, 5.0]))
-    settings = {"epochs": 2, "batch_size": 4, "lr": 0.02, "seed": seed} | settings
-    return kind(net, photos, random_photos(6, seed=9), augment, **settings)
-
-
-def weights_of(run):
-    return run.optimizer.values.tobytes()
-
-
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits_in_bf16(tmp_path):
-    whole, first, second = (new_run("bf16") for _ in range(3))
-    whole.run(progress=False)
-    first.run(progress=False, should_stop=lambda: first.progress.step == 4)
-    assert first.progress.step == 4
-    save_checkpoint(tmp_path / "c.h5", first, {})
-    load_checkpoint(tmp_path / "c.h5", second, {})
-    second.run(progress=False)
-    assert weights_of(second) == weights_of(whole) != weights_of(first)
-    exact = new_run("fp32")
-    exact.run(progress=False)
-    assert weights_of(exact) != weights_of(whole)
-
-
-def test_a_checkpoint_may_go_on_in_another_precision(tmp_path):
-    run = new_run("bf16")
-    run.run(progress=False, should_stop=lambda: run.progress.step == 2)
-    save_checkpoint(tmp_path / "c.h5", run, {"precision": "bf16", "seed": 1})
-    other = new_run("fp32")
-    load_checkpoint(tmp_path / "c.h5", other, {"precision": "fp32", "seed": 1})
-    assert weights_of(other) == weights_of(run)
-
-
-class Alone(Communicator):
-    """One rank, or two of which the other is always like this one."""
-
-    def exchange(self, values):
-        return np.stack([values] * self.size)
-
-    def broadcast(self, data, root=0):
-        return data
-
-    def attach(self, flat):
-        self.flat = flat
-
-    def start(self, stretch):
-        self.flat[stretch] *= self.size
-
-    def finish(self):
-        pass
-
-    def close(self):
-        pass
-
-    def abort(self, status):
-        raise AssertionError(status)
-
-
-def test_replicas_train_in_bf16():
-    """One rank is a plain run; of two equal ones each scales its gradient by a half."""
-    plain = new_run("bf16")
-    plain.run(progress=False)
-
-    def ranks(size):
-        def kind(*arguments, **settings):
-            replica = Replica(Alone(0, size))
-            return ReplicaTraining(*arguments, replica=replica, **settings)
-
-        return new_run("bf16", kind=kind)
-
-    one = ranks(1)
-    one.run(progress=False)
-    assert weights_of(one) == weights_of(plain)
-    two = ranks(2)
-    seen = []
-    backward = two.net.steps[-1].backward
-    two.net.steps[-1].backward = lambda dy: seen.append(dy.copy()) or backward(dy)
-    two.run(progress=False)
-    # A photo's share of the loss's gradient: at most 1 / 4 of the batch, a power of two exactly.
-    assert all(map(is_bfloat16, seen)) and max(np.abs(dy).max() for dy in seen) <= 0.25
-
-
-# --- two columns
-
-
-def test_two_columns_in_tf32_are_one_device_in_tf32():
-    nets = [alexnet(4, 0.05, 64, "paper", 5).to("cpu", precision=p) for p in ("tf32", "fp32")]
-    columns = Columns(nets[0])
-    assert columns.precision == "tf32"
-    assert all(stage.precision == "tf32" for stage in columns.stages())
-    x = normal((2, 64, 64, 3), 1.0, 3, 3).astype(np.float32)
-    y, exact, mine = (np.array(net.forward(x, train=False)) for net in (nets[0], nets[1], columns))
-    size = np.abs(y).max()
-    assert np.abs(mine - y).max() < 1e-5 * size < 1e-4 * size < np.abs(mine - exact).max()
-
-
-def test_two_columns_in_tf32_on_tensor_cores(cuda_device):
-    net = Sequential({"conv1": Conv2D(3, 4, 2), "relu1": ReLU(), "flatten": Flatten(),
-                      "fc2": Linear(24, 4)}, (3, 4, 3))  # fmt: skip
-    initialize(net, "robust", seed=1).to("cpu", precision="tf32")
-    columns = Columns(net, "cuda:0")
-    x = normal((2, 3, 4, 3), 1.0, 4, 4).astype(np.float32)
-    y = net.forward(x)
-    np.testing.assert_allclose(columns.forward(cuda_device.array(x)), y, rtol=1e-5, atol=1e-5)
-    dx = net.backward(np.ones_like(y))
-    np.testing.assert_allclose(columns.backward(np.ones_like(y)), dx, rtol=1e-5, atol=1e-5)
-
-
-def test_two_columns_refuse_bf16():
-    columns = Columns(alexnet(4, 0.05, 64))
-    for refused in (
-        lambda: columns.to("cpu,cpu", precision="bf16"),
-        lambda: Columns(alexnet(4, 0.05, 64).to("cpu", precision="bf16")),
-    ):
-        with pytest.raises(ValueError, match="use precision 'tf32' or 'fp32', not 'bf16'"):
-            refused()
-    assert columns.precision == "fp32"
-    assert columns.to("cpu,cpu", precision="auto").precision == "fp32"
+# --- every layer
 
 
 def test_every_kind_of_layer_takes_the_option():

@@ -51,6 +51,9 @@ OPTIONS = (
 MINUTES = 10
 """For all launches under one tool, after which they are taken to hang."""
 
+LINES = 200
+"""Of what a tool wrote, so many are shown."""
+
 OK, NOT_RUN = "ok", "did not run"
 
 
@@ -112,7 +115,7 @@ def verdicts(
 
 
 def sanitized(program: str, tool: str, launches: list[Launch]) -> tuple[dict[str, str], str]:
-    """By kernel, what `tool` says; and everything it wrote, if that is more than nothing found."""
+    """By kernel, what `tool` says; and what it wrote, unless that is that nothing was found."""
     with tempfile.TemporaryDirectory() as folder:
         file, log = Path(folder, "launches"), Path(folder, "log")
         file.write_bytes(pickle.dumps(launches))
@@ -142,7 +145,9 @@ def sanitized(program: str, tool: str, launches: list[Launch]) -> tuple[dict[str
     said, nameless = verdicts(launched, Counter(printed.split()), text)
     if process.returncode == 0 and not nameless and set(said.values()) == {OK}:
         return said, ""
-    return said, f"{tool}, exit status {process.returncode}\n{text}{errors}"
+    lines = [f"{tool}, exit status {process.returncode}", *(text + errors).splitlines()]
+    more = [f"... and {len(lines) - LINES} lines more"] if len(lines) > LINES else []
+    return said, "\n".join([*lines[:LINES], *more])
 
 
 # --- in the simulator
@@ -175,13 +180,13 @@ def missing_here(program: str | None, rehearse: bool) -> str:
     """What keeps this from being done here, in one line; "" if nothing does."""
     from layers import simulator
 
+    if not rehearse and not gpu_count():
+        return "no GPU found; --rehearse runs without one"
+    if not rehearse and not program:
+        return f"{SANITIZER} is missing: {sass.INSTALL[SANITIZER]}"
     if not simulator.installed:
         return f"launches are recorded in the simulator, which is {simulator.install()}"
-    if rehearse:
-        return ""
-    if not gpu_count():
-        return "no GPU found; --rehearse runs without one"
-    return "" if program else f"{SANITIZER} is missing: {sass.INSTALL[SANITIZER]}"
+    return ""
 
 
 def every_subject() -> Any:

@@ -128,7 +128,7 @@ def test_a_process_that_breaks_leaves_kernels_that_did_not_run(tmp_path):
     program = tool(tmp_path, printed="sgd_kernel", end="echo no memory >&2; exit 1")
     said, details = sanitize.sanitized(program, "racecheck", LAUNCHES)
     assert said == {"sgd_kernel": "did not run", "relu_kernel": "did not run"}
-    assert details == "racecheck, exit status 1\nno memory\n"
+    assert details == "racecheck, exit status 1\nno memory"
 
 
 def test_a_launch_that_hangs_is_killed_with_all_that_belongs_to_it(tmp_path, monkeypatch):
@@ -136,7 +136,14 @@ def test_a_launch_that_hangs_is_killed_with_all_that_belongs_to_it(tmp_path, mon
     program = tool(tmp_path, printed="sgd_kernel\nsgd_kernel", end="sleep 60 & wait")
     said, details = sanitize.sanitized(program, "racecheck", LAUNCHES)
     assert said == {"sgd_kernel": "ok", "relu_kernel": "did not run"}
-    assert details.endswith("killed after 0.01 minutes\n")
+    assert details.endswith("killed after 0.01 minutes")
+
+
+def test_of_a_flood_of_reports_the_beginning_is_shown(tmp_path):
+    program = tool(tmp_path, 300 * RACECHECK, ALL, "exit 86")
+    _, details = sanitize.sanitized(program, "racecheck", LAUNCHES)
+    lines = details.splitlines()
+    assert len(lines) == sanitize.LINES + 1 and lines[-1] == "... and 1901 lines more"
 
 
 def test_reports_without_a_kernel_make_it_fail(tmp_path):

@@ -33,7 +33,7 @@ def where_not_finite(net: Sequential, x: Any, step: int) -> str:
     xp = net.device.xp
 
     def finite(array: Any) -> bool:
-        if array.dtype == BITS:
+        if getattr(array, "dtype", None) == BITS:  # two columns give a pair of arrays
             return bool((array & INFINITE != INFINITE).all())
         return bool(xp.isfinite(array).all())
 

@@ -8,14 +8,15 @@ from gpu_bench import IN_WORDS, Bench, Mode, compare
 from gpu_runner import Case, Job
 from gpu_steps import Way, batch_of, on_device, torch_training
 
-STEPS, LR = 20, 1e-3
+STEPS, LR = 20, 1e-4
 """On one and the same batch, so that the loss falls and a wrong gradient shows. At ten times the
 rate it falls further, and any two ways of rounding part: a ReLU or a maximum decides otherwise."""
 
-LOSS_TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 2e-2}
+LOSS_TOLERANCE = {"fp32": 2e-3, "tf32": 1e-2, "bf16": 2e-2}
 """Relative, in every step. Both sides round, at different places, float32 to 2^-24, TF32 to 2^-11,
 BF16 to 2^-9 of each number, and each update begins from the differences of the last. On the host,
-with a quarter of the width, the largest were 2e-6, 4e-3 (TF32 beside float32) and 4e-3."""
+where 8 photos took the full net from 7.4 to 5.3, the largest differences were 3e-4, 1e-3 (TF32
+beside float32) and 3e-3; at ten times the rate float32's alone were 7e-2."""
 
 
 def agreement_cases(bench: Bench, count: int) -> Iterator[Case]:

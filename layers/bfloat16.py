@@ -22,6 +22,8 @@ On the host whole arrays are rounded, or turned into bits and back. In a kernel
 
 let one source serve arrays of float32, of float64 and of bfloat16. The bits are the same on the
 host, simulated and on a GPU.
+
+This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
 """
 
 import numpy as np

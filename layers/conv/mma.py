@@ -44,6 +44,8 @@ All 32 lanes come to these calls together, except to the last two. In the simula
 in its part and waits; when the last has come NumPy does the whole warp's work at once. The products
 are added up in float64 there and rounded once; a tensor core adds in an order and with roundings
 of its own, which NVIDIA does not describe.
+
+This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
 """
 
 import numpy as np

@@ -31,7 +31,7 @@ from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 # The kernels' argument types stand beside the tests that check them against real launches.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 ARCHITECTURES = tuple(sass.LIMITS)
 
@@ -54,17 +54,17 @@ def report(
 ) -> tuple[list[sass.Kernel], list[str]]:
     """Every kernel whose name holds `only`; and what did not compile, a line each."""
     import compile_kernels
-    from numba import types
+    from kernel_signatures import NUMBERS, OLDEST, signatures
 
     real = compile_kernels.kernels()
     made, failed = [], []
-    of_float32, of_bfloat16 = map(compile_kernels.signatures, (types.float32, types.uint16))
+    of_float32, of_bfloat16 = (signatures(NUMBERS[dtype]) for dtype in ("float32", "bfloat16"))
     others = {name: of_bfloat16[name] for name in of_bfloat16 if name not in of_float32}
     for name, arguments in {**of_float32, **others}.items():
         if only not in name:
             continue
         for architecture in architectures:
-            if architecture < compile_kernels.OLDEST.get(name, architecture):
+            if architecture < OLDEST.get(name, architecture):
                 continue
             try:
                 ptx = compile_kernels.ptx_of(real[name], arguments, architecture)

@@ -15,7 +15,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 # The list of all kernels stands beside the tests that compile them.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "layers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from layers import (  # noqa: E402
     Conv2D,
@@ -43,10 +43,10 @@ from tinyconv.step import TrainingStep  # noqa: E402
 
 def kernels() -> dict[str, Any]:
     """Every kernel of the project, by its name without the module."""
-    import compile_kernels
+    import kernel_signatures
 
     found = {}
-    for table in map(compile_kernels.signatures, compile_kernels.NUMBERS.values()):
+    for table in map(kernel_signatures.signatures, kernel_signatures.NUMBERS.values()):
         for full in table:
             module, _, name = full.rpartition(".")
             values = vars(importlib.import_module(module)).values()

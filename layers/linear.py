@@ -79,5 +79,5 @@ class Linear(Layer):
             multiply(self.device, dw, precision=self.precision)
             return None
         dx = self.buffer("dx", self.x.shape, self.storage)
-        multiply(self.device, dw, (dy, self.w, dx), precision=self.precision)
+        multiply(self.device, (dy, self.w, dx), dw, precision=self.precision)
         return dx

@@ -20,6 +20,7 @@ float64, in kernels bfloat16 as well.
 A NaN in a window wins it, so that it is seen at the end and not lost.
 """
 
+import numpy as np
 from numba import njit, prange
 
 from layers.bfloat16 import narrow, wide_type, widen
@@ -54,11 +55,13 @@ def max_pool_backward_host(dy, winner, dx):
     images, rows, columns, channels = dy.shape
     for n in prange(images):
         dx[n] = 0
-        pixels = dx[n].reshape(-1, channels)
+        image = dx[n].reshape(-1)
         for p in range(rows):
             for q in range(columns):
+                gradients, places = dy[n, p, q], winner[n, p, q]
                 for c in range(channels):
-                    pixels[winner[n, p, q, c], c] += dy[n, p, q, c]
+                    # Unsigned, since Numba has to look whether any other index is negative.
+                    image[np.uintp(places[c]) * np.uintp(channels) + np.uintp(c)] += gradients[c]
 
 
 # --- kernels

@@ -29,8 +29,7 @@ from layers.softmax_rows import softmax_rows
 
 # --- host
 #
-# One thread: it is done before another would be awake. The largest logits are NumPy's, which
-# compares many at once; a loop may not, since it has to keep a NaN.
+# One thread: it is done before another would be awake.
 
 TAYLOR = tuple(np.float32(1 / math.factorial(k)) for k in range(7, -1, -1))
 LOG2_E = np.float32(1 / math.log(2))
@@ -40,6 +39,28 @@ TO_INTEGER = np.float32(1.5 * 2**23)
 
 
 @njit(cache=True)
+def in_order(bits):
+    """The bits of a float32 as an int32 that is larger for a larger number; its own inverse."""
+    return bits ^ (bits >> 31 & np.int32(0x7FFFFFFF))
+
+
+@njit(cache=True)
+def largest_host(x):
+    """max x[i]; if there is a NaN it may be anything, since then the sum will be one."""
+    if x.itemsize == 8:
+        largest = x[0]
+        for i in range(1, x.size):
+            largest = max(largest, x[i])
+        return largest
+    # Of integers the compiler compares several at once; of floats it may not, because of NaN.
+    bits = x.view(np.int32)
+    key = in_order(bits[0])
+    for i in range(1, x.size):
+        key = max(key, in_order(bits[i]))
+    return np.int32(in_order(key)).view(np.float32)
+
+
+@njit(cache=True, fastmath={"contract"})
 def exp_host(x):
     """x[i] = e^x[i] in place, for x[i] <= 0; in float32 0 below e^-87, to one last digit."""
     if x.itemsize == 8:
@@ -72,11 +93,12 @@ def sum_host(x):
 
 
 @njit(cache=True, error_model="numpy")
-def softmax_forward_host(logits, largest, labels, probabilities, losses):
+def softmax_forward_host(logits, labels, probabilities, losses):
     for n in range(logits.shape[0]):
         p = probabilities[n]
+        largest = largest_host(logits[n])
         for c in range(p.size):
-            p[c] = logits[n, c] - largest[n]
+            p[c] = logits[n, c] - largest
         right = p[labels[n]]
         exp_host(p)
         total = sum_host(p)
@@ -173,7 +195,7 @@ class SoftmaxCrossEntropy(OnDevice):
         self.mean = self.buffer("mean", (1,))
         results = self.labels, self.probabilities, self.losses
         if not self.device.is_cuda:
-            softmax_forward_host(logits, logits.max(axis=1), *results)
+            softmax_forward_host(logits, *results)
             return
         arguments = logits, *results
         if self.fuse:

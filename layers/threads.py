@@ -128,7 +128,7 @@ def multiply(device: Any, *triples: tuple[Any, Any, Any]) -> None:
             device.xp.matmul(a, b, out=out)
         return
 
-    cut = [shares(max(out.shape)) for *_, out in triples]
+    cut = [shares(a.shape[0] if by_rows(a, out) else out.shape[1]) for a, _, out in triples]
 
     def stretches(number: int, _: slice) -> None:
         for (a, b, out), parts in zip(triples, cut, strict=True):
@@ -138,10 +138,20 @@ def multiply(device: Any, *triples: tuple[Any, Any, Any]) -> None:
     in_parallel(stretches, max(cut, key=len))
 
 
-def multiply_stretch(a: Any, b: Any, out: Any, part: slice) -> None:
-    """`part` of the longer side of out = a · b, on the host."""
+def by_rows(a: Any, out: Any) -> bool:
+    """Whether out = a · b is divided by rows.
+
+    By its longer side, but also wherever there are more rows than terms in a sum (a gradient of
+    weights): then most of the time goes into writing `out`, and rows lie together in memory.
+    """
     rows, columns = out.shape
-    if rows >= columns:
+    return rows >= columns or rows > a.shape[1]
+
+
+def multiply_stretch(a: Any, b: Any, out: Any, part: slice) -> None:
+    """`part` of the rows of out = a · b, or of its columns, on the host."""
+    rows = out.shape[0]
+    if by_rows(a, out):
         np.matmul(a[part], b, out=out[part])
     elif b.strides[0] < b.strides[1] and a.shape[1] >= 4 * rows:
         # A fully connected layer's x · wᵀ. Before it multiplies, BLAS rearranges both operands,

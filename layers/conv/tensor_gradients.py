@@ -24,7 +24,7 @@ the bits of the result do not depend on the tile.
 from numba import float32, int32, uint32
 
 from layers.conv.blocks import choose_side, filter_from_blocks, image_blocks, in_blocks
-from layers.conv.mma import load_matrices_across, mma_bf16, mma_tf32, round_tf32_word
+from layers.conv.mma import load_matrices_across, round_tf32_word
 from layers.conv.ptx import commit_copies, copy1, copy_async, wait_copies
 from layers.conv.tensor_core import takes
 from layers.conv.tensor_tile import (
@@ -34,6 +34,8 @@ from layers.conv.tensor_tile import (
     kind_of,
     next_stage,
     per_chunk,
+    products_bf16,
+    products_tf32,
     quotient,
     term_word_bf16,
     term_word_tf32,
@@ -95,9 +97,7 @@ def multiply_tf32(dy_words, a_words):
             round_tf32_word(rows, i)
         for j in range(8):
             round_tf32_word(columns, j)
-        for i in range(4):
-            for j in range(4):
-                mma_tf32(rows, 4 * i, columns, 2 * j, sums, 4 * (4 * i + j))
+        products_tf32(rows, columns, sums)
 
     @cuda.jit(device=True, inline="always")
     def multiply(tiles, dy, a, sums):
@@ -128,9 +128,7 @@ def multiply_bf16(dy_words, a_words):
         for j in range(2):
             word = chunks_on(a, 2 * j) + term * a_words
             load_matrices_across(columns, 4 * j, tiles, word)
-        for i in range(4):
-            for j in range(4):
-                mma_bf16(rows, 4 * i, columns, 2 * j, sums, 4 * (4 * i + j))
+        products_bf16(rows, columns, sums)
 
     @cuda.jit(device=True, inline="always")
     def multiply(tiles, dy, a, sums):

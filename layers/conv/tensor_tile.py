@@ -112,12 +112,39 @@ def next_stage(at, stage):
     return int32(at + stage if at < (STAGES - 1) * stage else at - (STAGES - 1) * stage)
 
 
-# --- the product of two slices of forward
+# --- the products of fragments
 #
 # A warp has 64 rows of a and 32 of b, four fragments of each: sums[4 (4 i + j) ...] are the four of
-# a thread for fragments i and j. `a` and `b` are where this lane's rows of fragment 0 begin.
-# A multiple of 8 rows ahead is that many words ahead; the second half of a row is the first, with a
-# bit flipped.
+# a thread for fragments i and j.
+
+
+def products(mma):
+    """The device function that multiplies each of four fragments with each of four, by `mma`."""
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_row(a_words, i, b_words, sums):
+        for j in range(4):
+            mma(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_fragments(a_words, b_words, sums):
+        # Four calls and no loop: the compiler for sm_120 would not unroll it, and sums with an
+        # index that is no constant lie in memory instead of registers.
+        multiply_row(a_words, 0, b_words, sums)
+        multiply_row(a_words, 1, b_words, sums)
+        multiply_row(a_words, 2, b_words, sums)
+        multiply_row(a_words, 3, b_words, sums)
+
+    return multiply_fragments
+
+
+products_tf32, products_bf16 = products(mma_tf32), products(mma_bf16)
+
+
+# --- the product of two slices of forward
+#
+# `a` and `b` are where this lane's rows of fragment 0 begin. A multiple of 8 rows ahead is that
+# many words ahead; the second half of a row is the first, with a bit flipped.
 
 
 @cuda.jit(device=True, inline="always")
@@ -130,26 +157,32 @@ def load_half(tiles, a, b, a_words, b_words):
 
 @cuda.jit(device=True, inline="always")
 def multiply_tf32(tiles, a, b, sums):
+    half_tf32(tiles, a, b, sums)
+    half_tf32(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+
+
+@cuda.jit(device=True, inline="always")
+def half_tf32(tiles, a, b, sums):
     a_words = cuda.local.array(16, uint32)
     b_words = cuda.local.array(8, uint32)
-    for half in range(2):
-        load_half(tiles, a ^ 2 * CHUNK * half, b ^ 2 * CHUNK * half, a_words, b_words)
-        for i in range(16):  # filters are rounded already
-            round_tf32_word(a_words, i)
-        for i in range(4):
-            for j in range(4):
-                mma_tf32(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
+    load_half(tiles, a, b, a_words, b_words)
+    for i in range(16):  # filters are rounded already
+        round_tf32_word(a_words, i)
+    products_tf32(a_words, b_words, sums)
 
 
 @cuda.jit(device=True, inline="always")
 def multiply_bf16(tiles, a, b, sums):
+    half_bf16(tiles, a, b, sums)
+    half_bf16(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+
+
+@cuda.jit(device=True, inline="always")
+def half_bf16(tiles, a, b, sums):
     a_words = cuda.local.array(16, uint32)
     b_words = cuda.local.array(8, uint32)
-    for half in range(2):
-        load_half(tiles, a ^ 2 * CHUNK * half, b ^ 2 * CHUNK * half, a_words, b_words)
-        for i in range(4):
-            for j in range(4):
-                mma_bf16(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
+    load_half(tiles, a, b, a_words, b_words)
+    products_bf16(a_words, b_words, sums)
 
 
 # --- on the host

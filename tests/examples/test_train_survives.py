@@ -7,11 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fork_server import ForkServer
-from photo_bytes import encoded, put
-from PIL import Image
+from photo_bytes import photo_folder, plain, put
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
 
@@ -29,13 +27,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
-        for k in range(count):
-            for name, low, high in (("dark", 0, 90), ("light", 160, 255)):
-                noise = Image.fromarray(rng.integers(low, high, (70, 80, 3), np.uint8))
-                put(folder / split / name / f"{k}.png", encoded(noise).getvalue())
-    return folder
+    return photo_folder(tmp_path_factory.mktemp("data") / "photos", train=12, val=4)
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +183,7 @@ def test_resuming_with_other_options_or_photos_is_refused_with_the_difference(
         target = other / path.relative_to(photos)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-    noise = Image.fromarray(np.zeros((70, 80, 3), np.uint8))
-    put(other / "val" / "dark" / "0.png", encoded(noise).getvalue())
+    put(other / "val" / "dark" / "0.png", plain((0, 0, 0), (80, 70)))
     assert server.run(["--resume", stopped, "--data", other]) == 2
     assert "validation photos: the checkpoint has '" in server.printed()
 

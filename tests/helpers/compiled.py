@@ -1,6 +1,6 @@
 """What the compiler made of every kernel, for all tests that ask: compiled once in a test run.
 
-The simulator has no compiler, so `tests/layers/compile_kernels.py` does it in a process of its own,
+The simulator has no compiler, so `compile_kernels.py` does it in a process of its own,
 which takes half a minute. The processes among which pytest-xdist divides the tests share no memory,
 but a folder: the first that asks has it filled, and another that asks meanwhile waits. It is a new
 folder in every run, so nothing in it can be older than the sources.
@@ -21,7 +21,7 @@ except ImportError:  # no locks of this kind: each process has a folder of its o
     fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "tests" / "layers" / "compile_kernels.py"
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
 class Compiled:

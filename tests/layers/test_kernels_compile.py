@@ -1,5 +1,7 @@
 """Every kernel is compiled without a GPU and assembled: no spills, no float64 by accident."""
 
+import compile_kernels
+import kernel_signatures
 import numba
 import numpy as np
 import pytest
@@ -26,20 +28,19 @@ from layers.precision import scale
 from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
 
-from . import compile_kernels, oracles
+from . import oracles
 
 SINGLE = [
     (name, dtype)
     for dtype in ("float32", "bfloat16")
-    for name in compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
+    for name in kernel_signatures.signatures(kernel_signatures.NUMBERS[dtype])
 ]
 """What computes in float32, whatever it stores."""
 COMPILED = [
     (name, dtype, architecture)
-    for dtype, number in compile_kernels.NUMBERS.items()
-    for name in compile_kernels.signatures(number)
-    for architecture in compile_kernels.ARCHITECTURES
-    if architecture in compile_kernels.architectures_of(name, dtype)
+    for dtype, number in kernel_signatures.NUMBERS.items()
+    for name in kernel_signatures.signatures(number)
+    for architecture in kernel_signatures.architectures_of(name, dtype)
 ]
 
 
@@ -65,10 +66,10 @@ def assembled(compiled_kernels, row):
 def test_every_kernel_of_the_project_has_its_argument_types_in_the_table(compiled_kernels):
     in_table = {
         name
-        for number in compile_kernels.NUMBERS.values()
-        for name in compile_kernels.signatures(number)
+        for number in kernel_signatures.NUMBERS.values()
+        for name in kernel_signatures.signatures(number)
     }
-    assert set(compiled_kernels.kernels) == in_table, "add it to compile_kernels.signatures"
+    assert set(compiled_kernels.kernels) == in_table, "add it to kernel_signatures.signatures"
 
 
 @pytest.mark.parametrize(("name", "dtype", "architecture"), COMPILED, ids=label)
@@ -94,32 +95,32 @@ def test_two_blocks_of_a_tensor_core_kernel_fit_a_multiprocessor(
     assert found["shared"] <= 48 * 1024
 
 
-@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+@pytest.mark.parametrize("architecture", kernel_signatures.ARCHITECTURES, ids=label)
 @pytest.mark.parametrize(("name", "dtype"), SINGLE, ids=label)
 def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture, row):
-    if architecture in compile_kernels.architectures_of(name, dtype):
+    if architecture in kernel_signatures.architectures_of(name, dtype):
         found = row(name, dtype, architecture)
         assert "error" not in found, found["error"]
         assert found["doubles"] == []
 
 
-@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+@pytest.mark.parametrize("architecture", kernel_signatures.ARCHITECTURES, ids=label)
 def test_a_planted_float64_constant_is_caught(architecture, row):
     assert row("planted_double", "float32", architecture)["doubles"]
 
 
-@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+@pytest.mark.parametrize("architecture", kernel_signatures.ARCHITECTURES, ids=label)
 def test_a_planted_local_array_is_caught(architecture, assembled):
     found = assembled("planted_local", "float32", architecture)
     assert found["locals"]
     assert found["stack"] >= 400
 
 
-@pytest.mark.parametrize("architecture", compile_kernels.ARCHITECTURES, ids=label)
+@pytest.mark.parametrize("architecture", kernel_signatures.ARCHITECTURES, ids=label)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_one_front_end_for_all_architectures_gives_what_each_alone_does(dtype, architecture, row):
     name = compile_kernels.ASKS_FOR_ITS_ARCHITECTURE
-    if architecture in compile_kernels.architectures_of(name, dtype):
+    if architecture in kernel_signatures.architectures_of(name, dtype):
         assert row(name, dtype, architecture)["same as alone"]
 
 
@@ -170,7 +171,7 @@ def launch_tensor_cores(device, dtype):
         blocks.filter_from_blocks(blocks.filter_blocks(w, 2, x, buffer), w, 2)
 
 
-@pytest.mark.parametrize("dtype", compile_kernels.NUMBERS)
+@pytest.mark.parametrize("dtype", kernel_signatures.NUMBERS)
 def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype):
     if not SIMULATED or not simulator.installed:
         pytest.skip("the launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
@@ -185,6 +186,6 @@ def test_kernels_are_launched_with_the_argument_types_in_the_table(dtype):
         launch_everything(Device("cuda:0"), *(("float32", "bf16") if bf16 else (dtype, "fp32")))
         if dtype != "float64":
             launch_tensor_cores(Device("cuda:0"), dtype)
-    table = compile_kernels.signatures(compile_kernels.NUMBERS[dtype])
+    table = kernel_signatures.signatures(kernel_signatures.NUMBERS[dtype])
     expected = {name.rpartition(".")[2]: {types} for name, types in table.items()}
     assert {name: launched[name] for name in (expected if bf16 else launched)} == expected

@@ -27,6 +27,7 @@ from tinyconv.parallel.communicator import (
     one_line,
     part,
 )
+from tinyconv.parallel.replicas_watch import PASSED_ON
 
 LOOK = 1.0
 """Seconds of waiting between two looks at the others."""
@@ -122,7 +123,8 @@ class MPI(Communicator):
         self._flat = None
 
     def abort(self, status: int) -> None:
-        """End every rank; mpiexec returns `status`."""
+        """End every rank; mpiexec returns `status`. What was said before is passed on first."""
+        time.sleep(PASSED_ON)
         self._world.Abort(status)
 
     def _type(self, array: np.ndarray) -> Any:

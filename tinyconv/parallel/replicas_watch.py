@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 WATCHER, JOINED = "TINYCONV_WATCHER", "TINYCONV_JOINED"
 """In a rank's environment: its watcher's process id, and where to write that it has joined."""
@@ -24,6 +25,9 @@ RANKS = "OMPI_COMM_WORLD_RANK", "PMI_RANK"
 
 JOIN = 300.0
 """Seconds that the ranks have for joining each other."""
+
+PASSED_ON = 1.0
+"""Seconds for mpiexec to pass on what a rank has said: what is left when it ends them is lost."""
 
 MISTAKE = 2
 """Exit status for what every rank finds: mpiexec need not end the others."""
@@ -73,6 +77,7 @@ def main(name: str, command: list[str]) -> int:
     def say(what: str) -> None:
         who = f"{name}: rank {rank} (process {child.pid} on {socket.gethostname()})"
         print(f"{who} {what}", file=sys.stderr, flush=True)
+        time.sleep(PASSED_ON)
 
     # Ready when it has joined and when it has ended. One watcher's patience is enough.
     ready, _, _ = select.select([joining], [], [], JOIN if rank == 0 else None)

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fork_server import ForkServer
-from photo_bytes import encoded, put
-from PIL import Image
+from photo_bytes import photo_folder
 from rank_runs import SMALL
 
 SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "train_alexnet.py"
@@ -15,13 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "train_alexnet.py"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of photos: 16 to train with, 6 to validate."""
-    folder, rng = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3)):
-        for k in range(count):
-            for name, low, high in (("dark", 0, 90), ("light", 160, 255)):
-                noise = Image.fromarray(rng.integers(low, high, (70, 80, 3), np.uint8))
-                put(folder / split / name / f"{k}.png", encoded(noise).getvalue())
-    return folder
+    return photo_folder(tmp_path_factory.mktemp("data") / "photos", train=8, val=3)
 
 
 @pytest.fixture(scope="module")

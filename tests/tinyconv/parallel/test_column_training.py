@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_gpus import Gpus
+from photo_bytes import photo_folder
 from small import random_photos
 
 from layers import Device
@@ -239,17 +240,7 @@ def main(*arguments):
 @pytest.fixture
 def photos(tmp_path):
     """Two classes of photos: light and dark noise."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for name, low in (("dark", 0), ("light", 160)):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
-            for k in range(count):
-                noise = rng.integers(low, low + 90, (80, 90, 3), np.uint8)
-                Image.fromarray(noise).save(folder / f"{k}.png")
-    return tmp_path / "photos"
+    return photo_folder(tmp_path / "photos", train=6, val=3)
 
 
 def job(photos, out, *more):

@@ -1,0 +1,176 @@
+"""Compile every kernel of the project without a GPU, and write down what came out.
+
+    python tests/helpers/compile_kernels.py FOLDER
+
+with the simulator off, which has no compiler. Into FOLDER go the PTX of each kernel and rows.json,
+what `ptxas` says of it. `compiled.py` does this once for all tests that want it.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kernel_signatures import NUMBERS, architectures_of, signatures
+from numba import float32, types
+
+from layers.device import cuda
+
+ASKS_FOR_ITS_ARCHITECTURE = "layers.activation.tanh_forward_kernel"
+"""Numba looks at the architecture before it decides how to compute tanh."""
+
+
+def planted_signatures(number):
+    """The kernels below that must be caught."""
+    array = types.Array(number, 1, "C")
+    return {"planted_double": (array,), "planted_local": (array, types.int64)}
+
+
+def planted_kernels():
+    """A kernel with a float64 constant, and one with an array that does not fit registers."""
+
+    @cuda.jit
+    def planted_double(x):
+        i = cuda.grid(1)
+        if i < x.size:
+            x[i] *= 0.1
+
+    @cuda.jit
+    def planted_local(x, turns):
+        i = cuda.grid(1)
+        seen = cuda.local.array(100, float32)
+        for turn in range(turns):
+            seen[turn % 100] = x[turn]
+        x[i] = seen[i % 100]
+
+    return {"planted_double": planted_double, "planted_local": planted_local}
+
+
+def kernels():
+    """Every kernel that a module of `layers` or `tinyconv` defines, by its full name."""
+    dispatcher = type(cuda.jit(lambda: None))
+    found = {}
+    for package in ("layers", "tinyconv"):
+        path = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(path, f"{package}."):
+            if module.name.endswith(".__main__"):
+                continue
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, dispatcher) and not value.targetoptions.get("device"):
+                    found[f"{value.py_func.__module__}.{value.py_func.__name__}"] = value
+    return found
+
+
+_library: dict = {}  # of the last kernel
+
+
+def ptx_of(kernel, arguments, architecture):
+    """The kernel's PTX, as of `cuda.compile`.
+
+    That would run Numba's front end for each architecture. It takes most of the time, and its
+    result is the same for all: only what NVVM makes of it differs.
+    """
+    key = kernel.py_func, arguments
+    if key not in _library:
+        _library.clear()
+        _library[key], _ = cuda.compiler._compile_pyfunc_with_fixup(
+            *key, device=False, abi="numba", cc=architecture
+        )
+    return _library[key].get_asm_str(cc=architecture)
+
+
+def same_as_alone(kernel, arguments, architecture, ptx):
+    """Whether `ptx` is what `cuda.compile` gives for this architecture alone."""
+    alone, _ = cuda.compile(
+        *(kernel.py_func, arguments),
+        **{"cc": architecture, "device": False, "abi": "numba", "output": "ptx"},
+    )
+
+    def renamed(ptx):
+        # Numba's names hold the options of a compilation, and a running number.
+        names = dict.fromkeys(re.findall(r"_Z\w+", ptx))
+        numbers = {name: f"name{number}" for number, name in enumerate(names)}
+        return re.sub(r"_Z\w+", lambda found: numbers[found[0]], ptx)
+
+    return renamed(ptx) == renamed(alone)
+
+
+def find_ptxas():
+    """NVIDIA's assembler, out of the CUDA 13 or 12 wheels, or on PATH; None if it is missing."""
+    for folder in sys.path:
+        for wheel in ("cu13/bin", "cuda_nvcc/bin"):
+            path = Path(folder, "nvidia", wheel, "ptxas")
+            if path.is_file():
+                return str(path)
+    return shutil.which("ptxas")
+
+
+def assemble(ptxas, ptx, architecture):
+    """What `ptxas -v` says of the kernel: registers, stack and spills; or its error."""
+    major, minor = architecture
+    command = [ptxas, "-v", f"-arch=sm_{major}{minor}", "-o", "/dev/null", "-"]
+    done = subprocess.run(command, input=ptx, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": done.stdout + done.stderr}
+    said = done.stderr
+
+    def largest(pattern):
+        # A kernel can have functions of its own (pow in float64): the worst of them counts.
+        return max((int(number) for number in re.findall(pattern, said)), default=0)
+
+    return {
+        "registers": largest(r"Used (\d+) registers"),
+        "shared": largest(r"(\d+) bytes smem"),
+        "stack": largest(r"(\d+) bytes stack frame"),
+        "spill stores": largest(r"(\d+) bytes spill stores"),
+        "spill loads": largest(r"(\d+) bytes spill loads"),
+    }
+
+
+def lines_with(text, ptx):
+    """The first few lines of PTX that hold `text`."""
+    return [line.strip() for line in ptx.splitlines() if text in line][:3]
+
+
+def main():
+    """Compile, assemble, write."""
+    folder = Path(sys.argv[1])
+    ptxas = find_ptxas()
+    real = kernels()
+    planted = planted_kernels()
+    rows = []
+    with ThreadPoolExecutor(1) as assembler:
+        for dtype, number in NUMBERS.items():
+            for name, arguments in {**signatures(number), **planted_signatures(number)}.items():
+                kernel = real.get(name) or planted.get(name)
+                for architecture in architectures_of(name, dtype) if kernel else ():
+                    row = {"kernel": name, "dtype": dtype, "architecture": architecture}
+                    rows.append(row)
+                    try:
+                        ptx = ptx_of(kernel, arguments, architecture)
+                    except Exception as error:  # any failure to compile is a finding
+                        row["error"] = f"{type(error).__name__}: {error}"
+                        continue
+                    row["ptx"] = f"{name}-{dtype}-sm_{architecture[0]}{architecture[1]}.ptx"
+                    (folder / row["ptx"]).write_text(ptx)
+                    row["doubles"] = lines_with(".f64", ptx)
+                    row["locals"] = lines_with(".local", ptx)
+                    if name == ASKS_FOR_ITS_ARCHITECTURE:
+                        row["same as alone"] = same_as_alone(kernel, arguments, architecture, ptx)
+                    row["products"] = lines_with("mma.sync", ptx)
+                    if ptxas:
+                        # ptxas is a process of its own: it assembles while the next one compiles.
+                        job = assembler.submit(assemble, ptxas, ptx, architecture)
+                        job.add_done_callback(lambda job, row=row: row.update(job.result()))
+    result = {"ptxas": ptxas, "kernels": sorted(real), "rows": rows}
+    (folder / "rows.part").write_text(json.dumps(result, indent=1))
+    (folder / "rows.part").replace(folder / "rows.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,23 +31,40 @@ from layers.threads import threads_for
 # --- host
 
 
+@njit(inline="always")
+def larger_of(best, place, value, at):
+    """The winner so far and its place, after looking at the value at `at`."""
+    wins = (value > best) | (value != value)
+    return (value if wins else best), (at if wins else place)
+
+
 @njit(parallel=True, cache=True)
 def max_pool_forward_host(x, y, winner, size, stride):
     images, rows, columns, channels = y.shape
-    width = x.shape[2]
+    width, last = x.shape[2], size * size - 1
     for n_p in prange(images * rows):
         n, p = n_p // rows, n_p % rows
+        pixels = x[n].reshape(-1, channels)
         for q in range(columns):
-            for c in range(channels):
-                y[n, p, q, c] = x[n, p * stride, q * stride, c]
-                winner[n, p, q, c] = p * stride * width + q * stride
-            for h in range(p * stride, p * stride + size):
-                for w in range(q * stride, q * stride + size):
+            best, places = y[n, p, q], winner[n, p, q]
+            corner = p * stride * width + q * stride
+            # All channels at a time, of three pixels of the window, so that `best` is seldom read.
+            # Where it has no three more the last one is looked at again, which changes nothing.
+            for k in range(0, last + 1, 3):
+                k_1, k_2 = min(k + 1, last), min(k + 2, last)
+                at_0 = np.int32(corner + k // size * width + k % size)
+                at_1 = np.int32(corner + k_1 // size * width + k_1 % size)
+                at_2 = np.int32(corner + k_2 // size * width + k_2 % size)
+                x_0, x_1, x_2 = pixels[at_0], pixels[at_1], pixels[at_2]
+                if k == 0:
                     for c in range(channels):
-                        value = x[n, h, w, c]
-                        if value > y[n, p, q, c] or value != value:
-                            y[n, p, q, c] = value
-                            winner[n, p, q, c] = h * width + w
+                        value, place = larger_of(x_0[c], at_0, x_1[c], at_1)
+                        best[c], places[c] = larger_of(value, place, x_2[c], at_2)
+                else:
+                    for c in range(channels):
+                        value, place = larger_of(best[c], places[c], x_0[c], at_0)
+                        value, place = larger_of(value, place, x_1[c], at_1)
+                        best[c], places[c] = larger_of(value, place, x_2[c], at_2)
 
 
 @njit(parallel=True, cache=True)

@@ -3,7 +3,6 @@
 The choice has to be made before numba is imported, so the driver is asked directly.
 """
 
-import ctypes
 import gc
 import os
 from collections.abc import Iterator
@@ -11,24 +10,12 @@ from pathlib import Path
 
 import pytest
 from compiled import Compiled, compiled
-
-
-def gpu_count() -> int:
-    """GPUs that the NVIDIA driver finds; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
+from machine import gpu_count
 
 if not gpu_count():
     os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
-from layers import Device, DeviceError, simulator  # noqa: E402
+from layers import Device, DeviceError, simulator
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -148,7 +148,7 @@ def multiply_bf16(dy_words, a_words):
 # written by the thread that has its sum: no races, no atomics; four lanes fill a sector.
 
 
-def filter_kernel(name, tile_filters, threads, per, product):
+def make_filter_gradient(name, tile_filters, threads, per, product):
     """The kernel called `name`, for `per` numbers in a chunk; `product`: a `multiply_...`."""
     terms = 4 * per
     lanes = threads // terms
@@ -262,7 +262,9 @@ def filter_kernel(name, tile_filters, threads, per, product):
 
 def _pair(kind, per, product):
     return tuple(
-        filter_kernel(f"tensor_filter_{tile}_{kind}_kernel", filters, 2 * filters, per, product)
+        make_filter_gradient(
+            f"tensor_filter_{tile}_{kind}_kernel", filters, 2 * filters, per, product
+        )
         for tile, filters in TILES.items()
     )
 

@@ -14,8 +14,8 @@ the sum of PyTorch's, and each ratio is against the faster of its two. Without P
 timed.
 
 Beside each median stands the middle half of the times, from the lower to the upper quartile. The
-last lines name the layers without a convolution in which we are behind: by more than the spread if
-the two middle halves do not even touch.
+last lines name the rows without a convolution in which we are behind, by more than the spread if
+the two middle halves do not even touch; and then the layers, with both their passes added up.
 """
 
 import argparse
@@ -248,18 +248,29 @@ def part_table(seconds):
         yield f"| {what} | " + " | ".join(row) + " |"
 
 
-def verdict(seconds):
+def both_ways(seconds):
+    """`seconds` of whole layers: forward and backward passes of each step added up."""
+    layers = [what.removesuffix(" forward") for what in seconds[OURS] if what.endswith("forward")]
+
+    def added(times, layer):
+        passes = times[f"{layer} forward"], times[f"{layer} backward"]
+        return [sum(both) for both in zip(*passes, strict=True)]
+
+    return {name: {x: added(times, x) for x in layers} for name, times in seconds.items()}
+
+
+def verdict(seconds, what="rows"):
     """Lines: the rows without a convolution whose median is behind the faster PyTorch's."""
-    rows = [what for what in compared(seconds) if not what.startswith("conv")]
+    rows = [row for row in compared(seconds) if not row.startswith("conv")]
     beyond, within = [], []
-    for what in rows:
-        low, median, _ = quartiles(seconds[OURS][what])
-        _, their_median, their_high = faster_of_pytorchs(seconds, what)
+    for row in rows:
+        low, median, _ = quartiles(seconds[OURS][row])
+        _, their_median, their_high = faster_of_pytorchs(seconds, row)
         if median > their_median:
-            (beyond if low > their_high else within).append(what)
-    yield f"Of {len(rows)} rows without a convolution, behind PyTorch"
-    yield f"by more than the spread: {len(beyond)}" + "".join(f"; {what}" for what in beyond)
-    yield f"within the spread: {len(within)}" + "".join(f"; {what}" for what in within)
+            (beyond if low > their_high else within).append(row)
+    yield f"Of {len(rows)} {what} without a convolution, behind PyTorch"
+    yield f"by more than the spread: {len(beyond)}" + "".join(f"; {row}" for row in beyond)
+    yield f"within the spread: {len(within)}" + "".join(f"; {row}" for row in within)
 
 
 def main(arguments=None):
@@ -293,6 +304,7 @@ def main(arguments=None):
     print("\n" + "\n".join(part_table(seconds)))
     if len(contestants) > 1:
         print("\n" + "\n".join(verdict(seconds)))
+        print("\n" + "\n".join(verdict(both_ways(seconds), "layers, forward and backward,")))
     return 0
 
 

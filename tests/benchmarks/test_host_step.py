@@ -72,6 +72,21 @@ def test_the_last_lines_name_who_is_behind_and_by_how_much():
     ]
 
 
+def test_both_passes_of_a_layer_are_added_up_step_by_step():
+    times = {
+        **{"step": [20.0, 30.0], "norm1 forward": [1.0, 2.0], "flatten forward": [7.0, 7.0]},
+        **{"norm1 backward": [10.0, 30.0], "flatten backward": [7.0, 7.0], "sgd": [5.0, 5.0]},
+    }
+    slower = {what: [2 * took for took in each] for what, each in times.items()}
+    seconds = host_step.both_ways({"tinyconv": slower, "PyTorch": times})
+    assert seconds["PyTorch"]["norm1"] == [11.0, 32.0]
+    assert list(host_step.verdict(seconds, "layers")) == [
+        "Of 1 layers without a convolution, behind PyTorch",
+        "by more than the spread: 0",
+        "within the spread: 1; norm1",
+    ]
+
+
 def expected_rows():
     net = alexnet(3, 0.02, 64, "robust")
     names = [step.name for step in net.steps if step.name != "flatten"]

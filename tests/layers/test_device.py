@@ -161,6 +161,18 @@ def test_arrays_move_from_any_device_to_any_other(device, cuda_device):
         np.testing.assert_array_equal(device.to_host(moved), values)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (1000, 7)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "uint64"])
+def test_arrays_on_the_host_begin_with_a_cache_line(shape, dtype):
+    host = Device("cpu")
+    kept = [make(shape, dtype) for make in (host.empty, host.zeros) for _ in range(5)]
+    for array in kept:
+        assert (array.ctypes.data % 64 == 0 or not array.size) and array.flags.c_contiguous
+        assert array.shape == shape and array.dtype == dtype
+        array[...] = 1
+    assert not any(np.shares_memory(a, b) for a, b in zip(kept, kept[1:], strict=False))
+
+
 def test_empty_and_zero_arrays_have_shape_and_dtype(device):
     for array in (device.empty((2, 3), np.float32), device.zeros((2, 3), np.float32)):
         assert isinstance(array, device.xp.ndarray)

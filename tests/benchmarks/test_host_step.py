@@ -82,8 +82,8 @@ def test_both_passes_of_a_layer_are_added_up_step_by_step():
     assert seconds["PyTorch"]["norm1"] == [11.0, 32.0]
     assert list(host_step.verdict(seconds, "layers")) == [
         "Of 1 layers without a convolution, behind PyTorch",
-        "by more than the spread: 0",
-        "within the spread: 1; norm1",
+        "by more than the spread: 1; norm1",
+        "within the spread: 0",
     ]
 
 

@@ -226,11 +226,11 @@ class Device:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` with undefined contents."""
-        return aligned(np.empty, shape, dtype) if self.xp is np else self.xp.empty(shape, dtype)
+        return self.xp.empty(shape, dtype) if self.is_cuda else aligned(np.empty, shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` filled with zeros."""
-        return aligned(np.zeros, shape, dtype) if self.xp is np else self.xp.zeros(shape, dtype)
+        return self.xp.zeros(shape, dtype) if self.is_cuda else aligned(np.zeros, shape, dtype)
 
     def array(self, values: Any, dtype: Any = None) -> Any:
         """A C-contiguous copy of `values` (NumPy or CuPy array, nested lists) on this device."""

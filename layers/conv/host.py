@@ -82,6 +82,15 @@ def add_bias(y, b):
             y[row, k] += b[k]
 
 
+@njit(nogil=True, cache=True)
+def sum_rows(y, total):
+    """total[k] = Σ y[row, k] over the rows, one after the other."""
+    total[:] = 0
+    for row in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            total[k] += y[row, k]
+
+
 def images_at_once(x_shape, y_shape, w_shape, itemsize):
     """How many images' columns (of one group) fit into COLUMN_BYTES; at least one."""
     per_image = y_shape[1] * y_shape[2] * w_shape[1] * w_shape[2] * w_shape[3] * itemsize
@@ -137,6 +146,7 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
     per_group = filters // groups
     flat_w, flat_dw = w.reshape(filters, -1), dw.reshape(filters, -1)
     share = workspace("share", (per_group, flat_w.shape[1]))
+    share_db = workspace("share of db", db.shape)
     dw[...] = 0
     db[...] = 0
     batch = images_at_once(x.shape, dy.shape, w.shape, x.itemsize)
@@ -145,7 +155,8 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
         x_part = x[start : start + batch]
         part = padded[: len(x_part)]
         dy_rows = dy[start : start + batch].reshape(-1, filters)
-        db += dy_rows.sum(axis=0)
+        sum_rows(dy_rows, share_db)
+        db += share_db
         columns = workspace("columns", (dy_rows.shape[0], flat_w.shape[1]))
         for g in range(groups):
             group = slice(g * channels, (g + 1) * channels)

@@ -181,7 +181,7 @@ class Conv2D(Layer):
         geometry = self.stride, self.before, self.groups
         algorithm = self.chosen(x, y)
         if algorithm == "tensor":
-            tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
+            self.blocks_of_x = tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
         elif algorithm == "tiled":
             tiled_forward(x, w, b, y, *geometry, relu)
         elif algorithm == "direct":
@@ -220,7 +220,8 @@ class Conv2D(Layer):
         if algorithm == "tensor":
             if dx is not None:
                 tensor_input_gradient(dy, w, dx, *geometry, self.buffer, mask)
-            tensor_filter_gradient(x, dy, dw, *geometry, self.buffer)
+            blocks_of_x = self.blocks_of_x
+            tensor_filter_gradient(x, dy, dw, *geometry, self.buffer, blocks_of_x=blocks_of_x)
             return dx
         if dx is not None:
             if algorithm == "tiled" and self.stride == 1:

@@ -270,8 +270,9 @@ def tensor_forward(x, w, b, y, stride, before, groups, buffer, relu=False, mask=
 
     x (N, H, W, C), y (N, P, Q, K) and mask, which is like y, all float32 (TF32) or all uint16
     (BF16); w and b float32; b None: without; `buffer`: the layer's. tile: "large", "small", or None
-    for `choose_tile`'s. y and mask begin at multiples of 16 bytes, as every buffer does. ValueError
-    for too large arrays.
+    for `choose_tile`'s. y and mask begin at multiples of 16 bytes, as every buffer does. Returns x
+    as it was multiplied, x itself or its blocks, for `tensor_filter_gradient`. ValueError for too
+    large arrays.
     """
     key = layer_key("forward", kind_of(x), x.shape, w.shape, stride, before, groups)
     then = (0 if b is None else BIAS) + (RELU if relu else 0)
@@ -284,6 +285,7 @@ def tensor_forward(x, w, b, y, stride, before, groups, buffer, relu=False, mask=
         stride, before = stride // side, 0
     filters = filter_blocks(w, side, x, buffer)
     multiply_all(x, filters, b, y, stride, before, groups, then, mask, key, tile)
+    return x
 
 
 def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, tile=None):

@@ -281,18 +281,21 @@ KERNELS = {
 # --- launch
 
 
-def tensor_filter_gradient(x, dy, dw, stride, before, groups, buffer, tile=None):
+def tensor_filter_gradient(x, dy, dw, stride, before, groups, buffer, tile=None, blocks_of_x=None):
     """dw (K, R, S, C / groups), float32, from x (N, H, W, C) and dy (N, P, Q, K).
 
     x and dy both float32 (TF32) or both uint16 (BF16); `buffer`: the layer's. tile: "large",
-    "small", or None for `choose_tile`'s. ValueError for too large arrays.
+    "small", or None for `choose_tile`'s. blocks_of_x: what `tensor_forward` returned for this x, if
+    there was one. ValueError for too large arrays.
     """
     key = layer_key("filter gradient", kind_of(x), x.shape, dw.shape, stride, before, groups)
     filters, size, _, channels = dw.shape
     out, side = dw, 1
     if not takes(x, groups):
         side = choose_side(size, stride, channels, per_chunk(x))
-        x = image_blocks("x", x, dy.shape, size, stride, side, before, groups, buffer)
+        if blocks_of_x is None:
+            blocks_of_x = image_blocks("x", x, dy.shape, size, stride, side, before, groups, buffer)
+        x = blocks_of_x
         size, stride, before = in_blocks(size, side), stride // side, 0
         out = buffer("blocks of dw", (filters, size, size, x.shape[3] // groups), dw.dtype)
     if not takes(dy, groups):

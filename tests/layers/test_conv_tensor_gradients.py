@@ -8,7 +8,7 @@ float32 sums: far less than 1e-5 of the sum of the products' magnitudes, for a f
 import numpy as np
 import pytest
 
-from layers import simulator
+from layers import Conv2D, simulator
 from layers.bfloat16 import from_bits, round_tf32, to_bits
 from layers.conv import tiled_gradients
 from layers.conv.tensor_core import takes
@@ -189,3 +189,26 @@ def test_every_partial_sum_is_written_once(kind, cuda_device):
         problem.run("small")
     sums = next(trace for trace in traces if "partial" in {a.name for a in trace.arrays})
     assert check_trace(sums, ("partial",)) == []
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_a_layer_rearranges_its_images_once_for_both_passes(precision, cuda_device):
+    if not simulator.installed:
+        pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
+    conv = Conv2D(3, 8, 3, stride=2).to(cuda_device, precision=precision)
+    conv.input_gradient = False
+    rng = np.random.default_rng(6)
+    for images in (3, 2, 3):  # a smaller batch comes by, in the same memory
+        x = rng.standard_normal((images, 7, 6, 3)).astype(np.float32)
+        dy = rng.standard_normal((images, 3, 2, 8)).astype(np.float32)
+        if precision == "bf16":
+            x, dy = to_bits(x), to_bits(dy)
+        with simulator.record() as traces:
+            conv.forward(cuda_device.array(x))
+            conv.backward(cuda_device.array(dy))
+        names = [trace.kernel for trace in traces]
+        assert names.count("image_blocks_kernel") == 1
+        alone = cuda_device.zeros(conv.weight.grad.shape, np.float32)
+        tensor_filter_gradient(x, dy, alone, 2, 0, 1, Buffers(cuda_device, np.float32))
+        np.testing.assert_array_equal(conv.weight.grad, alone)
+        assert np.any(alone)

@@ -32,7 +32,7 @@ OURS = {
 """The ways, and the precisions in which each is timed."""
 
 COLUMNS = "tinyconv, two columns on this GPU"
-COLUMNS_IN = "fp32", "tf32"
+COLUMNS_IN = tuple(IN_WORDS)
 COMPILED = {
     "PyTorch, compiled, TF32": MODES["PyTorch, TF32, channels_last"],
     "PyTorch, compiled, BF16": MODES["PyTorch, BF16, channels_last"],

@@ -152,11 +152,6 @@ MISTAKES = {
     "no time between checkpoints": (None, ["--checkpoint-minutes", "0"], "must be positive"),
     "a device that makes no sense": (None, ["--device", "gpu"], "device 'gpu'"),
     "a GPU that is not there": (None, ["--device", "cuda:7"], "cuda:7"),
-    "bf16 in two columns": (
-        None,
-        ["--parallel", "columns", "--device", "cpu,cpu", "--precision", "bf16"],
-        "use precision 'tf32' or 'fp32', not 'bf16'",
-    ),
 }
 
 

@@ -32,7 +32,7 @@ from layers.precision import settle
 from tinyconv.parallel.convert import copy_weights, stages_of, whole_layer
 from tinyconv.parallel.exchange import Exchange, Join, Share
 from tinyconv.parallel.link import Link
-from tinyconv.parallel.stage import Stage
+from tinyconv.parallel.stage import Both, Stage, stored
 from tinyconv.sequential import Sequential
 
 
@@ -99,13 +99,8 @@ class Columns(Sequential):
         """Move column 0 to the first of two devices and column 1 to the second. Returns the net.
 
         device: "cuda:0,cuda:1", two devices or names, or one for both columns. fuse: without
-        effect, since a stage is one layer in each column. ValueError for precision "bf16".
+        effect, since a stage is one layer in each column.
         """
-        if (self.precision if precision is None else precision) == "bf16":
-            raise ValueError(
-                "two columns add up gradients where they meet, in float32: use precision 'tf32' "
-                "or 'fp32', not 'bf16'"
-            )
         if isinstance(device, str) and "," in device:
             devices = two_devices(device)
         elif isinstance(device, str | Device):
@@ -124,11 +119,19 @@ class Columns(Sequential):
 
     def forward(self, x: Any, train: bool = True) -> Any:
         """x (N, H, W, C) on the first device, or Both -> logits (N, classes) on the first."""
-        return super().forward(self.share.forward(x, train), train)
+        return super().forward(self.share.forward(self.enter(x), train), train)
 
     def backward(self, dy: Any) -> Any:
         """dL/d logits on the first device -> dL/dx there, or None; fills all gradients."""
-        return self.share.backward(super().backward(dy))
+        return self.stored(self.share.backward(super().backward(dy)))
+
+    def enter(self, array: Any, what: str = "x") -> Any:
+        """As for one device; what is on both already, `share` rounds."""
+        return array if isinstance(array, Both) else super().enter(array, what)
+
+    def stored(self, array: Any) -> Any:
+        """As for one device."""
+        return stored(self.share, array)
 
     def set_seed(self, seed: int) -> None:
         """As the one-device net: a layer's place there chooses its random numbers."""

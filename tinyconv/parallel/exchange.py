@@ -15,7 +15,8 @@ in the order of the one-device net, column 0's channels first:
                       dL/dx = dL/dy_0 + dL/dy_1
 
 The backward passes follow one rule: what was copied has an effect in two places, so its gradients
-from both add. Each sum has two terms in a fixed order: the same bits every time.
+from both add. Each sum has two terms in a fixed order: the same bits every time. In bf16 what
+crosses is bfloat16, and such a sum is made in float32 and rounded once.
 
 Shapes: `Both` of (N, ..., C_0) and (N, ..., C_1). Everything that crosses is a `send` and a `take`
 (`link.py`): the host queues both directions, then the column's own half is moved, and only then
@@ -26,7 +27,8 @@ import math
 from typing import Any
 
 from layers import LocalResponseNorm
-from tinyconv.parallel.stage import COLUMNS, Both, Pair, Stage
+from layers.precision import round_into
+from tinyconv.parallel.stage import COLUMNS, Both, Pair, Stage, stored
 
 
 class Exchange(Stage):
@@ -84,8 +86,7 @@ class Exchange(Stage):
             dx.append(self.packed(c, "dx", dy[c][..., self.own(c)]))
         self.take(0, 1)
         for c in COLUMNS:
-            with self.devices[c].current():
-                dx[c][..., self._border(c)] += came[c]
+            self.add(c, dx[c][..., self._border(c)], came[c])
         return Both(dx)
 
     def own(self, column: int) -> slice:
@@ -158,7 +159,7 @@ class BorderNorm(Stage):
         if self.exchange is None:
             self.y = self.norms.forward(x, train)
             return self.y
-        wide = self.norms.forward(self.exchange.forward(x, train), train)
+        wide = stored(self, self.norms.forward(self.exchange.forward(x, train), train))
         self.y = Both(self.packed(c, "y", wide[c][..., self.exchange.own(c)]) for c in COLUMNS)
         return self.y
 
@@ -173,7 +174,7 @@ class BorderNorm(Stage):
                 wide.append(self.buffers[c]("wide", self.norms.columns[c].y.shape))
                 wide[c][...] = 0
                 wide[c][..., self.exchange.own(c)] = dy[c]
-        return self.exchange.backward(self.norms.backward(Both(wide)))
+        return self.exchange.backward(stored(self, self.norms.backward(Both(wide))))
 
 
 class Join(Stage):
@@ -219,9 +220,9 @@ class Share(Stage):
         return math.prod(input_shape), 0
 
     def forward(self, x: Any, train: bool = True) -> Any:
-        """x (N, ...) on the first device -> Both; Both stays as it is."""
+        """x (N, ...) on the first device -> Both; Both stays, but in bf16 it is rounded."""
         if isinstance(x, Both):
-            return x
+            return Both(map(self._rounded, COLUMNS, x)) if self.precision == "bf16" else x
         x = self.check_array(x, "x")
         if self.devices[0] == self.devices[1]:
             return Both((x, x))
@@ -236,6 +237,13 @@ class Share(Stage):
         came = self.send(1, dy[1], "dcame")
         dx = self.packed(0, "dx", dy[0])
         self.take(1)
-        with self.devices[0].current():
-            dx += came
+        self.add(0, dx, came)
         return dx
+
+    def _rounded(self, column: int, x: Any) -> Any:
+        if x.dtype != self.dtype:
+            return x
+        with self.devices[column].current():
+            copy = self.buffers[column]("x", x.shape)
+            round_into(self.devices[column], self.precision, x, copy)
+        return copy

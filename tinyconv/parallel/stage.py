@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Layer
+from layers.bfloat16 import round_bf16
 from layers.layer import Buffers
+from layers.precision import BITS, round_into
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.split import SplitParameter
 
@@ -27,6 +29,17 @@ class Both(tuple):
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return self.get() if dtype is None else self.get().astype(dtype)
+
+
+def stored(layer: Layer, arrays: Any) -> Any:
+    """As `Sequential.stored`, for `Both` as well: on the host bf16 rounds them in place.
+
+    layer: any, for its device and precision.
+    """
+    if layer.precision == "bf16" and not layer.device.is_cuda and arrays is not None:
+        for array in arrays if isinstance(arrays, Both) else (arrays,):
+            round_bf16(array, array)
+    return arrays
 
 
 class Stage(Layer):
@@ -50,13 +63,17 @@ class Stage(Layer):
         first, second = (Device(each) for each in device)
         self.devices = (first, second)
         super().to(first, dtype, precision)
-        self.buffers = [Buffers(each, self.dtype) for each in self.devices]
+        self._forget_buffers()
         return self
 
     def connect(self, links: tuple[Link, Link]) -> None:
         """Copy over these from now on."""
         self.links = links
-        self.buffers = [Buffers(each, self.dtype) for each in self.devices]
+        self._forget_buffers()
+
+    def _forget_buffers(self) -> None:
+        # All that crosses are activations and gradients with respect to them.
+        self.buffers = [Buffers(each, self.storage) for each in self.devices]
 
     def crossing(self, input_shape: Any) -> tuple[int, int]:
         """Numbers of one image that leave column 0 and column 1 in `forward`.
@@ -87,6 +104,20 @@ class Stage(Layer):
             run = self.buffers[column](name, part.shape)
             run[...] = part
         return run
+
+    def add(self, column: int, total: Any, more: Any) -> None:
+        """total += more, of the column; bfloat16 are added as float32 and rounded once."""
+        device = self.devices[column]
+        with device.current():
+            if total.dtype != BITS:
+                total += more
+                return
+            # A bfloat16 is the upper half of a float32.
+            words = (array.astype(np.uint32, order="C") << 16 for array in (total, more))
+            first, second = (word.view(np.float32) for word in words)
+            bits = self.buffers[column]("sum", more.shape)
+            round_into(device, "bf16", first + second, bits)
+            total[...] = bits
 
     def check_both(self, arrays: Any, what: str) -> Both:
         """The two arrays, after checking that they are halves of one batch. ValueError if not."""

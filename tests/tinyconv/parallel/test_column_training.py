@@ -272,9 +272,11 @@ def test_the_main_job_on_two_columns_is_the_one_on_one_device(photos, tmp_path, 
         np.testing.assert_allclose(a.value, b.value, atol=1e-3 * np.abs(b.value).max(), rtol=0)
 
 
-def test_a_run_goes_on_in_the_other_form(photos, tmp_path, capsys):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_goes_on_in_the_other_form(precision, photos, tmp_path, capsys):
     out = tmp_path / "run"
-    assert job(photos, out, *COLUMNS, "--drops", "9") == 0
+    assert job(photos, out, *COLUMNS, "--drops", "9", "--precision", precision) == 0
+    assert f"precision: {precision}" in capsys.readouterr().out
     more = ("--resume", out, "--epochs", 4)
     assert main(*more, "--parallel", "none", "--device", "cpu") == 0
     assert "going on after step 9 (epoch 4)" in capsys.readouterr().out

@@ -135,13 +135,9 @@ def test_two_columns_in_tf32_on_tensor_cores(cuda_device):
     np.testing.assert_allclose(columns.backward(np.ones_like(y)), dx, rtol=1e-5, atol=1e-5)
 
 
-def test_two_columns_refuse_bf16():
-    columns = Columns(alexnet(4, 0.05, 64))
-    for refused in (
-        lambda: columns.to("cpu,cpu", precision="bf16"),
-        lambda: Columns(alexnet(4, 0.05, 64).to("cpu", precision="bf16")),
-    ):
-        with pytest.raises(ValueError, match="use precision 'tf32' or 'fp32', not 'bf16'"):
-            refused()
-    assert columns.precision == "fp32"
+def test_two_columns_take_the_precision_of_the_net_or_another():
+    columns = Columns(alexnet(4, 0.05, 64).to("cpu", precision="bf16"))
+    assert columns.precision == "bf16"
+    assert {stage.precision for stage in columns.stages()} == {"bf16"}
     assert columns.to("cpu,cpu", precision="auto").precision == "fp32"
+    assert columns.to("cpu,cpu", precision="tf32").precision == "tf32"

@@ -1,7 +1,6 @@
 """Runs in tf32 and bf16: stopped and gone on with, as replicas, in two columns."""
 
 import numpy as np
-import pytest
 from small import random_photos
 
 from layers import (

@@ -129,8 +129,8 @@ def _open_gpu(index: int) -> Any:
 def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """`make(shape, dtype)`, NumPy's `empty` or `zeros`, in memory that begins with a cache line.
 
-    NumPy's own begins 16 bytes into one, and then every vector of 64 bytes is in two lines. A
-    GPU's memory begins so anyway.
+    A large array of NumPy's own begins 16 bytes into one as a rule, and then every vector of 64
+    bytes is in two lines. A GPU's memory begins so anyway.
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize

@@ -83,7 +83,7 @@ def add_bias(y, b):
 
 
 @njit(nogil=True, cache=True)
-def sum_rows(y, total):
+def column_sums(y, total):
     """total[k] = Σ y[row, k] over the rows, one after the other."""
     total[:] = 0
     for row in range(y.shape[0]):
@@ -155,7 +155,7 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
         x_part = x[start : start + batch]
         part = padded[: len(x_part)]
         dy_rows = dy[start : start + batch].reshape(-1, filters)
-        sum_rows(dy_rows, share_db)
+        column_sums(dy_rows, share_db)
         db += share_db
         columns = workspace("columns", (dy_rows.shape[0], flat_w.shape[1]))
         for g in range(groups):

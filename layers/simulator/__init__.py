@@ -36,6 +36,8 @@ What it cannot show
 
 `record()` notes every access of the launches inside it, and `shuffled(seed)` runs blocks and
 threads in another order (`trace.py`): that is what the checks in `tinyconv/lab/` look at.
+
+This package reaches behind `layers/device.py`: it replaces parts of `numba.cuda.simulator`.
 """
 
 from __future__ import annotations

@@ -307,8 +307,9 @@ def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_backgr
     assert found["blocks"] == (4 if "small" in name and architecture != (12, 0) else 2)
     # A warp's 64 x 32 sums in fragments of 16 x 8, two products deep.
     assert found["loop"]["work"] == {"HMMA": 4 * 4 * 2}
-    if "tensor_forward_large" in name and architecture != (12, 0):
-        assert found["loop"]["instructions"] <= (190 if "tf32" in name else 130)
+    if "tensor_forward_large" in name:
+        longer = 6 if architecture == (12, 0) else 0
+        assert found["loop"]["instructions"] <= (190 if "tf32" in name else 130) + longer
     memory = found["loop"]["memory"]
     assert memory["LDGSTS.128"] == (4 if "large" in name else 6)
     assert not set(memory) & {"LDG.32", "LDG.64", "LDG.128", "STS.32", "STS.128", "LDL.128"}

@@ -8,8 +8,8 @@ from numba import types
 
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
 BLACKWELL = (12, 0)
-"""For this one another compiler is at work, which unrolls other loops: only the kernels of which
-that could cost most are compiled for it as well, those for tensor cores."""
+"""For this one the compiler unrolls other loops. That once cost the kernels for tensor cores their
+registers, so they are compiled for it as well."""
 
 NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
 """What activations are stored as."""

@@ -14,9 +14,9 @@ import numpy as np
 from gpu_runner import Case, Job
 
 from layers import Device, DeviceError
-from layers.bfloat16 import from_bits, round_bf16, round_tf32
-from layers.precision import BITS, round_into, settle, storage_of
-from layers.products import multiply
+from layers.fast.bfloat16 import from_bits, round_bf16, round_tf32
+from layers.fast.gemm import multiply
+from layers.fast.precision import BITS, round_into, settle, storage_of
 
 
 class Mode(NamedTuple):

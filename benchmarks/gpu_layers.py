@@ -15,7 +15,7 @@ from gpu_bench import IN_WORDS, MODES, Bench, compare
 from gpu_runner import Case, Job
 
 from layers import Conv2D, Dropout, Flatten, Linear, ReLU
-from layers.fused import FusedStep
+from layers.fast.step import FusedStep
 
 PYTORCH = "PyTorch", "PyTorch, channels_last", "PyTorch, BF16, channels_last"
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_report.py               # writes benchmarks/results/<date>-<gpu>.md, .json
     python benchmarks/gpu_report.py --minutes 3   # fewer repeats, then fewer cases
-    python benchmarks/gpu_report.py --autotune    # instead of it: writes layers/conv/tiles.json
+    python benchmarks/gpu_report.py --autotune    # instead of it: writes layers/fast/conv/tiles.json
     python benchmarks/gpu_report.py --rehearse    # the same code without a GPU, on tiny shapes
 
 Needs an NVIDIA GPU, CuPy and numba-cuda; PyTorch (CUDA build) is compared with where it is
@@ -50,8 +50,8 @@ from gpu_tune import architecture_of, tile_cases, tuned_table, with_tiles  # noq
 from machine import machine  # noqa: E402
 
 from layers import Device, DeviceError, random_bits  # noqa: E402
-from layers.conv.tile_table import PATH  # noqa: E402
-from layers.precision import settle  # noqa: E402
+from layers.fast.conv.tile_table import PATH  # noqa: E402
+from layers.fast.precision import settle  # noqa: E402
 from tinyconv import alexnet  # noqa: E402
 from tinyconv.gradient_cases import small_net  # noqa: E402
 
@@ -121,7 +121,7 @@ def run_all(
 
 
 def autotune(cases: Iterable[Case], clock: Any, budget: Budget, device: Device) -> int:
-    """Times tiles, and puts the faster ones into layers/conv/tiles.json, but in a rehearsal."""
+    """Times tiles, and puts the faster ones into layers/fast/conv/tiles.json, but in a rehearsal."""
     results = list(run_cases(list(cases), clock, budget, say))
     print(tuned_table(results))
     if device.is_cuda and not device.is_simulated:
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
     parser.add_argument(REHEARSE, action="store_true", help="without a GPU: tiny, nothing written")
     parser.add_argument(
-        "--autotune", action="store_true", help="time tiles, and write layers/conv/tiles.json"
+        "--autotune", action="store_true", help="time tiles, and write layers/fast/conv/tiles.json"
     )
     options = parser.parse_args(arguments)
     if options.seed is None:

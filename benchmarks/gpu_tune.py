@@ -1,9 +1,9 @@
 """`gpu_report.py --autotune`: which tile is faster, for every convolution of the net.
 
 Each of the products of a step (forward, dL/dx, dL/dw) is timed with both tiles of
-`layers/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats with
+`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats with
 the large tile, all with the small one, and again. The best of the medians of a tile counts. What
-was found goes into layers/conv/tiles.json under the GPU's architecture, which the layers read from
+was found goes into layers/fast/conv/tiles.json under the GPU's architecture, which the layers read from
 then on; other architectures' entries stay. A product for which one of the two was not timed is
 left to the rule.
 """
@@ -19,9 +19,9 @@ from gpu_runner import Case, Job, Result
 from gpu_tables import table
 
 from layers import Conv2D, Device
-from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
-from layers.conv.tensor_gradients import tensor_filter_gradient
-from layers.conv.tile_table import TILES, layer_key, read
+from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
+from layers.fast.conv.tensor_gradients import tensor_filter_gradient
+from layers.fast.conv.tile_table import TILES, layer_key, read
 from layers.layer import Buffers
 
 ROUNDS = 3

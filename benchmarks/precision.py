@@ -4,7 +4,7 @@
     python benchmarks/precision.py --data photos.h5 --epochs 20
     python benchmarks/precision.py --seeds 0                          # products only
 
-Computed on the host, where tf32 and bf16 are emulated (`layers/precision.py`): what is measured is
+Computed on the host, where tf32 and bf16 are emulated (`layers/fast/precision.py`): what is measured is
 accuracy, and no time.
 
 Products: dot products of random numbers, of both signs or all positive, against float64. Training:
@@ -21,9 +21,9 @@ import sys
 import numpy as np
 from machine import machine
 
+from layers.fast.gemm import multiply
+from layers.fast.precision import PRECISIONS
 from layers.layer import OnDevice
-from layers.precision import PRECISIONS
-from layers.products import multiply
 from tinyconv import RECIPES, alexnet, train
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.open_data import open_data

@@ -30,10 +30,10 @@ from layers import (  # noqa: E402
     Tanh,
     simulator,
 )
-from layers.bfloat16 import to_bits  # noqa: E402
-from layers.conv.tensor_core import tensor_forward, tensor_input_gradient  # noqa: E402
-from layers.conv.tensor_gradients import tensor_filter_gradient  # noqa: E402
-from layers.conv.tile_table import TILES  # noqa: E402
+from layers.fast.bfloat16 import to_bits  # noqa: E402
+from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient  # noqa: E402
+from layers.fast.conv.tensor_gradients import tensor_filter_gradient  # noqa: E402
+from layers.fast.conv.tile_table import TILES  # noqa: E402
 from layers.layer import Buffers  # noqa: E402
 from tinyconv import SGD, Sequential  # noqa: E402
 from tinyconv.initialize import initialize  # noqa: E402

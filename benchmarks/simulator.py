@@ -115,8 +115,8 @@ def instruction_cases() -> dict:
     """Kernels that do one thing TURNS times in each of WARPS warps, by what it is."""
     from numba import uint32
 
-    from layers.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
-    from layers.conv.ptx import commit_copies, copy_async, wait_copies
+    from layers.fast.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
+    from layers.fast.conv.ptx import commit_copies, copy_async, wait_copies
 
     def product(mma):
         @cuda.jit

@@ -23,8 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from layers import Device, DeviceError
-from layers.first_use import compilation_announced
-from layers.precision import PRECISIONS, described, settle
+from layers.fast.precision import PRECISIONS, described, settle
 from tinyconv.data.folder import read_folder
 from tinyconv.data.photos import PhotoError
 from tinyconv.data.store import PhotoStore
@@ -45,6 +44,7 @@ from tinyconv.evaluate_report import (
     results_json,
     together,
 )
+from tinyconv.first_use import compilation_announced
 from tinyconv.sealed import replace_file
 
 

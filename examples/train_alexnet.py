@@ -23,13 +23,13 @@ from typing import Any
 from tqdm import tqdm
 
 from layers import Device, DeviceError
-from layers.first_use import compilation_announced
-from layers.precision import described
+from layers.fast.precision import described
 from tinyconv import RECIPES, alexnet
 from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.diagnose import LEARNED, overfit_one_batch
+from tinyconv.first_use import compilation_announced
 from tinyconv.parallel.column_training import ColumnTraining
 from tinyconv.parallel.columns import Columns, two_devices
 from tinyconv.parallel.launch import spawn

@@ -6,7 +6,7 @@ and a small class that chooses between them. Start with `lrn.py`; docs/tour.md g
 
 # First, since it has to speak to NumPy's threads before they are made. A script that imports
 # `layers` before `numpy` gets the benefit.
-from layers import threads  # noqa: F401, I001
+from layers.fast.host import threads  # noqa: F401, I001
 
 from layers.activation import ReLU, Tanh
 from layers.conv import Conv2D

@@ -14,8 +14,8 @@ import math
 
 from numba import njit, prange
 
-from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import cuda, grid_for
+from layers.fast.bfloat16 import narrow, wide_type, widen
 from layers.layer import Layer
 
 # --- host

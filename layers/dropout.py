@@ -14,7 +14,7 @@ The mask is not stored: m[i] is a function of (seed, layer, step, i), `layers/ra
 the backward pass computes it again. `forward(train=True)` moves on to the next step by itself;
 `set_step` puts the layer at a given step, as a resumed run or a gradient check needs. What chooses
 the mask, the key (seed, layer, step, first element), lies in device memory and not among a launch's
-arguments: a recorded launch (`layers/graph.py`) keeps its arguments, and would draw one mask for
+arguments: a recorded launch (`layers/fast/graph.py`) keeps its arguments, and would draw one mask for
 ever.
 
 Any shape; float32 or float64, in the kernel bfloat16 as well; the mask does not depend on the
@@ -24,8 +24,8 @@ device or the dtype.
 import numpy as np
 from numba import njit, prange
 
-from layers.bfloat16 import narrow, widen
 from layers.device import cuda, grid_for
+from layers.fast.bfloat16 import narrow, widen
 from layers.layer import Layer
 from layers.random_bits import random_words_device, random_words_host
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layers.device import Device
-from layers.precision import round_into, settle, storage_of
+from layers.fast.precision import round_into, settle, storage_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

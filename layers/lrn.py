@@ -25,8 +25,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from layers.bfloat16 import narrow, widen
 from layers.device import cuda, grid_for
+from layers.fast.bfloat16 import narrow, widen
 from layers.layer import Layer
 
 # --- host

@@ -23,10 +23,10 @@ A NaN in a window wins it, so that it is seen at the end and not lost.
 import numpy as np
 from numba import njit, prange
 
-from layers.bfloat16 import narrow, wide_type, widen
 from layers.device import cuda, grid_for
+from layers.fast.bfloat16 import narrow, wide_type, widen
+from layers.fast.host.threads import threads_for
 from layers.layer import Layer
-from layers.threads import threads_for
 
 # --- host
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from layers.bfloat16 import narrow, round_bf16, widen
 from layers.device import cuda, grid_for
+from layers.fast.bfloat16 import narrow, round_bf16, widen
+from layers.fast.reductions import mean
+from layers.fast.softmax import softmax_rows
 from layers.layer import OnDevice
-from layers.reductions import mean
-from layers.softmax_rows import softmax_rows
 
 # --- host
 #
@@ -161,7 +161,7 @@ class SoftmaxCrossEntropy(OnDevice):
 
     After `forward`, `probabilities` (N, C) is the softmax. ValueError for labels of another
     shape, of no integer type, or outside 0 .. C − 1. fuse: on a GPU compute the gradient along with
-    the loss, by the kernel of `layers/softmax_rows.py`.
+    the loss, by the kernel of `layers/fast/softmax.py`.
 
     `forward` is `load_labels`, `compute`, `value`, one after the other. Only `value` waits for a
     GPU: whoever calls the three by themselves can leave the loss there until it is wanted.

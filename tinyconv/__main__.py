@@ -17,8 +17,8 @@ import sys
 
 from layers import Device, DeviceError, simulator
 from layers.device import SIMULATED, SIMULATOR
-from layers.first_use import compilation_announced
 from tinyconv import doctor
+from tinyconv.first_use import compilation_announced
 from tinyconv.gradient_cases import gradient_cases
 from tinyconv.gradient_check import HEADER, check_gradients
 

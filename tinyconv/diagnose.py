@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layers import Layer, SoftmaxCrossEntropy
-from layers.precision import BITS
+from layers.fast.precision import BITS
 from tinyconv.data.augment import Augment
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from layers import SoftmaxCrossEntropy
-from layers.precision import host_values
+from layers.fast.precision import host_values
 from tinyconv.data.augment import VIEWS, Augment
 from tinyconv.data.loader import Loader
 from tinyconv.sequential import Sequential

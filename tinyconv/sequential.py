@@ -4,17 +4,17 @@
 
 `Sequential` holds no arithmetic and keeps no record of what was called: it walks the list one way
 and then the other way. Layers that can be computed together are one step on that way
-(`layers/fused/`), unless `net.fuse` is off.
+(`layers/fast/`), unless `net.fuse` is off.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from layers import Device, Layer, Parameter
-from layers.bfloat16 import round_bf16
-from layers.fused import FusedStep
-from layers.fused.plan import plan
-from layers.precision import described
+from layers.fast.bfloat16 import round_bf16
+from layers.fast.plan import plan
+from layers.fast.precision import described
+from layers.fast.step import FusedStep
 
 
 class Sequential:
@@ -84,7 +84,7 @@ class Sequential:
 
     @property
     def precision(self) -> str:
-        """What the layers round: "fp32", "tf32" or "bf16" (`layers/precision.py`)."""
+        """What the layers round: "fp32", "tf32" or "bf16" (`layers/fast/precision.py`)."""
         return self.layers[0].precision
 
     @property

@@ -13,7 +13,7 @@ of BLOCK elements, so a block of threads works on one parameter, and a small tab
 its rate and decay: biases may learn at twice the rate and without decay, as in the 2012 code.
 
 Learning rate and momentum are read from memory too, from `settings` = (ε, momentum): a step that
-was recorded (`layers/graph.py`) keeps its arguments, but not what they point to.
+was recorded (`layers/fast/graph.py`) keeps its arguments, but not what they point to.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """One training step: forward, loss, backward, update; on a GPU recorded once and then replayed.
 
     labels, keys of the dropout masks       written to the device at every step
-    net.forward  -> loss.compute            recorded: `layers/graph.py`
+    net.forward  -> loss.compute            recorded: `layers/fast/graph.py`
     net.backward <- loss.backward
     optimizer.step                          by itself: the loss is looked at first
 
@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from layers import Dropout, Linear, SoftmaxCrossEntropy
-from layers.graph import Recording
+from layers.fast.graph import Recording
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
 

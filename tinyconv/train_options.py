@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from layers import Device
-from layers.precision import PRECISIONS, settle
+from layers.fast.precision import PRECISIONS, settle
 from tinyconv.data.open_data import Data
 from tinyconv.parallel.communicator import TIMEOUT
 from tinyconv.recipes import RECIPES

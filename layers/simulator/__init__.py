@@ -20,7 +20,7 @@ What it checks
       thread that has returned before the others' barrier, is an error with file and line;
     - likewise the lanes of a mask at `syncwarp` (hardware exempts lanes that have returned,
       and so does this; unlike hardware, it wants all lanes at the same call), and all 32 lanes,
-      none exempt, where a warp does something as one (`layers/conv/mma.py`);
+      none exempt, where a warp does something as one (`layers/fast/conv/mma.py`);
     - asynchronous copies happen as late as they may, from poisoned targets, and none is left on
       its way when its thread returns (`copies.py`); accesses of 16 bytes are aligned;
     - an exception names kernel, thread, block, file and line. `breakpoint()` works.

@@ -1,7 +1,7 @@
 """Where simulated threads wait for each other, and what they are told when they go on.
 
 A barrier is one call in the source: of `syncthreads` and its votes for a whole block, of `syncwarp`
-for the lanes of a mask, or of something that a warp does as one (`layers/conv/mma.py`), for which
+for the lanes of a mask, or of something that a warp does as one (`layers/fast/conv/mma.py`), for which
 all of its 32 lanes must come. What threads hand in there, a vote or their part of a matrix, is
 combined when the barrier opens.
 """

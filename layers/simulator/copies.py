@@ -1,6 +1,6 @@
 """Asynchronous copies of a simulated thread: begun, put into groups, waited for.
 
-On a GPU such a copy (`copy_async` in `layers/conv/ptx.py`) may happen at any time between the
+On a GPU such a copy (`copy_async` in `layers/fast/conv/ptx.py`) may happen at any time between the
 call that begins it and the end of the wait for its group. Here it happens as late as that allows:
 while the thread waits. In between its target holds poison, so that whoever reads it too early sees
 that in the result. It is recorded twice, as either moment could be the one: where it is begun, as

@@ -20,7 +20,7 @@ import numpy as np
 from layers.simulator.arrays import KernelArray
 from layers.simulator.trace import ACCESS, GLOBAL, SEGMENT, ArrayInfo, Meeting, Place, Trace
 
-CONV = Path(__file__).parents[1] / "conv"
+CONV = Path(__file__).parents[1] / "fast" / "conv"
 STAND_INS = (
     str(CONV / "ptx.py"),
     str(CONV / "mma.py"),

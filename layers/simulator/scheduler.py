@@ -39,7 +39,7 @@ try:
 except ImportError:  # needed only to simulate
     greenlet = None
 
-SIMULATORS = ("layers.simulator", "numba.cuda.simulator", "layers.conv.ptx", "layers.conv.mma")
+SIMULATORS = ("layers.simulator", "numba.cuda.simulator", "layers.fast.conv.ptx", "layers.fast.conv.mma")
 """Modules whose functions stand for instructions, or run kernels."""
 
 

@@ -16,7 +16,7 @@ from gpu_runner import Budget, HostClock, Result
 from mini_net import mini_net
 
 from layers import Conv2D, Device
-from layers.bfloat16 import to_bits
+from layers.fast.bfloat16 import to_bits
 
 
 def run_everything(bench, say=lambda result: None):

@@ -9,7 +9,7 @@ import pytest
 from gpu_runner import Budget, HostClock, Result
 from mini_net import mini_net
 
-from layers.conv import tile_table
+from layers.fast.conv import tile_table
 
 KEY = "bf16 forward 2x5x4x8 3x2x2x8 stride 1 before 0 groups 1"
 

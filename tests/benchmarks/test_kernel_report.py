@@ -251,7 +251,7 @@ def test_the_program_compiles_and_says_the_same(tools, compiled_kernels):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    name = "layers.conv.direct.conv_forward_kernel"
+    name = "layers.conv.conv_forward_kernel"
     expected = [of_report(name, a, compiled_kernels) for a in ((7, 5), (9, 0))]
     assert json.loads(done.stdout) == json.loads(json.dumps(expected))
 

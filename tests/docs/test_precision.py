@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layers.bfloat16 import round_bf16, round_tf32
+from layers.fast.bfloat16 import round_bf16, round_tf32
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "precision.md").read_text(encoding="utf-8")

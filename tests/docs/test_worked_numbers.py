@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from layers import Conv2D, LocalResponseNorm, MaxPool2D
-from layers.conv.host import im2col
+from layers.fast.host.im2col import im2col
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.statistics import Statistics
 

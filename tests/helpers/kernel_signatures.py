@@ -27,8 +27,8 @@ TENSOR_KERNELS = {
 OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(
     [
         *(name for names in TENSOR_KERNELS.values() for name in names),
-        "layers.conv.blocks.filter_blocks_kernel",
-        "layers.conv.blocks.turned_blocks_kernel",
+        "layers.fast.conv.space_to_depth.filter_blocks_kernel",
+        "layers.fast.conv.space_to_depth.turned_blocks_kernel",
     ],
     (8, 0),
 )
@@ -52,17 +52,17 @@ def tensor_signatures(stored):
     forward = (flat, flat, flat_numbers, flat, flat, *(integer,) * 11)
     filter_gradient = (flat, flat, flat_numbers, *(integer,) * 15)
     only_float32 = {
-        "layers.conv.blocks.filter_from_blocks_kernel": (numbers, numbers, integer),
+        "layers.fast.conv.space_to_depth.filter_from_blocks_kernel": (numbers, numbers, integer),
     }
     return {
         **{
             name: forward if ".tensor_core." in name else filter_gradient
             for name in TENSOR_KERNELS["bf16" if bf16 else "tf32"]
         },
-        "layers.conv.blocks.image_blocks_kernel": (values, values, *(integer,) * 3),
-        "layers.conv.blocks.filter_blocks_kernel": (numbers, values, integer),
-        "layers.conv.blocks.turned_blocks_kernel": (numbers, values, integer, integer),
-        "layers.conv.blocks.image_from_blocks_kernel": (
+        "layers.fast.conv.space_to_depth.image_blocks_kernel": (values, values, *(integer,) * 3),
+        "layers.fast.conv.space_to_depth.filter_blocks_kernel": (numbers, values, integer),
+        "layers.fast.conv.space_to_depth.turned_blocks_kernel": (numbers, values, integer, integer),
+        "layers.fast.conv.space_to_depth.image_from_blocks_kernel": (
             *(values,) * 3, *(integer,) * 3, types.boolean,
         ),
         **({} if bf16 else only_float32),
@@ -94,26 +94,26 @@ def signatures(stored):
         filter_gradient = (array(1),) * 3 + (integer,) * 11
         only_float32 = {
             **tensor_signatures(stored),
-            "layers.conv.tiled.tiled_forward_wide_kernel": forward,
-            "layers.conv.tiled.tiled_forward_narrow_kernel": forward,
-            "layers.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
-            "layers.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
-            "layers.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
+            "layers.fast.conv.tiled.tiled_forward_wide_kernel": forward,
+            "layers.fast.conv.tiled.tiled_forward_narrow_kernel": forward,
+            "layers.fast.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
+            "layers.fast.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
+            "layers.fast.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
         }
     for_activations = {
         "layers.activation.relu_forward_kernel": (values(1),) * 2,
         "layers.activation.relu_backward_kernel": (values(1),) * 3,
         "layers.activation.tanh_forward_kernel": (values(1),) * 2,
         "layers.activation.tanh_backward_kernel": (values(1),) * 3,
-        "layers.conv.direct.conv_bias_gradient_kernel": (values(2), array(1)),
+        "layers.conv.conv_bias_gradient_kernel": (values(2), array(1)),
         "layers.dropout.dropout_kernel": (values(1), values(1), number, key, keys),
-        "layers.fused.epilogue.bias_kernel": (array(1), array(1), values(1)),
-        "layers.fused.epilogue.bias_relu_kernel": (array(1), array(1), values(1)),
-        "layers.fused.epilogue.bias_relu_dropout_kernel": (
+        "layers.fast.bias_relu.bias_kernel": (array(1), array(1), values(1)),
+        "layers.fast.bias_relu.bias_relu_kernel": (array(1), array(1), values(1)),
+        "layers.fast.bias_relu.bias_relu_dropout_kernel": (
             *(array(1), array(1), values(1)),
             *(number, key, keys),
         ),
-        "layers.fused.epilogue.masked_gradient_kernel": (
+        "layers.fast.bias_relu.masked_gradient_kernel": (
             *(*(values(2),) * 3, array(2)),
             *(integer, number),
         ),
@@ -125,25 +125,25 @@ def signatures(stored):
             *(values(2), values(2), array(2), values(2), values(2)),
             *(integer, integer, number, number),
         ),
-        "layers.lrn_rows.lrn_rows_forward_kernel": (
+        "layers.fast.lrn.lrn_rows_forward_kernel": (
             *(values(1), values(1), integer, integer),
             *(*(number,) * 3, integer),
         ),
-        "layers.lrn_rows.lrn_rows_backward_kernel": (
+        "layers.fast.lrn.lrn_rows_backward_kernel": (
             *(*(values(1),) * 3, integer, integer),
             *(*(number,) * 4, integer),
         ),
         "layers.max_pool.max_pool_forward_kernel": (values(4), values(4), winner, *(integer,) * 2),
         "layers.max_pool.max_pool_backward_kernel": (values(4), winner, values(4), *(integer,) * 2),
-        "layers.max_pool_rows.max_pool_rows_forward_kernel": (values(4), values(4), place),
-        "layers.max_pool_rows.max_pool_rows_backward_kernel": (values(4), place, values(4)),
-        "layers.precision.scale_kernel": (values(1), number),
-        "layers.reductions.sum_rows_kernel": (values(2), array(2), integer),
+        "layers.fast.max_pool.max_pool_rows_forward_kernel": (values(4), values(4), place),
+        "layers.fast.max_pool.max_pool_rows_backward_kernel": (values(4), place, values(4)),
+        "layers.fast.precision.scale_kernel": (values(1), number),
+        "layers.fast.reductions.sum_rows_kernel": (values(2), array(2), integer),
         "layers.softmax_cross_entropy.softmax_forward_kernel": (
             *(values(2), labels, array(2), array(1)),
         ),
         "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, values(2)),
-        "layers.softmax_rows.softmax_rows_kernel": (
+        "layers.fast.softmax.softmax_rows_kernel": (
             *(values(2), labels, array(2), array(1), values(2)),
         ),
     }
@@ -151,19 +151,19 @@ def signatures(stored):
         return {
             **for_activations,
             **tensor_signatures(stored),
-            "layers.precision.bits_kernel": (array(1), values(1)),
+            "layers.fast.precision.bits_kernel": (array(1), values(1)),
         }
     return {
         **only_float32,
         **for_activations,
-        "layers.conv.direct.conv_forward_kernel": (
+        "layers.conv.conv_forward_kernel": (
             *(array(4), array(4), array(1), array(4)),
             *geometry,
         ),
-        "layers.conv.direct.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
-        "layers.conv.direct.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
-        "layers.reductions.sum_parts_kernel": (array(2), array(1)),
-        "layers.reductions.mean_kernel": (array(1), array(1)),
+        "layers.conv.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.conv.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.fast.reductions.sum_parts_kernel": (array(2), array(1)),
+        "layers.fast.reductions.mean_kernel": (array(1), array(1)),
         "tinyconv.data.augment.crop_kernel": (
             *(array(4, types.uint8), array(3), draw, draw, draw, array(2)),
             *(integer, number, array(4)),

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
+import oracles
 import pytest
 
 from layers import ReLU, Tanh
-
-from . import oracles
 
 SHAPES = [(2, 6, 7, 5), (3, 43), (1, 1), (2, 64)]  # (2, 64) is just one block of threads
 

@@ -1,12 +1,11 @@
 """Dropout: how many units it keeps, which, and by what it multiplies them."""
 
 import numpy as np
+import oracles
 import pytest
 
 from layers import Device, Dropout
 from layers.random_bits import random_words
-
-from . import oracles
 
 SHAPE = (2, 6, 7, 5)
 

@@ -1,11 +1,10 @@
 """Flatten: the same memory in another shape, channels fastest."""
 
 import numpy as np
+import oracles
 import pytest
 
 from layers import Flatten
-
-from . import oracles
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

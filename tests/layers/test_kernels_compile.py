@@ -4,6 +4,7 @@ import compile_kernels
 import kernel_signatures
 import numba
 import numpy as np
+import oracles
 import pytest
 
 from layers import (
@@ -18,17 +19,15 @@ from layers import (
     Tanh,
     simulator,
 )
-from layers.conv import blocks
-from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
-from layers.conv.tensor_gradients import tensor_filter_gradient
-from layers.conv.tile_table import TILES
 from layers.device import SIMULATED
+from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
+from layers.fast.conv.tensor_gradients import tensor_filter_gradient
+from layers.fast.conv.tile_table import TILES
+from layers.fast.precision import scale
 from layers.layer import Buffers
-from layers.precision import scale
 from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
-
-from . import oracles
 
 SINGLE = [
     (name, dtype)

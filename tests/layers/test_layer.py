@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import oracles
 import pytest
 
 from layers import (
@@ -18,8 +19,6 @@ from layers import (
     Tanh,
 )
 from layers.layer import Buffers
-
-from . import oracles
 
 # A layer and the shape of one image that it takes.
 LAYERS = {

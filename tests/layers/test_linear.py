@@ -1,11 +1,10 @@
 """The fully connected layer: three matrix products against three loops."""
 
 import numpy as np
+import oracles
 import pytest
 
 from layers import Linear
-
-from . import oracles
 
 
 def make(device, dtype, images=3, inputs=7, outputs=5):

@@ -1,12 +1,11 @@
 """Local response normalization: host and kernels against the formula, with α large and small."""
 
 import numpy as np
+import oracles
 import pytest
 
 from layers import LocalResponseNorm
 from layers.lrn import power_host
-
-from . import oracles
 
 SHAPE = (2, 6, 7, 5)
 

@@ -2,11 +2,11 @@
 
 import numba
 import numpy as np
+import oracles
 import pytest
 
-from layers import MaxPool2D, threads
-
-from . import oracles
+from layers import MaxPool2D
+from layers.fast.host import threads
 
 # image (N, H, W, C), window, stride
 CASES = {

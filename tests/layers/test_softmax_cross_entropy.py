@@ -4,12 +4,11 @@ import math
 
 import numba
 import numpy as np
+import oracles
 import pytest
 
 from layers import Device, SoftmaxCrossEntropy
 from layers.softmax_cross_entropy import exp_host
-
-from . import oracles
 
 
 def run(logits, labels, device, dtype=np.float64, fuse=True):

@@ -14,9 +14,9 @@ from layers import (
     ReLU,
     SoftmaxCrossEntropy,
 )
-from layers.bfloat16 import round_bf16, to_bits
-from layers.fused.conv_step import ConvStep
-from layers.precision import host_values
+from layers.fast.bfloat16 import round_bf16, to_bits
+from layers.fast.conv_relu import ConvStep
+from layers.fast.precision import host_values
 from layers.random_bits import normal
 from tinyconv import SGD, Sequential, evaluate
 from tinyconv.data.augment import Augment

@@ -9,7 +9,7 @@ from layers import (
     Linear,
     ReLU,
 )
-from layers.bfloat16 import round_bf16
+from layers.fast.bfloat16 import round_bf16
 from layers.random_bits import normal
 from tinyconv import Sequential, alexnet
 from tinyconv.checkpoint import load_checkpoint, save_checkpoint

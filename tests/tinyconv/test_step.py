@@ -13,7 +13,7 @@ from layers import (
     ReLU,
     SoftmaxCrossEntropy,
 )
-from layers.graph import Recording
+from layers.fast.graph import Recording
 from layers.random_bits import normal, words
 from tinyconv import SGD, Sequential
 from tinyconv.initialize import initialize

@@ -24,7 +24,7 @@ any, each stretch of each lane gets a *vector clock*: how many stretches of ever
 certain to have come before it. At a meeting every lane takes the largest of all clocks; an access
 comes before another if the clock of the second counts the stretch of the first.
 
-An asynchronous copy (`layers/conv/ptx.py`) writes its target twice here, where it is begun and
+An asynchronous copy (`layers/fast/conv/ptx.py`) writes its target twice here, where it is begun and
 where it is waited for: on a GPU it may be at either moment, and has to be ordered at both.
 
 An element is its address, for two parameters may be the same memory, in part or in whole. Calls

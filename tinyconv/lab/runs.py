@@ -20,13 +20,13 @@ from layers import (
     SoftmaxCrossEntropy,
     Tanh,
 )
-from layers.bfloat16 import to_bits
-from layers.conv import blocks
-from layers.conv.tensor_core import tensor_forward, tensor_input_gradient
-from layers.conv.tensor_gradients import tensor_filter_gradient
-from layers.fused.plan import plan
+from layers.fast.bfloat16 import to_bits
+from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
+from layers.fast.conv.tensor_gradients import tensor_filter_gradient
+from layers.fast.plan import plan
+from layers.fast.precision import BITS, round_into, scale
 from layers.layer import Buffers, Parameter
-from layers.precision import BITS, round_into, scale
 from tinyconv.data.augment import Augment
 from tinyconv.sgd import SGD
 

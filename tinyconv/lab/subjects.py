@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from layers import (
-    activation,
-    dropout,
-    lrn,
-    lrn_rows,
-    max_pool,
-    max_pool_rows,
-    precision,
-    reductions,
-    simulator,
-    softmax_cross_entropy,
-    softmax_rows,
-)
-from layers.conv import blocks, direct, tensor_core, tensor_gradients, tiled, tiled_gradients
-from layers.fused import epilogue
+from layers import activation, dropout, lrn, max_pool, simulator, softmax_cross_entropy
+from layers import conv as direct
+from layers.fast import bias_relu as epilogue
+from layers.fast import lrn as lrn_rows
+from layers.fast import max_pool as max_pool_rows
+from layers.fast import precision, reductions
+from layers.fast import softmax as softmax_rows
+from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv import tensor_core, tensor_gradients, tiled, tiled_gradients
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.lab.runs import runs
@@ -142,7 +136,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 """By name, the shapes that are hostile: sides that differ and are multiples of nothing, a single
 element, one more than a block of threads; of tensor_tf32 and tensor_bf16 one alone, as their tiles
 are large whatever the image. Of convolutions, max_pool, lrn, crop: (N, H, W, C). The names in
-_rows, and "linear", are the fused steps of `layers/fused/`."""
+_rows, and "linear", are the fused steps of `layers/fast/`."""
 
 
 def checked_shape(name: str, text: str | None) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ docs/two_gpus.md follows the data through both columns.
 from typing import Any
 
 from layers import Device
-from layers.precision import settle
+from layers.fast.precision import settle
 from tinyconv.parallel.convert import copy_weights, stages_of, whole_layer
 from tinyconv.parallel.exchange import Exchange, Join, Share
 from tinyconv.parallel.link import Link

@@ -27,7 +27,7 @@ import math
 from typing import Any
 
 from layers import LocalResponseNorm
-from layers.precision import round_into
+from layers.fast.precision import round_into
 from tinyconv.parallel.stage import COLUMNS, Both, Pair, Stage, stored
 
 

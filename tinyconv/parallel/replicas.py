@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Dropout
-from layers.precision import scale
+from layers.fast.precision import scale
 from tinyconv.evaluate import Evaluation, evaluate
 from tinyconv.parallel.communicator import Communicator, RankLostError, part
 from tinyconv.parallel.replicas_rows import LoaderOfRows, part_of

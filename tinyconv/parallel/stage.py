@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Layer
-from layers.bfloat16 import round_bf16
+from layers.fast.bfloat16 import round_bf16
+from layers.fast.precision import BITS, round_into
 from layers.layer import Buffers
-from layers.precision import BITS, round_into
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.split import SplitParameter
 

@@ -6,7 +6,13 @@ from numba import cuda, float32, uint32
 from simulated import line_of, refusal
 
 from layers import simulator
-from layers.conv.mma import load_matrices, load_matrices_across, mma_bf16, mma_tf32, round_tf32_word
+from layers.fast.conv.mma import (
+    load_matrices,
+    load_matrices_across,
+    mma_bf16,
+    mma_tf32,
+    round_tf32_word,
+)
 from layers.simulator import running
 from tinyconv.lab.checks import check_trace
 

@@ -6,7 +6,15 @@ from numba import cuda, float32, uint32
 from simulated import line_of, refusal
 
 from layers import simulator
-from layers.conv.ptx import commit_copies, copy1, copy4, copy_async, store1, store8, wait_copies
+from layers.fast.conv.ptx import (
+    commit_copies,
+    copy1,
+    copy4,
+    copy_async,
+    store1,
+    store8,
+    wait_copies,
+)
 from tinyconv.lab.checks import check_trace
 from tinyconv.lab.steps import Launch
 

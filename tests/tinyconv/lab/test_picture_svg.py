@@ -6,7 +6,7 @@ import numpy as np
 from numba import cuda, float32
 
 from layers import simulator
-from layers.conv.ptx import copy4
+from layers.fast.conv.ptx import copy4
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch
 

@@ -14,8 +14,8 @@ from layers import (
     ReLU,
     SoftmaxCrossEntropy,
 )
-from layers.bfloat16 import round_bf16, to_bits
-from layers.precision import BITS, host_values
+from layers.fast.bfloat16 import round_bf16, to_bits
+from layers.fast.precision import BITS, host_values
 from tinyconv import SGD, Sequential, initialize
 from tinyconv.parallel.column_training import ColumnSGD
 from tinyconv.parallel.columns import Columns

@@ -1,0 +1,179 @@
+"""What follows a matrix product, in one pass over its result: bias, ReLU, dropout; and back.
+
+    forward    y = relu(p + b)                              p: the product x · wᵀ
+               y = m · factor · relu(p + b)                 with dropout, whose mask is m
+    backward   dz = factor · dL/dy where y > 0, else 0      z: what entered the ReLU
+               dL/db[k] = Σ_row dz[row, k]
+
+One after the other, bias, ReLU and dropout read and write y three times and do one operation for
+each element: memory is all they cost. Backward needs no mask but y itself: y > 0 exactly where the
+unit was on and was kept. (In testing with mode "paper" y is halved, and the smallest number above
+0 becomes 0.) dz and the first pass of dL/db (`layers/fast/reductions.py`) read dL/dy together.
+
+Shapes: p, y, dy, dz (rows, K), b, db (K), partial (parts, K). float32 or float64; y, dy and dz may
+be bfloat16 in the kernels. Otherwise p and y are one array, written in place. The same roundings
+in the same order as the layers by themselves: on the host the same bits, on a GPU but for the
+order in which db is summed. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from layers.device import cuda, grid_for
+from layers.fast.bfloat16 import narrow, widen
+from layers.fast.host.threads import threads_for
+from layers.fast.reductions import (
+    LANES,
+    WARPS,
+    parts_grid,
+    parts_of,
+    rows_in_part,
+    sum_parts,
+    sum_rows,
+)
+from layers.random_bits import random_words_device, random_words_host
+
+# --- host
+
+
+@njit(parallel=True, cache=True)
+def bias_relu_host(y, b):
+    for row in prange(y.shape[0]):
+        for k in range(y.shape[1]):
+            value = y[row, k] + b[k]
+            y[row, k] = value if not value <= 0 else y.dtype.type(0)
+
+
+@njit(parallel=True, cache=True)
+def bias_relu_dropout_host(y, b, factor, threshold, key):
+    seed, layer, step, first = key[0], key[1], key[2], key[3]
+    zero = y.dtype.type(0)
+    for row in prange(y.shape[0]):
+        for k in range(y.shape[1]):
+            value = y[row, k] + b[k]
+            element = first + np.uint64(row * y.shape[1] + k)
+            kept = random_words_host(seed, layer, step, element)[0] >= threshold
+            y[row, k] = (value if not value <= 0 else zero) * factor if kept else zero
+
+
+@njit(parallel=True, cache=True)
+def masked_gradient_host(y, dy, dz, db, factor):
+    # Each thread has some columns and takes the rows in order, as NumPy's sum over rows does.
+    columns = y.shape[1]
+    for part in prange((columns + LANES - 1) // LANES):
+        mine = slice(part * LANES, min((part + 1) * LANES, columns))
+        total = db[mine]
+        total[:] = 0
+        for row in range(y.shape[0]):
+            out, gradient, result = y[row, mine], dy[row, mine], dz[row, mine]
+            for k in range(total.size):
+                result[k] = gradient[k] * factor if not out[k] <= 0 else y.dtype.type(0)
+                total[k] += result[k]
+
+
+# --- kernels
+#
+# Forward: one thread per element of the flat p and y, coalesced; neighbours read neighbours of b.
+# A thread reads and writes elements of its own alone, so p may be y. Backward: blocks, threads and
+# sums are those of `sum_rows_kernel`; on its way each element is masked and written, coalesced. One
+# owner for each output, sums in a fixed order: no races, deterministic.
+
+
+@cuda.jit
+def bias_kernel(p, b, y):
+    i = cuda.grid(1)
+    if i < p.size:
+        y[i] = narrow(p[i] + b[i % b.size], y)
+
+
+@cuda.jit
+def bias_relu_kernel(p, b, y):
+    i = cuda.grid(1)
+    if i >= p.size:
+        return
+    value = p[i] + b[i % b.size]
+    y[i] = narrow(value if not value <= p.dtype.type(0) else p.dtype.type(0), y)
+
+
+@cuda.jit
+def bias_relu_dropout_kernel(p, b, y, factor, threshold, key):
+    i = cuda.grid(1)
+    if i >= p.size:
+        return
+    zero = p.dtype.type(0)
+    value = p[i] + b[i % b.size]
+    word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
+    value = (value if not value <= zero else zero) * factor if word >= threshold else zero
+    y[i] = narrow(value, y)
+
+
+@cuda.jit
+def masked_gradient_kernel(y, dy, dz, partial, rows, factor):
+    sums = cuda.shared.array((WARPS, LANES), partial.dtype)
+    lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+    k, part = cuda.blockIdx.x * LANES + lane, cuda.blockIdx.y
+    zero = partial.dtype.type(0)
+    total = zero
+    if k < y.shape[1]:
+        for row in range(part * rows + warp, min((part + 1) * rows, y.shape[0]), WARPS):
+            gradient = widen(dy[row, k])
+            value = gradient * factor if not widen(y[row, k]) <= zero else zero
+            dz[row, k] = narrow(value, dz)
+            total += value
+    sums[warp, lane] = total
+    cuda.syncthreads()
+    if warp == 0 and k < y.shape[1]:
+        for other in range(1, WARPS):
+            total += sums[other, lane]
+        partial[part, k] = total
+
+
+# --- launches
+
+
+def add_bias(device, p, b, y):
+    """y (rows, K) = p + b; on the host p is y."""
+    if device.is_cuda:
+        bias_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
+    else:
+        y += b
+
+
+def bias_relu(device, p, b, y, dropout=None):
+    """y (rows, K) = relu(p + b); with a Dropout in a pass that has begun, that too.
+
+    On the host p is y.
+    """
+    if dropout is not None:
+        extra = dropout.factor, dropout.threshold, dropout.key
+        if device.is_cuda:
+            launch = bias_relu_dropout_kernel[grid_for(y.size)]
+            launch(p.reshape(-1), b, y.reshape(-1), *extra)
+        else:
+            bias_relu_dropout_host(y, b, *extra)
+    elif device.is_cuda:
+        bias_relu_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
+    else:
+        with threads_for(y.size):
+            bias_relu_host(y, b)
+
+
+def bias_gradient(device, dy, db, buffer):
+    """db (K) = the sum of the rows of dy (rows, K); `buffer` has room for partial sums."""
+    if device.is_cuda:
+        sum_rows(dy, db, buffer)
+    else:
+        dy.sum(axis=0, out=db)
+
+
+def masked_gradient(device, y, dy, dz, db, factor, buffer):
+    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` has room for partial sums."""
+    if not device.is_cuda:
+        with threads_for(y.size):
+            masked_gradient_host(y, dy, dz, db, factor)
+        return
+    rows, columns = y.shape
+    partial = buffer("partial", (parts_of(rows), columns))
+    launch = masked_gradient_kernel[parts_grid(rows, columns)]
+    launch(y, dy, dz, partial, rows_in_part(rows), factor)
+    sum_parts(partial, db)

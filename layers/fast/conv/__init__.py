@@ -1,0 +1,1 @@
+"""Convolution on a GPU, rung after rung: shared memory, tiles, tensor cores."""

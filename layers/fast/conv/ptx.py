@@ -1,0 +1,305 @@
+"""What Numba's CUDA has no word for: moving 16 bytes by one instruction, now or in the background.
+
+    copy4(target, to, source, at)       target[to : to + 4] = source[at : at + 4]
+    copy1(target, to, source, at)       target[to] = source[at]
+
+A thread that copies four floats one by one gives four instructions, each of which asks for 32
+scattered words for its warp; as one access of 16 bytes it gives one, and the warp's 512 bytes are
+whole sectors. The compiler does not join them by itself, for it cannot know that they begin at a
+multiple of 16 bytes. `copy4` promises that: `to` and `at` are multiples of 4, in arrays that begin
+at multiples of 16 bytes (`is_aligned` asks an array; shared memory is made with `alignment=16`).
+
+`copy1` needs no such promise. It is a plain assignment without Numba's question whether the index
+is negative, and counts from the end: in a loop of few instructions per load that question is most.
+
+    copy_async(target, to, source, at, inside)
+    commit_copies()
+    wait_copies(n)
+
+`copy_async` (PTX ISA, "cp.async") begins a copy of 16 bytes from global memory to words `to` ..
+`to` + 3 of shared memory, past the registers, and does not wait: the thread goes on computing.
+Where not `inside`, 16 bytes of zeros are written and nothing is read. `commit_copies`
+("cp.async.commit_group") makes a group of the copies that this thread has begun since the last;
+`wait_copies` ("cp.async.wait_group") waits until at most its `n` newest groups, a literal, are
+still on their way. That is between a thread and its own copies: the others may read what has
+arrived only after a barrier. No copy may be on its way when the thread returns.
+
+    store8(y, at, values, first)        y[at : at + 8] = values[first : first + 8]
+    store1(y, at, values, i)            y[at] = values[i]
+
+write float32 as elements of `y`: as they are, or rounded to bfloat16 (uint16, "cvt.rn.bf16x2").
+
+    load8(values, first, x, at)         values[first : first + 8] = x[at : at + 8]
+
+reads eight elements of float32, or of bfloat16, as float32.
+
+Arrays are flat. In copies both have elements of one type of 32 bits, in global, shared or local
+memory; `copy_async` moves bytes, of elements of any type. A local array whose indices are
+constants once the loops are unrolled is kept in registers, so that its side of a copy costs
+nothing. On a GPU indices are not checked. In the simulator they are: there the same names are
+plain assignments, checked and recorded like all others, and an asynchronous copy happens when it
+is waited for; until then its target is poisoned.
+
+    add_outer(rows, columns, sums)      sums[8 i + j] += rows[i] · columns[j]
+
+is here for its stand-in only: on a GPU it is 64 multiply-adds between registers; simulated one by
+one they would be nearly all the time that a test takes, so NumPy does them at once.
+
+This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
+"""
+
+import sys
+
+import numpy as np
+from numba import types
+
+from layers.device import SIMULATED, cuda
+from layers.fast.bfloat16 import narrow, widen
+
+BYTES = 16
+
+
+def is_aligned(array):
+    """Whether `array` (NumPy or CuPy) begins at a multiple of 16 bytes."""
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return interface["data"][0] % BYTES == 0
+
+
+def add_outer_loops(rows, columns, sums):
+    """What `add_outer` is on a GPU, where the compiler unrolls both loops."""
+    for i in range(8):
+        row = rows[i]
+        for j in range(8):
+            sums[8 * i + j] += row * columns[j]
+
+
+if SIMULATED:
+    from layers.simulator import running
+
+    def _one_type(target, source):
+        if target.dtype != source.dtype:
+            raise TypeError(
+                f"{source.name} of {source.dtype} to {target.name} of {target.dtype}: "
+                "a copy moves bits and converts nothing"
+            )
+
+    def copy4(target, to, source, at):
+        _one_type(target, source)
+        target.check_aligned(to, "copy4 to")
+        source.check_aligned(at, "copy4 from")
+        target.write(to, source.read(at, 4))
+
+    def copy1(target, to, source, at):
+        _one_type(target, source)
+        target[to] = source[at]
+
+    def copy_async(target, to, source, at, inside):
+        frame = sys._getframe(1)
+        place = frame.f_code, frame.f_lasti
+        running().copies.begin(target, to, source, at, inside, place)
+
+    def commit_copies():
+        running().copies.commit()
+
+    def wait_copies(n):
+        running().copies.wait(n)
+
+    def store8(y, at, values, first):
+        y.check_aligned(at, "store8 to")
+        floats = values.read(first, 8)
+        y.write(at, np.array([narrow(value, y) for value in floats], y.dtype))
+
+    def store1(y, at, values, i):
+        y[at] = narrow(values[i], y)
+
+    def load8(values, first, x, at):
+        x.check_aligned(at, "load8 from")
+        for i, element in enumerate(x.read(at, 8)):
+            values[first + i] = widen(element)
+
+    def add_outer(rows, columns, sums):
+        sums.data += np.multiply.outer(rows.data, columns.data).ravel()
+
+else:
+    from llvmlite import ir
+    from numba.core.errors import TypingError
+    from numba.cuda.extending import intrinsic
+    from numba.cuda.np.arrayobj import make_array
+
+    add_outer = cuda.jit(device=True, inline="always")(add_outer_loops)
+
+    WORD, FLOAT = ir.IntType(32), ir.FloatType()
+    GLOBAL, SHARED = 1, 3
+    """LLVM's numbers of address spaces."""
+
+    def element_pointer(context, builder, signature, arguments, number):
+        """Where element `arguments[number + 1]` of the array `arguments[number]` lies."""
+        array = make_array(signature.args[number])(context, builder, arguments[number])
+        return builder.gep(array.data, [arguments[number + 1]])
+
+    def in_space(builder, pointer, space):
+        """A pointer of any space as one of `space`, in which it must lie."""
+        return builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, space))
+
+    def instruction(builder, text, results, operands, constraints, memory=True, warp=False):
+        """One PTX instruction, in LLVM's form.
+
+        results: the type of its result, or a list of them for a structure. memory: it stays where
+        it is among the accesses to memory. warp: all lanes come to it together.
+        """
+        returned = ir.LiteralStructType(results) if isinstance(results, list) else results
+        kinds = ir.FunctionType(returned, [operand.type for operand in operands])
+        if memory:
+            constraints = ",".join(filter(None, [constraints, "~{memory}"]))
+        code = ir.InlineAsm(kinds, text, constraints, side_effect=memory)
+        attributes = ["nounwind"] + ["readnone"] * (not memory) + ["convergent"] * warp
+        return builder.call(code, operands, attrs=attributes)
+
+    def _copy(count, target, source):
+        """The signature, and the function that writes LLVM's code, of a copy of `count` words."""
+        if target.dtype != source.dtype:
+            raise TypingError(f"a copy of {source.dtype} to {target.dtype} converts nothing")
+        signature = types.void(target, types.int64, source, types.int64)
+
+        def emit(context, builder, signature, arguments):
+            size = source.dtype.bitwidth // 8 * count
+            kind = ir.VectorType(context.get_data_type(source.dtype), count)
+
+            def place(number):
+                element = element_pointer(context, builder, signature, arguments, number)
+                return builder.bitcast(element, ir.PointerType(kind))
+
+            value = builder.load(place(2))
+            value.align = size
+            builder.store(value, place(0)).align = size
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    @intrinsic
+    def copy4(typingctx, target, to, source, at):
+        """Four words by one instruction; `to` and `at` are multiples of 4."""
+        return _copy(4, target, source)
+
+    @intrinsic
+    def copy1(typingctx, target, to, source, at):
+        """One word; no index counts from the end."""
+        return _copy(1, target, source)
+
+    @intrinsic
+    def copy_async(typingctx, target, to, source, at, inside):
+        """16 bytes from global to shared memory in the background; zeros where not `inside`."""
+        signature = types.void(target, types.int64, source, types.int64, types.boolean)
+
+        def emit(context, builder, signature, arguments):
+            def place(number, space):
+                element = element_pointer(context, builder, signature, arguments, number)
+                return in_space(builder, element, space)
+
+            to = builder.ptrtoint(place(0, SHARED), WORD)
+            size = builder.select(arguments[4], WORD(BYTES), WORD(0))
+            text = f"cp.async.cg.shared.global [$0], [$1], {BYTES}, $2;"
+            operands = [to, place(2, GLOBAL), size]
+            instruction(builder, text, ir.VoidType(), operands, "r,l,r")
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    def _alone(text):
+        """What writes the code of an instruction without operands."""
+
+        def emit(context, builder, signature, arguments):
+            instruction(builder, text, ir.VoidType(), [], "")
+            return context.get_dummy_value()
+
+        return emit
+
+    @intrinsic
+    def commit_copies(typingctx):
+        """Make a group of the copies begun since the last group."""
+        return types.void(), _alone("cp.async.commit_group;")
+
+    @intrinsic
+    def wait_copies(typingctx, n):
+        """Wait until at most the `n` newest groups are on their way; `n` is a literal."""
+        if not isinstance(n, types.IntegerLiteral):
+            raise TypingError("wait_copies(n): n must be a literal number")
+        return types.void(n), _alone(f"cp.async.wait_group {n.literal_value};")
+
+    def _values(context, builder, signature, arguments, count):
+        """`count` elements of the array of argument 2, from that of argument 3 on."""
+        first = element_pointer(context, builder, signature, arguments, 2)
+        return [builder.load(builder.gep(first, [WORD(i)])) for i in range(count)]
+
+    def two_bfloat16(builder, low, high):
+        text = "cvt.rn.bf16x2.f32 $0, $1, $2;"
+        return instruction(builder, text, WORD, [high, low], "=r,f,f", memory=False)
+
+    def _vector(builder, words):
+        vector = ir.Constant(ir.VectorType(words[0].type, 4), ir.Undefined)
+        for i, word in enumerate(words):
+            vector = builder.insert_element(vector, word, WORD(i))
+        return vector
+
+    @intrinsic
+    def store8(typingctx, y, at, values, first):
+        """Eight float32 as elements of `y`, 16 bytes at a time; `at` is a multiple of 8."""
+        signature = types.void(y, types.int64, values, types.int64)
+
+        def emit(context, builder, signature, arguments):
+            floats = _values(context, builder, signature, arguments, 8)
+            vectors = [_vector(builder, floats[:4]), _vector(builder, floats[4:])]
+            if y.dtype == types.uint16:
+                pairs = zip(floats[::2], floats[1::2], strict=True)
+                vectors = [_vector(builder, [two_bfloat16(builder, *pair) for pair in pairs])]
+            element = element_pointer(context, builder, signature, arguments, 0)
+            place = builder.bitcast(element, ir.PointerType(vectors[0].type))
+            for i, vector in enumerate(vectors):
+                builder.store(vector, builder.gep(place, [WORD(i)])).align = BYTES
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    @intrinsic
+    def store1(typingctx, y, at, values, i):
+        """One float32 as an element of `y`."""
+        signature = types.void(y, types.int64, values, types.int64)
+
+        def emit(context, builder, signature, arguments):
+            (value,) = _values(context, builder, signature, arguments, 1)
+            if y.dtype == types.uint16:
+                word = two_bfloat16(builder, value, FLOAT(0))
+                value = builder.trunc(word, ir.IntType(16))
+            builder.store(value, element_pointer(context, builder, signature, arguments, 0))
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    @intrinsic
+    def load8(typingctx, values, first, x, at):
+        """Eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
+        signature = types.void(values, types.int64, x, types.int64)
+
+        def emit(context, builder, signature, arguments):
+            bf16 = x.dtype == types.uint16
+            kind = ir.PointerType(ir.VectorType(WORD if bf16 else FLOAT, 4))
+            place = builder.bitcast(
+                element_pointer(context, builder, signature, arguments, 2), kind
+            )
+            floats = []
+            for i in range(1 if bf16 else 2):
+                vector = builder.load(builder.gep(place, [WORD(i)]))
+                vector.align = BYTES
+                for j in range(4):
+                    word = builder.extract_element(vector, WORD(j))
+                    halves = [word]
+                    if bf16:
+                        upper = builder.and_(word, WORD(0xFFFF0000))
+                        halves = [builder.shl(word, WORD(16)), upper]
+                    floats += [builder.bitcast(half, FLOAT) for half in halves]
+            target = element_pointer(context, builder, signature, arguments, 0)
+            for i, value in enumerate(floats):
+                builder.store(value, builder.gep(target, [WORD(i)]))
+            return context.get_dummy_value()
+
+        return signature, emit

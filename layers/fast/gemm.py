@@ -1,0 +1,77 @@
+"""Products of matrices by the vendor's library, in the layer's precision (`precision.py`).
+
+    out = a · b          a (M, K), b (K, N), out (M, N)
+
+              the host                        a GPU
+    fp32      NumPy's BLAS (`threads.py`)     CuPy's matmul
+    tf32      the same: the caller has        cuBLAS, float32 operands, rounded by tensor cores
+    bf16      rounded a and b                 cuBLAS, a and b bfloat16, out float32 or bfloat16
+
+Sums are float32 (in fp32: of the arrays' dtype). How cuBLAS comes from float32 to TF32 it does not
+say. CuPy has no bfloat16, and so the bits travel as uint16 and cuBLAS is told what they are: by its
+function gemmEx, which takes the types of its matrices as arguments. In the simulator NumPy does it.
+Not yet run on a GPU.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from layers.device import Device
+from layers.fast.bfloat16 import round_tf32, to_bits
+from layers.fast.host import threads
+from layers.fast.precision import BITS, host_values
+
+ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+
+def multiply(device: Device, *triples: tuple[Any, Any, Any], precision: str = "fp32") -> None:
+    """out (M, N) = a (M, K) · b (K, N) for each (a, b, out), arrays of `device`.
+
+    out is C-contiguous, a and b are, or their transposes. No product may need another's result.
+    """
+    if precision == "fp32" or not device.is_cuda:
+        threads.multiply(device, *triples)
+        return
+    for a, b, out in triples:
+        if device.is_simulated:
+            _simulated(a, b, out)
+        else:
+            _tensor_cores(device.xp, a, b, out)
+
+
+def _simulated(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    def operand(array: np.ndarray) -> np.ndarray:
+        if array.dtype == BITS:
+            return host_values(array)
+        return round_tf32(array, np.empty(array.shape, np.float32))
+
+    values = np.matmul(operand(a), operand(b))
+    out[...] = to_bits(values) if out.dtype == BITS else values
+
+
+def _tensor_cores(cupy: Any, a: Any, b: Any, out: Any) -> None:
+    cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
+
+    def kind(array: Any) -> Any:
+        return runtime.CUDA_R_16BF if array.dtype == BITS else runtime.CUDA_R_32F
+
+    def layout(array: Any) -> tuple[int, int]:
+        # cuBLAS takes memory column by column, and so sees the transpose of a C-contiguous array.
+        if array.flags.c_contiguous:
+            return cublas.CUBLAS_OP_N, array.shape[1]
+        if array.T.flags.c_contiguous:
+            return cublas.CUBLAS_OP_T, array.shape[0]
+        raise ValueError(f"product: an operand of {array.shape} lies in pieces; copy it first")
+
+    # outᵀ = bᵀ · aᵀ: column by column that is out, row by row.
+    (rows, depth), columns = a.shape, b.shape[1]
+    (of_a, stride_a), (of_b, stride_b) = layout(a), layout(b)
+    only_bits = a.dtype == BITS
+    compute = cublas.CUBLAS_COMPUTE_32F if only_bits else cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+    cublas.gemmEx(
+        *(cupy.cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth),
+        *(ONE.ctypes.data, b.data.ptr, kind(b), stride_b, a.data.ptr, kind(a), stride_a),
+        *(ZERO.ctypes.data, out.data.ptr, kind(out), columns),
+        *(compute, cublas.CUBLAS_GEMM_DEFAULT),
+    )

@@ -1,0 +1,1 @@
+"""The fast host loops: BLAS and vectorized loops in several threads."""

@@ -1,0 +1,222 @@
+"""Convolution on the host: im2col, then one large matrix product that BLAS is good at.
+
+Every output is a dot product of a filter with a window of the image. Write each window as a row
+of a matrix, and all outputs are one product (formulas and names as in `layers/conv.py`):
+
+    columns[(n, p, q), (r, s, c)] = padded[n, p·stride + r, q·stride + s, c]
+
+    y  = columns · wᵀ          (N·P·Q, R·S·C) · (R·S·C, K)
+    dw = dyᵀ · columns
+    dx = col2im(dy · w)        each image element gathers what its windows hold for it
+
+`padded` is x with the padding's zeros around it, and only the channels of one group: groups take
+turns. Every window lies inside it, and each of a window's rows (s, c) is one run of memory. So
+im2col copies runs and col2im adds them up, and neither has to ask where the image ends.
+
+The matrix holds each pixel up to R·S times: each group of conv2 would need 448 MB at batch 128. So
+the images are taken a few at a time, as many as fit COLUMN_BYTES, and the matrix is built anew in
+the backward pass instead of being kept.
+"""
+
+import numpy as np
+from numba import njit
+
+from layers.fast.host.threads import in_parallel, shares
+
+COLUMN_BYTES = 8 * 2**20
+"""Upper limit for a thread's matrix of columns, but one image is always taken whole."""
+
+# Both loops take a slice for each run. Numba works on such a run at full speed, since its index
+# cannot be negative, where `columns[row, base + i]` would be checked element by element.
+
+
+@njit(nogil=True, cache=True)
+def im2col(padded, columns, size, stride, rows, width):
+    """Write the windows of padded (N, H, W, C) into columns (N·P·Q, size·size·C).
+
+    rows, width: P and Q.
+    """
+    images, height, padded_width, channels = padded.shape
+    lines = padded.reshape(images * height, padded_width * channels)
+    run, step = size * channels, stride * channels
+    for n_p in range(images * rows):
+        top = n_p // rows * height + n_p % rows * stride
+        for q in range(width):
+            window = columns[n_p * width + q]
+            for r in range(size):
+                out = window[r * run : (r + 1) * run]
+                pixels = lines[top + r, q * step : q * step + run]
+                for i in range(run):
+                    out[i] = pixels[i]
+
+
+@njit(nogil=True, cache=True)
+def col2im(columns, padded, size, stride, rows, width):
+    """Add up in padded (N, H, W, C) what the windows hold for each element.
+
+    The reverse of im2col: one owner for each row of padded, which gathers from all windows over it.
+    """
+    images, height, padded_width, channels = padded.shape
+    lines = padded.reshape(images * height, padded_width * channels)
+    run, step = size * channels, stride * channels
+    for n_h in range(images * height):
+        n, h = n_h // height, n_h % height
+        line = lines[n_h]
+        line[:] = 0
+        for r in range(size):
+            p, rest = divmod(h - r, stride)
+            if rest != 0 or p < 0 or p >= rows:
+                continue
+            for q in range(width):
+                pixels = line[q * step : q * step + run]
+                part = columns[(n * rows + p) * width + q, r * run : (r + 1) * run]
+                for i in range(run):
+                    pixels[i] += part[i]
+
+
+@njit(nogil=True, cache=True)
+def add_bias(y, b):
+    """y[row, k] += b[k] for every row."""
+    for row in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            y[row, k] += b[k]
+
+
+@njit(nogil=True, cache=True)
+def column_sums(y, total):
+    """total[k] = Σ y[row, k] over the rows, one after the other."""
+    total[:] = 0
+    for row in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            total[k] += y[row, k]
+
+
+def images_at_once(x_shape, y_shape, w_shape, itemsize):
+    """How many images' columns (of one group) fit into COLUMN_BYTES; at least one."""
+    per_image = y_shape[1] * y_shape[2] * w_shape[1] * w_shape[2] * w_shape[3] * itemsize
+    return min(x_shape[0], max(1, COLUMN_BYTES // per_image))
+
+
+def with_padding(x, y, size, stride, workspace):
+    """Zeros for the images of x with padding around them, as far as the windows of y reach."""
+    sides = ((outputs - 1) * stride + size for outputs in y.shape[1:3])
+    padded = workspace("padded", (x.shape[0], *sides, x.shape[3]))
+    padded[...] = 0
+    return padded
+
+
+def common(x, padded, before):
+    """What x (N, H, W, C) and padded have in common: a view of each.
+
+    Less than the whole of x where its last rows and columns are beyond every window.
+    """
+    height, width = (
+        max(0, min(side, padded_side - before))
+        for side, padded_side in zip(x.shape[1:3], padded.shape[1:3], strict=True)
+    )
+    return x[:, :height, :width], padded[:, before : before + height, before : before + width]
+
+
+def forward_images(x, w, b, y, stride, before, groups, workspace):
+    """conv_forward_host for one thread's images."""
+    filters, size, _, channels = w.shape
+    images, rows, width, _ = y.shape
+    per_group = filters // groups
+    w = w.reshape(filters, -1)
+    batch = images_at_once(x.shape, y.shape, (filters, size, size, channels), x.itemsize)
+    padded = with_padding(x[:batch, ..., :channels], y, size, stride, workspace)
+    for start in range(0, images, batch):
+        x_part = x[start : start + batch]
+        y_rows = y[start : start + batch].reshape(-1, filters)
+        part = padded[: len(x_part)]
+        columns = workspace("columns", (y_rows.shape[0], w.shape[1]))
+        for g in range(groups):
+            image, place = common(x_part[..., g * channels : (g + 1) * channels], part, before)
+            place[...] = image
+            im2col(part, columns, size, stride, rows, width)
+            mine = slice(g * per_group, (g + 1) * per_group)
+            np.matmul(columns, w[mine].T, out=y_rows[:, mine])
+        add_bias(y_rows, b)
+
+
+def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
+    """conv_backward_host for one thread's images: dw and db are what these add to them."""
+    filters, size, _, channels = w.shape
+    images, rows, width, _ = dy.shape
+    per_group = filters // groups
+    flat_w, flat_dw = w.reshape(filters, -1), dw.reshape(filters, -1)
+    share = workspace("share", (per_group, flat_w.shape[1]))
+    share_db = workspace("share of db", db.shape)
+    dw[...] = 0
+    db[...] = 0
+    batch = images_at_once(x.shape, dy.shape, w.shape, x.itemsize)
+    padded = with_padding(x[:batch, ..., :channels], dy, size, stride, workspace)
+    for start in range(0, images, batch):
+        x_part = x[start : start + batch]
+        part = padded[: len(x_part)]
+        dy_rows = dy[start : start + batch].reshape(-1, filters)
+        column_sums(dy_rows, share_db)
+        db += share_db
+        columns = workspace("columns", (dy_rows.shape[0], flat_w.shape[1]))
+        for g in range(groups):
+            group = slice(g * channels, (g + 1) * channels)
+            image, place = common(x_part[..., group], part, before)
+            place[...] = image
+            im2col(part, columns, size, stride, rows, width)
+            mine = slice(g * per_group, (g + 1) * per_group)
+            np.matmul(dy_rows[:, mine].T, columns, out=share)
+            flat_dw[mine] += share
+            if dx is not None:
+                np.matmul(dy_rows[:, mine], flat_w[mine], out=columns)
+                d_part = workspace("d_padded", part.shape)
+                col2im(columns, d_part, size, stride, rows, width)
+                dx_part = dx[start : start + batch, ..., group]
+                d_image, place = common(dx_part, d_part, before)
+                if d_image.shape != dx_part.shape:
+                    dx_part[...] = 0  # where no window reaches
+                d_image[...] = place
+
+
+# The images are divided among the threads (`layers/fast/host/threads.py`); each has arrays of its own.
+
+
+def own(workspace, number):
+    """The workspace of thread `number`."""
+    return lambda name, shape: workspace(f"{name} {number}", shape)
+
+
+def conv_forward_host(x, w, b, y, stride, before, groups, workspace):
+    """y (N, P, Q, K) from x (N, H, W, C), w (K, R, S, C/groups), b (K).
+
+    `workspace(name, shape)` returns a reusable array.
+    """
+
+    def work(number, part):
+        forward_images(x[part], w, b, y[part], stride, before, groups, own(workspace, number))
+
+    in_parallel(work, shares(len(x)))
+
+
+def conv_backward_host(x, w, dy, dx, dw, db, stride, before, groups, workspace):
+    """dx, dw, db from dy, x and w; dx may be None where nobody needs it (the first layer).
+
+    What the images add to dw and db is added in their order: the same bits each run.
+    """
+    parts = shares(len(x))
+    # The first thread's sums are in dw and db themselves.
+    sums = [(dw, db)] + [
+        (workspace(f"dw {number}", dw.shape), workspace(f"db {number}", db.shape))
+        for number in range(1, len(parts))
+    ]
+
+    def work(number, part):
+        dx_part = None if dx is None else dx[part]
+        part_dw, part_db = sums[number]
+        geometry = stride, before, groups
+        mine = own(workspace, number)
+        backward_images(x[part], w, dy[part], dx_part, part_dw, part_db, *geometry, mine)
+
+    in_parallel(work, parts)
+    for more_dw, more_db in sums[1:]:
+        dw += more_dw
+        db += more_db

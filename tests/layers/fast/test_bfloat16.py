@@ -4,8 +4,8 @@ import instructions
 import numpy as np
 import pytest
 
-from layers import bfloat16
 from layers.device import grid_for
+from layers.fast import bfloat16
 
 UPPER = np.arange(2**16, dtype=np.uint32) << 16
 ENDS = (0x0000, 0x0001, 0x0FFF, 0x1000, 0x1001, 0x1FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF)

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from layers import Device, graph
+from layers import Device
 from layers.device import SIMULATED, cuda, grid_for
+from layers.fast import graph
 from layers.fast.graph import Recording, products
 
 pytestmark = pytest.mark.skipif(not SIMULATED, reason="there is a GPU: tests/tinyconv/test_step.py")

@@ -13,8 +13,9 @@ import instructions
 import numpy as np
 import pytest
 
-from layers import bfloat16, simulator
+from layers import simulator
 from layers.device import SIMULATED, cuda, grid_of
+from layers.fast import bfloat16
 from tinyconv.lab.traffic import measure
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,10 +1,10 @@
 """`gpu_report.py --autotune`: which tile is faster, for every convolution of the net.
 
 Each of the products of a step (forward, dL/dx, dL/dw) is timed with both tiles of
-`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats with
-the large tile, all with the small one, and again. The best of the medians of a tile counts. What
-was found goes into layers/fast/conv/tiles.json under the GPU's architecture, which the layers read from
-then on; other architectures' entries stay. A product for which one of the two was not timed is
+`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats
+with 128x128, all with 128x64, and again. The best of the medians of a tile counts. What was found
+goes into layers/fast/conv/tiles.json under the GPU's architecture, which the layers read from then
+on; other architectures' entries stay. A product for which one of the two was not timed is
 left to the rule.
 """
 

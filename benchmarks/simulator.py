@@ -115,8 +115,8 @@ def instruction_cases() -> dict:
     """Kernels that do one thing TURNS times in each of WARPS warps, by what it is."""
     from numba import uint32
 
-    from layers.fast.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
-    from layers.fast.conv.ptx import commit_copies, copy_async, wait_copies
+    from layers.fast.conv.mma import cvt_rna_tf32, ldmatrix_x4, mma_bf16, mma_tf32
+    from layers.fast.conv.ptx import cp_async, cp_async_commit_group, cp_async_wait_group
 
     def product(mma):
         @cuda.jit
@@ -138,29 +138,29 @@ def instruction_cases() -> dict:
         for i in range(4):
             tiles[4 * cuda.threadIdx.x + i] = 0
         for _ in range(TURNS):
-            load_matrices(words, 0, tiles, 4 * cuda.threadIdx.x)
+            ldmatrix_x4(words, 0, tiles, 4 * cuda.threadIdx.x)
 
     @cuda.jit
     def around(x):
         words = cuda.local.array(1, uint32)
         words[0] = 0
         for _ in range(TURNS):
-            round_tf32_word(words, 0)
+            cvt_rna_tf32(words, 0)
 
     @cuda.jit
     def copy(x):
         tiles = cuda.shared.array(32 * WARPS * 4, uint32)
         for _ in range(TURNS):
-            copy_async(tiles, 4 * cuda.threadIdx.x, x, 4 * cuda.threadIdx.x, True)
-            commit_copies()
-            wait_copies(0)
+            cp_async(tiles, 4 * cuda.threadIdx.x, x, 4 * cuda.threadIdx.x, True)
+            cp_async_commit_group()
+            cp_async_wait_group(0)
 
     return {
         "`mma_tf32`": product(mma_tf32),
         "`mma_bf16`": product(mma_bf16),
-        "`load_matrices`": load,
-        "`round_tf32_word`": around,
-        "`copy_async`, begun and waited for": copy,
+        "`ldmatrix_x4`": load,
+        "`cvt_rna_tf32`": around,
+        "`cp_async`, begun and waited for": copy,
     }
 
 

@@ -296,7 +296,7 @@ class Conv2D(Layer):
         geometry = self.stride, self.before, self.groups
         algorithm = self.chosen(x, y)
         if algorithm == "tensor":
-            self.blocks_of_x = tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
+            self.x_s2d = tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
         elif algorithm == "tiled":
             tiled_forward(x, w, b, y, *geometry, relu)
         elif algorithm == "direct":
@@ -335,8 +335,8 @@ class Conv2D(Layer):
         if algorithm == "tensor":
             if dx is not None:
                 tensor_input_gradient(dy, w, dx, *geometry, self.buffer, mask)
-            blocks_of_x = self.blocks_of_x
-            tensor_filter_gradient(x, dy, dw, *geometry, self.buffer, blocks_of_x=blocks_of_x)
+            x_s2d = self.x_s2d
+            tensor_filter_gradient(x, dy, dw, *geometry, self.buffer, x_s2d=x_s2d)
             return dx
         if dx is not None:
             if algorithm == "tiled" and self.stride == 1:

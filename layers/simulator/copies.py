@@ -1,6 +1,6 @@
 """Asynchronous copies of a simulated thread: begun, put into groups, waited for.
 
-On a GPU such a copy (`copy_async` in `layers/fast/conv/ptx.py`) may happen at any time between the
+On a GPU such a copy (`cp_async` in `layers/fast/conv/ptx.py`) may happen at any time between the
 call that begins it and the end of the wait for its group. Here it happens as late as that allows:
 while the thread waits. In between its target holds poison, so that whoever reads it too early sees
 that in the result. It is recorded twice, as either moment could be the one: where it is begun, as
@@ -41,12 +41,12 @@ class Copies:
         """Poison 16 bytes of `target`, in which the wait will put those of `source`, or zeros."""
         if target.space != "shared" or source.space != "global":
             raise TypeError(
-                f"copy_async of {source.name} ({source.space}) to {target.name} ({target.space}): "
+                f"cp_async of {source.name} ({source.space}) to {target.name} ({target.space}): "
                 "it copies from global to shared memory"
             )
-        target.check_aligned(to, "copy_async to")
+        target.check_aligned(to, "cp_async to")
         if inside:
-            source.check_aligned(at, "copy_async from")
+            source.check_aligned(at, "cp_async from")
             source.memory(at, BYTES // source.data.itemsize)
         target.write(to, POISON.view(target.dtype), place)
         self.begun.append((target, to, source, at, inside, place))
@@ -73,5 +73,5 @@ class Copies:
             raise RuntimeError(
                 f"returned with {len(left)} asynchronous copies on their way, the first to "
                 f"{target.name}[{to}] from line {line_in(*place)}: "
-                "end with commit_copies() and wait_copies(0)"
+                "end with cp_async_commit_group() and cp_async_wait_group(0)"
             )

@@ -86,8 +86,8 @@ class Place:
     atomic: bool = False
     """Whether it is a call of `cuda.atomic`, whose reads and writes are one step on a GPU."""
     wide: bool = False
-    """Whether it moves 16 bytes: a call of `copy4` or its like, which makes several accesses here
-    and is one instruction on a GPU."""
+    """Whether it moves 16 bytes: a call of `copy_vec4` or its like, which makes several accesses
+    here and is one instruction on a GPU."""
     arrival: bool = False
     """Whether it waits for copies that other places began, whose writes then happen. That they
     begin is noted there, as a write as well."""

@@ -14,8 +14,12 @@ from layers.fast.conv import tile_table
 KEY = "bf16 forward 2x5x4x8 3x2x2x8 stride 1 before 0 groups 1"
 
 
-def found(what, **seconds):
-    return [Result("tiles", what, tile, times) for tile, times in seconds.items()]
+LARGE, SMALL = tile_table.TILES
+
+
+def found(what, large, small=None):
+    times = {LARGE: large, SMALL: small}
+    return [Result("tiles", what, tile, each) for tile, each in times.items() if each]
 
 
 RESULTS = [
@@ -23,32 +27,32 @@ RESULTS = [
     *found("a", large=[9.0], small=[1.5, 1.5]),
     *found("b", large=[1.0], small=[1.0]),
     *found("c", large=[1.0]),
-    Result("tiles", "c", "small", why="failed: ValueError: other bits"),
+    Result("tiles", "c", SMALL, why="failed: ValueError: other bits"),
 ]
 
 
-def test_the_best_of_the_medians_decides_and_the_large_tile_if_they_are_equal():
+def test_the_best_of_the_medians_decides_and_128x128_if_they_are_equal():
     best = gpu_tune.best_medians(RESULTS)
-    assert best == {"a": {"large": 2.0, "small": 1.5}, "b": {"large": 1.0, "small": 1.0}}
-    assert [gpu_tune.faster(tiles) for tiles in best.values()] == ["small", "large"]
+    assert best == {"a": {LARGE: 2.0, SMALL: 1.5}, "b": {LARGE: 1.0, SMALL: 1.0}}
+    assert [gpu_tune.faster(tiles) for tiles in best.values()] == [SMALL, LARGE]
     assert gpu_tune.tuned_table(RESULTS).splitlines()[2:] == [
-        "| a | small | 2,000.0000 | 1,500.0000 |",
-        "| b | large | 1,000.0000 | 1,000.0000 |",
+        "| a | 128x64 | 2,000.0000 | 1,500.0000 |",
+        "| b | 128x128 | 1,000.0000 | 1,000.0000 |",
         "| c | failed: ValueError: other bits |  |  |",
     ]
 
 
 def test_what_was_found_joins_what_was_known(tmp_path):
     path = tmp_path / "tiles.json"
-    known = {"sm_80": {"a": "large"}, "sm_90": {"a": "large", "z": "small"}}
+    known = {"sm_80": {"a": LARGE}, "sm_90": {"a": LARGE, "z": SMALL}}
     path.write_text(json.dumps(known))
     text = gpu_tune.with_tiles(RESULTS, "sm_90", path)
-    expected = {"sm_80": {"a": "large"}, "sm_90": {"a": "small", "b": "large", "z": "small"}}
+    expected = {"sm_80": {"a": LARGE}, "sm_90": {"a": SMALL, "b": LARGE, "z": SMALL}}
     assert json.loads(text) == expected
     path.write_text(text)
     assert tile_table.read(path) == expected
     path.write_text("[]")
-    with pytest.raises(ValueError, match="is no table of tiles"):
+    with pytest.raises(ValueError, match="is not a table of tiles"):
         gpu_tune.with_tiles(RESULTS, "sm_90", path)
 
 
@@ -74,7 +78,7 @@ def test_both_tiles_take_turns_for_every_product_of_a_step(bench):
     keys = list(dict.fromkeys(case.what for case in cases))
     assert KEY in keys and len(keys) == 2 * 2 * 2  # no dL/dx of the first layer
     of_one = [case.who for case in cases if case.what == KEY]
-    assert of_one == ["large", "small"] * gpu_tune.ROUNDS
+    assert of_one == [LARGE, SMALL] * gpu_tune.ROUNDS
 
 
 def test_a_rehearsal_times_and_writes_nothing(bench, monkeypatch, capsys):
@@ -95,7 +99,7 @@ def test_on_a_gpu_the_table_is_written(bench, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_report, "PATH", path)
     monkeypatch.setattr(gpu_report, "run_cases", lambda *_: RESULTS)
     assert gpu_report.autotune([], HostClock(), Budget(1), Gpu()) == 1  # c has failed
-    assert json.loads(path.read_text()) == {"sm_90": {"a": "small", "b": "large"}}
+    assert json.loads(path.read_text()) == {"sm_90": {"a": SMALL, "b": LARGE}}
     assert str(path) in capsys.readouterr().err
 
 
@@ -104,7 +108,7 @@ def test_tiles_that_disagree_are_not_timed(bench, monkeypatch):
 
     def wrong(*arguments, tile, **options):
         forward(*arguments, tile=tile, **options)
-        arguments[3][0, 0, 0, 0] += tile == "small"
+        arguments[3][0, 0, 0, 0] += tile == SMALL
 
     monkeypatch.setattr(gpu_tune, "tensor_forward", wrong)
     case = next(case for case in gpu_tune.tile_cases(bench, (2,)) if case.what == KEY)

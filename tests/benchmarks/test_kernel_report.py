@@ -211,8 +211,8 @@ def test_written_reports_name_date_and_machine(monkeypatch, tmp_path, capsys):
 # --- the real kernels
 
 PINNED = [(7, 5), (8, 0), (9, 0)]
-WIDE = ["tiled_forward_wide_kernel", "tiled_filter_wide_kernel"]
-NARROW = ["tiled_forward_narrow_kernel", "tiled_filter_narrow_kernel"]
+VECTORIZED = ["tiled_forward_vectorized_kernel", "tiled_filter_vectorized_kernel"]
+SCALAR = ["tiled_forward_scalar_kernel", "tiled_filter_scalar_kernel"]
 
 
 def last(name):
@@ -236,7 +236,7 @@ def tools():
 
 @pytest.fixture(scope="session")
 def tiled(tools, compiled_kernels):
-    """By name and architecture, what the report says of rung 2 of convolution."""
+    """By name and architecture, what the report says of the tiled convolution."""
     return {
         (last(name), architecture): of_report(name, architecture, compiled_kernels)
         for name in compiled_kernels.kernels
@@ -257,7 +257,7 @@ def test_the_program_compiles_and_says_the_same(tools, compiled_kernels):
 
 
 @pytest.mark.parametrize("architecture", PINNED, ids=kernel_report.label)
-@pytest.mark.parametrize("name", WIDE + NARROW)
+@pytest.mark.parametrize("name", VECTORIZED + SCALAR)
 def test_tiled_kernels_keep_everything_in_registers(name, architecture, tiled):
     found = tiled[name, architecture]
     assert (found["stack"], found["spills"], found["doubles"]) == (0, 0, [])
@@ -266,7 +266,9 @@ def test_tiled_kernels_keep_everything_in_registers(name, architecture, tiled):
 
 
 @pytest.mark.parametrize("architecture", PINNED, ids=kernel_report.label)
-@pytest.mark.parametrize(("name", "least"), [(n, 0.80) for n in WIDE] + [(n, 0.69) for n in NARROW])
+@pytest.mark.parametrize(
+    ("name", "least"), [(n, 0.80) for n in VECTORIZED] + [(n, 0.69) for n in SCALAR]
+)
 def test_most_of_a_tiled_loop_is_multiply_adds(name, least, architecture, tiled):
     loop = tiled[name, architecture]["loop"]
     assert loop["work"] == {"FFMA": 512}
@@ -274,8 +276,8 @@ def test_most_of_a_tiled_loop_is_multiply_adds(name, least, architecture, tiled)
 
 
 @pytest.mark.parametrize("architecture", PINNED, ids=kernel_report.label)
-@pytest.mark.parametrize("name", WIDE)
-def test_wide_kernels_load_four_numbers_at_a_time(name, architecture, tiled):
+@pytest.mark.parametrize("name", VECTORIZED)
+def test_vectorized_kernels_load_four_numbers_at_a_time(name, architecture, tiled):
     memory = tiled[name, architecture]["loop"]["memory"]
     loads = {kind: count for kind, count in memory.items() if kind.startswith("LD")}
     assert loads == {"LDG.128": 3, "LDS.128": 32}
@@ -287,7 +289,7 @@ TENSOR = [(name, DTYPES[kind]) for kind, names in TENSOR_KERNELS.items() for nam
 
 @pytest.fixture(scope="session")
 def tensor(tools, compiled_kernels):
-    """By name and architecture, what the report says of rung 3 of convolution."""
+    """By name and architecture, what the report says of the tensor-core convolution."""
     return {
         (name, architecture): of_report(name, architecture, compiled_kernels, dtype)
         for name, dtype in TENSOR
@@ -304,14 +306,14 @@ def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_backgr
     assert (found["stack"], found["spills"], found["doubles"]) == (0, 0, [])
     # Two blocks of 256 threads fit, or four of 128, but two where shared memory is 100 KiB.
     assert found["shared"] <= 49152
-    assert found["blocks"] == (4 if "small" in name and architecture != (12, 0) else 2)
+    assert found["blocks"] == (4 if "128x64" in name and architecture != (12, 0) else 2)
     # A warp's 64 x 32 sums in fragments of 16 x 8, two products deep.
     assert found["loop"]["work"] == {"HMMA": 4 * 4 * 2}
     if "tensor_forward_large" in name:
         longer = 6 if architecture == (12, 0) else 0
         assert found["loop"]["instructions"] <= (190 if "tf32" in name else 130) + longer
     memory = found["loop"]["memory"]
-    assert memory["LDGSTS.128"] == (4 if "large" in name else 6)
+    assert memory["LDGSTS.128"] == (4 if "128x128" in name else 6)
     assert not set(memory) & {"LDG.32", "LDG.64", "LDG.128", "STS.32", "STS.128", "LDL.128"}
 
 

@@ -42,7 +42,7 @@ NAMELESS = """\
 """
 KERNELS = {
     *("dropout_kernel", "bias_relu_dropout_kernel", "lrn_forward_kernel"),
-    *("tiled_forward_wide_kernel", "conv_forward_kernel"),
+    *("tiled_forward_vectorized_kernel", "conv_forward_kernel"),
 }
 
 
@@ -75,7 +75,7 @@ def test_launches_are_made_again_from_a_file(launches, tmp_path, capsys):
     ("log", "found"),
     [
         (MEMCHECK, {"dropout_kernel": 2}),
-        (RACECHECK, {"tiled_forward_wide_kernel": 1, "lrn_forward_kernel": 1}),
+        (RACECHECK, {"tiled_forward_vectorized_kernel": 1, "lrn_forward_kernel": 1}),
         ("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", {}),
         ("", {}),
     ],

@@ -1,4 +1,4 @@
-"""Kernels around single instructions of `layers/fast/conv/ptx.py` and `mma.py`, and their machine code.
+"""Kernels around single instructions of `conv/ptx.py` and `conv/mma.py`, and their machine code.
 
 The tests launch them. Run as a script, with the simulator off, this compiles each for the
 architectures that have the instructions and prints as JSON what came out.
@@ -14,27 +14,27 @@ from numba import float32, int32, types, uint32
 from layers.device import cuda
 from layers.fast.bfloat16 import narrow, widen
 from layers.fast.conv.mma import (
-    load_matrices,
-    load_matrices_across,
+    cvt_rna_tf32,
+    ldmatrix_x4,
+    ldmatrix_x4_trans,
     mma_bf16,
     mma_tf32,
-    round_tf32_word,
 )
 from layers.fast.conv.ptx import (
-    commit_copies,
-    copy1,
-    copy4,
-    copy_async,
-    store1,
-    store8,
-    wait_copies,
+    copy_scalar,
+    copy_vec4,
+    cp_async,
+    cp_async_commit_group,
+    cp_async_wait_group,
+    store_scalar,
+    store_vec8,
 )
 
 LANES = 32
 STAGES = 3
 RING = STAGES * LANES * 4
 COUNT = 5
-"""Slices that `stream_kernel` moves."""
+"""k-tiles that `stream_kernel` moves."""
 
 
 def mma_kernel(product):
@@ -45,14 +45,14 @@ def mma_kernel(product):
         sums = cuda.local.array(8, float32)
         t = int32(cuda.grid(1))
         for i in range(4):
-            copy1(words, 4 + i, a, 4 * t + i)
+            copy_scalar(words, 4 + i, a, 4 * t + i)
         for i in range(2):
-            copy1(words, 2 + i, b, 2 * t + i)
+            copy_scalar(words, 2 + i, b, 2 * t + i)
         for i in range(8):
-            copy1(sums, i, c, 8 * t + i)
+            copy_scalar(sums, i, c, 8 * t + i)
         product(words, 4, words, 2, sums, 4)
         for i in range(8):
-            copy1(c, 8 * t + i, sums, i)
+            copy_scalar(c, 8 * t + i, sums, i)
 
     return kernel
 
@@ -65,33 +65,33 @@ def load_kernel(load):
         words = cuda.local.array(8, uint32)
         lane = int32(cuda.threadIdx.x)
         for i in range(4):
-            copy4(tiles, 4 * lane + 128 * i, x, 4 * lane + 128 * i)
+            copy_vec4(tiles, 4 * lane + 128 * i, x, 4 * lane + 128 * i)
         cuda.syncthreads()
         load(words, 4, tiles, at[lane])
         for i in range(4):
-            copy1(y, 4 * lane + i, words, 4 + i)
+            copy_scalar(y, 4 * lane + i, words, 4 + i)
 
     return kernel
 
 
 @cuda.jit
 def stream_kernel(x, y, per, end):
-    # y = the COUNT slices of x, each lane's 16 bytes by another lane, through a ring of three;
+    # y = the COUNT k-tiles of x, each lane's 16 bytes by another lane, through a ring of three;
     # zeros from element `end` of x on. per: elements in 16 bytes.
     ring = cuda.shared.array(RING, uint32, alignment=16)
     lane = int32(cuda.threadIdx.x)
     for turn in range(1 - STAGES, COUNT):
         if turn >= 0:
-            wait_copies(1)
+            cp_async_wait_group(1)
             cuda.syncthreads()
         ahead = int32(turn + STAGES - 1)
         at = int32((ahead * LANES + lane) * per)
-        copy_async(ring, int32((ahead % STAGES * LANES + lane) * 4), x, at, at < end)
-        commit_copies()
+        cp_async(ring, int32((ahead % STAGES * LANES + lane) * 4), x, at, at < end)
+        cp_async_commit_group()
         if turn >= 0:
             other = int32(turn % STAGES * LANES + LANES - 1 - lane)
-            copy4(y, int32((turn * LANES + LANES - 1 - lane) * 4), ring, other * 4)
-    wait_copies(0)
+            copy_vec4(y, int32((turn * LANES + LANES - 1 - lane) * 4), ring, other * 4)
+    cp_async_wait_group(0)
 
 
 @cuda.jit
@@ -100,9 +100,9 @@ def store_kernel(x, y, z):
     values = cuda.local.array(11, float32)
     t = int32(cuda.grid(1))
     for i in range(8):
-        copy1(values, 3 + i, x, 8 * t + i)
-    store8(y, 8 * t, values, 3)
-    store1(z, t, values, 6)
+        copy_scalar(values, 3 + i, x, 8 * t + i)
+    store_vec8(y, 8 * t, values, 3)
+    store_scalar(z, t, values, 6)
 
 
 @cuda.jit
@@ -111,7 +111,7 @@ def round_kernel(x, y):
     t = int32(cuda.grid(1))
     if t < x.size:
         words[1] = x[t]
-        round_tf32_word(words, 1)
+        cvt_rna_tf32(words, 1)
         y[t] = words[1]
 
 
@@ -124,12 +124,12 @@ def convert_kernel(x, y):
 
 @cuda.jit
 def wait_for_variable_kernel(n):
-    wait_copies(n)
+    cp_async_wait_group(n)
 
 
 @cuda.jit
 def mixed_copy_kernel(x, y):
-    copy4(y, 0, x, 0)
+    copy_vec4(y, 0, x, 0)
 
 
 @cuda.jit
@@ -140,8 +140,8 @@ def mma_of_floats_kernel(x):
 
 mma_tf32_kernel = mma_kernel(mma_tf32)
 mma_bf16_kernel = mma_kernel(mma_bf16)
-load_matrices_kernel = load_kernel(load_matrices)
-load_matrices_across_kernel = load_kernel(load_matrices_across)
+ldmatrix_x4_kernel = load_kernel(ldmatrix_x4)
+ldmatrix_x4_trans_kernel = load_kernel(ldmatrix_x4_trans)
 
 
 # --- the script
@@ -154,8 +154,8 @@ OLD, NEW = ((7, 5),), ((8, 0), (9, 0))
 KERNELS = {
     "mma_tf32": (mma_tf32_kernel, (U32, U32, F32), NEW),
     "mma_bf16": (mma_bf16_kernel, (U32, U32, F32), NEW),
-    "load_matrices": (load_matrices_kernel, (U32, I32, U32), NEW),
-    "load_matrices_across": (load_matrices_across_kernel, (U32, I32, U32), NEW),
+    "ldmatrix_x4": (ldmatrix_x4_kernel, (U32, I32, U32), NEW),
+    "ldmatrix_x4_trans": (ldmatrix_x4_trans_kernel, (U32, I32, U32), NEW),
     "stream float32": (stream_kernel, (F32, U32, INTEGER, INTEGER), NEW),
     "stream bfloat16": (stream_kernel, (U16, U32, INTEGER, INTEGER), NEW),
     "store float32": (store_kernel, (F32, F32, F32), NEW),
@@ -167,7 +167,7 @@ KERNELS = {
     "narrow": (convert_kernel, (F32, U16), OLD),
     "wait for a variable": (wait_for_variable_kernel, (INTEGER,), NEW[:1]),
     "mma of floats": (mma_of_floats_kernel, (F32,), NEW[:1]),
-    "copy4 of two types": (mixed_copy_kernel, (F32, U32), NEW[:1]),
+    "copy_vec4 of two types": (mixed_copy_kernel, (F32, U32), NEW[:1]),
 }
 """Kernel, types of its arguments, architectures."""
 

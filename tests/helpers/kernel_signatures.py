@@ -16,9 +16,9 @@ NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types
 
 TENSOR_KERNELS = {
     kind: [
-        f"layers.conv.{module}_{tile}_{kind}_kernel"
+        f"layers.fast.conv.{module}_{tile}_{kind}_kernel"
         for module in ("tensor_core.tensor_forward", "tensor_gradients.tensor_filter")
-        for tile in ("large", "small")
+        for tile in ("128x128", "128x64")
     ]
     for kind in ("tf32", "bf16")
 }
@@ -27,8 +27,8 @@ TENSOR_KERNELS = {
 OLDEST: dict[str, tuple[int, int]] = dict.fromkeys(
     [
         *(name for names in TENSOR_KERNELS.values() for name in names),
-        "layers.fast.conv.space_to_depth.filter_blocks_kernel",
-        "layers.fast.conv.space_to_depth.turned_blocks_kernel",
+        "layers.fast.conv.space_to_depth.filters_to_s2d_kernel",
+        "layers.fast.conv.space_to_depth.flipped_filters_s2d_kernel",
     ],
     (8, 0),
 )
@@ -43,7 +43,7 @@ def architectures_of(name, dtype):
 
 
 def tensor_signatures(stored):
-    """The argument types of the kernels of rung 3, for float32 or bfloat16 (uint16)."""
+    """The argument types of the tensor-core kernels, for float32 or bfloat16 (uint16)."""
     integer, number = types.int64, types.float32
     values, numbers, flat, flat_numbers = (
         types.Array(*array, "C") for array in ((stored, 4), (number, 4), (stored, 1), (number, 1))
@@ -52,17 +52,19 @@ def tensor_signatures(stored):
     forward = (flat, flat, flat_numbers, flat, flat, *(integer,) * 11)
     filter_gradient = (flat, flat, flat_numbers, *(integer,) * 15)
     only_float32 = {
-        "layers.fast.conv.space_to_depth.filter_from_blocks_kernel": (numbers, numbers, integer),
+        "layers.fast.conv.space_to_depth.filters_from_s2d_kernel": (numbers, numbers, integer),
     }
     return {
         **{
             name: forward if ".tensor_core." in name else filter_gradient
             for name in TENSOR_KERNELS["bf16" if bf16 else "tf32"]
         },
-        "layers.fast.conv.space_to_depth.image_blocks_kernel": (values, values, *(integer,) * 3),
-        "layers.fast.conv.space_to_depth.filter_blocks_kernel": (numbers, values, integer),
-        "layers.fast.conv.space_to_depth.turned_blocks_kernel": (numbers, values, integer, integer),
-        "layers.fast.conv.space_to_depth.image_from_blocks_kernel": (
+        "layers.fast.conv.space_to_depth.image_to_s2d_kernel": (values, values, *(integer,) * 3),
+        "layers.fast.conv.space_to_depth.filters_to_s2d_kernel": (numbers, values, integer),
+        "layers.fast.conv.space_to_depth.flipped_filters_s2d_kernel": (
+            *(numbers, values), *(integer,) * 2,
+        ),
+        "layers.fast.conv.space_to_depth.image_from_s2d_kernel": (
             *(values,) * 3, *(integer,) * 3, types.boolean,
         ),
         **({} if bf16 else only_float32),
@@ -94,11 +96,11 @@ def signatures(stored):
         filter_gradient = (array(1),) * 3 + (integer,) * 11
         only_float32 = {
             **tensor_signatures(stored),
-            "layers.fast.conv.tiled.tiled_forward_wide_kernel": forward,
-            "layers.fast.conv.tiled.tiled_forward_narrow_kernel": forward,
-            "layers.fast.conv.tiled_gradients.turn_filters_kernel": (array(4), array(4), integer),
-            "layers.fast.conv.tiled_gradients.tiled_filter_wide_kernel": filter_gradient,
-            "layers.fast.conv.tiled_gradients.tiled_filter_narrow_kernel": filter_gradient,
+            "layers.fast.conv.tiled.tiled_forward_vectorized_kernel": forward,
+            "layers.fast.conv.tiled.tiled_forward_scalar_kernel": forward,
+            "layers.fast.conv.tiled_gradients.flip_filters_kernel": (array(4), array(4), integer),
+            "layers.fast.conv.tiled_gradients.tiled_filter_vectorized_kernel": filter_gradient,
+            "layers.fast.conv.tiled_gradients.tiled_filter_scalar_kernel": filter_gradient,
         }
     for_activations = {
         "layers.activation.relu_forward_kernel": (values(1),) * 2,

@@ -145,7 +145,7 @@ def launch_everything(device, dtype, precision):
         loss.forward(net.enter(device.array(np.eye(2, 3), dtype)), np.array([1, 2]))
         scale(device, loss.backward(), 0.5)
     if (dtype, precision) == ("float32", "fp32"):
-        for filters in (4, 3):  # the wide kernels, and the narrow ones
+        for filters in (4, 3):  # the vectorized kernels, and the scalar ones
             layer = Conv2D(4, filters, 2, algorithm="tiled").to(device, dtype)
             oracles.run(layer, rng.standard_normal((1, 3, 3, 4)), np.ones((1, 2, 2, filters)))
     net = Sequential([conv])
@@ -157,7 +157,7 @@ def launch_everything(device, dtype, precision):
 
 
 def launch_tensor_cores(device, dtype):
-    """Every kernel of rung 3 once, with both tiles."""
+    """Every tensor-core kernel once, with both tiles."""
     elements = np.uint16 if dtype == "bfloat16" else np.float32
     buffer = Buffers(device, np.float32)
     w, b = device.zeros((8, 2, 2, 3), np.float32), device.zeros((8,), np.float32)
@@ -167,7 +167,7 @@ def launch_tensor_cores(device, dtype):
         tensor_filter_gradient(x, y, w, 2, 0, 1, buffer, tile=tile)
     tensor_input_gradient(y, w, x, 2, 0, 1, buffer, mask=x)
     if dtype == "float32":
-        blocks.filter_from_blocks(blocks.filter_blocks(w, 2, x, buffer), w, 2)
+        blocks.filters_from_s2d(blocks.filters_to_s2d(w, 2, x, buffer), w, 2)
 
 
 @pytest.mark.parametrize("dtype", kernel_signatures.NUMBERS)

@@ -61,7 +61,7 @@ DRAWN: dict[str, tuple[int, ...]] = {
     "tiled": (1, 3, 4, 4),
     "tensor_tf32": (1, 3, 4, 8),
     "tensor_bf16": (1, 3, 4, 8),
-    "blocks": (1, 4, 6, 3),
+    "space_to_depth": (1, 4, 6, 3),
     "max_pool": (1, 7, 9, 8),
     "lrn": (2, 3, 3, 16),
     "max_pool_rows": (1, 7, 9, 8),
@@ -83,7 +83,7 @@ SIDES = {
     "tiled": 4,
     "tensor_tf32": 4,
     "tensor_bf16": 4,
-    "blocks": 4,
+    "space_to_depth": 4,
     "max_pool": 4,
     "max_pool_rows": 4,
     "crop": 4,
@@ -215,7 +215,7 @@ def _launch_data(launch: Launch) -> dict[str, Any]:
             for s in sources
         ],
         "places": places,
-        "blocks": [_block_data(block) for block in blocks],
+        "space_to_depth": [_block_data(block) for block in blocks],
         "totals": totals(launch),
     }
 

@@ -21,7 +21,7 @@ from layers import (
     Tanh,
 )
 from layers.fast.bfloat16 import to_bits
-from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv import space_to_depth
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.plan import plan
@@ -135,7 +135,7 @@ def _tensor(
     return run
 
 
-def _blocks(kind: str, shape: tuple[int, ...], groups: int) -> Callable[[], None]:
+def _space_to_depth(kind: str, shape: tuple[int, ...], groups: int) -> Callable[[], None]:
     """To squares of 2×2 and back, for filters of 3×3."""
     conv = Conv2D(shape[-1], 4, 3, 2, 1, groups)
     y_shape = shape[0], *conv.output_shape(shape[1:])
@@ -145,12 +145,12 @@ def _blocks(kind: str, shape: tuple[int, ...], groups: int) -> Callable[[], None
     dx, dw = device.empty(shape, x.dtype), device.empty(w.shape, w.dtype)
 
     def run() -> None:
-        image = blocks.image_blocks("x", x, y_shape, 3, 2, 2, 1, groups, buffer)
-        blocks.image_from_blocks(image, dx, 2, 1, groups, mask=x)
-        filters = blocks.filter_blocks(w, 2, x, buffer)
-        if kind == "TF32":  # dw's blocks are float32 in either
-            blocks.filter_from_blocks(filters, dw, 2)
-        blocks.turned_blocks(w, 2, groups, x, buffer)
+        image = space_to_depth.image_to_s2d("x", x, y_shape, 3, 2, 2, 1, groups, buffer)
+        space_to_depth.image_from_s2d(image, dx, 2, 1, groups, mask=x)
+        filters = space_to_depth.filters_to_s2d(w, 2, x, buffer)
+        if kind == "TF32":  # dw_s2d is float32 in either
+            space_to_depth.filters_from_s2d(filters, dw, 2)
+        space_to_depth.flipped_filters_s2d(w, 2, groups, x, buffer)
 
     return run
 
@@ -176,14 +176,14 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     if name in ("tensor_tf32", "tensor_bf16"):
         kind, groups = name[-4:].upper(), 2 - channels % 2
         return {
-            f"{kind}, large tiles": _tensor(kind, "large", shape, 1, 1),
-            f"{kind}, small tiles, stride 2, groups {groups}": _tensor(
-                kind, "small", shape, 2, groups
+            f"{kind}, 128x128 tiles": _tensor(kind, "128x128", shape, 1, 1),
+            f"{kind}, 128x64 tiles, stride 2, groups {groups}": _tensor(
+                kind, "128x64", shape, 2, groups
             ),
         }
-    if name == "blocks":
+    if name == "space_to_depth":
         return {
-            f"{kind} in squares of 2×2": _blocks(kind, shape, 2 - channels % 2)
+            f"{kind} in squares of 2×2": _space_to_depth(kind, shape, 2 - channels % 2)
             for kind in ("TF32", "BF16")
         }
     if name == "conv":

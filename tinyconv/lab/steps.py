@@ -16,8 +16,8 @@ comes first, then the instruction that comes first in the code.
 
 What this cannot know: lanes that skip a turn of a loop are paired with the others' next turn, and a
 GPU may split a step where lanes have branched. A compiler may also keep in a register what the
-source reads twice. Local arrays are left out; a `copy4` (`layers/fast/conv/ptx.py`) is one step. An
-asynchronous copy is two: where it is begun and where it is waited for.
+source reads twice. Local arrays are left out; a `copy_vec4` (`layers/fast/conv/ptx.py`) is one
+step. An asynchronous copy is two: where it is begun and where it is waited for.
 
 What a request costs is told, and counted for many at once, in `traffic.py`; here it is worked out
 for one at a time. `sectors` and `ideal` are of global memory, `ways` is the longest queue at a bank

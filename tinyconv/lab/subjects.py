@@ -16,13 +16,19 @@ from layers.fast import lrn as lrn_rows
 from layers.fast import max_pool as max_pool_rows
 from layers.fast import precision, reductions
 from layers.fast import softmax as softmax_rows
-from layers.fast.conv import space_to_depth as blocks
-from layers.fast.conv import tensor_core, tensor_gradients, tiled, tiled_gradients
+from layers.fast.conv import (
+    space_to_depth,
+    tensor_core,
+    tensor_gradients,
+    tiled,
+    tiled_gradients,
+)
+from layers.fast.conv.tile_table import TILES
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.lab.runs import runs
 
-TENSOR = [f"{tile}_{kind}_kernel" for kind in ("tf32", "bf16") for tile in ("large", "small")]
+TENSOR = [f"{tile}_{kind}_kernel" for kind in ("tf32", "bf16") for tile in TILES]
 """How the names of the kernels for tensor cores end."""
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -30,18 +36,18 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "conv_input_gradient_kernel": ("dx",),
     "conv_filter_gradient_kernel": ("dw",),
     "conv_bias_gradient_kernel": ("db",),
-    "tiled_forward_wide_kernel": ("y",),
-    "tiled_forward_narrow_kernel": ("y",),
-    "turn_filters_kernel": ("turned",),
-    "tiled_filter_wide_kernel": ("partial",),
-    "tiled_filter_narrow_kernel": ("partial",),
+    "tiled_forward_vectorized_kernel": ("y",),
+    "tiled_forward_scalar_kernel": ("y",),
+    "flip_filters_kernel": ("flipped",),
+    "tiled_filter_vectorized_kernel": ("partial",),
+    "tiled_filter_scalar_kernel": ("partial",),
     **{f"tensor_forward_{kernel}": ("y",) for kernel in TENSOR},
     **{f"tensor_filter_{kernel}": ("partial",) for kernel in TENSOR},
-    "image_blocks_kernel": ("blocks",),
-    "filter_blocks_kernel": ("filters",),
-    "turned_blocks_kernel": ("turned",),
-    "image_from_blocks_kernel": ("x",),
-    "filter_from_blocks_kernel": ("w",),
+    "image_to_s2d_kernel": ("x_s2d",),
+    "filters_to_s2d_kernel": ("w_s2d",),
+    "flipped_filters_s2d_kernel": ("flipped",),
+    "image_from_s2d_kernel": ("x",),
+    "filters_from_s2d_kernel": ("w",),
     "max_pool_forward_kernel": ("y", "winner"),
     "max_pool_backward_kernel": ("dx",),
     "lrn_forward_kernel": ("y", "scale"),
@@ -83,7 +89,8 @@ REWRITTEN: dict[str, dict[str, str]] = {
 KERNELS: dict[str, Any] = {
     value.__name__: value
     for module in (
-        *(activation, direct, tiled, tiled_gradients, tensor_core, tensor_gradients, blocks),
+        *(activation, direct, tiled, tiled_gradients, tensor_core, tensor_gradients),
+        space_to_depth,
         *(dropout, lrn, lrn_rows, max_pool, max_pool_rows, epilogue, precision),
         *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
     )
@@ -122,7 +129,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
     "tensor_tf32": ((2, 3, 5, 12),),
     "tensor_bf16": ((2, 3, 5, 12),),
-    "blocks": ((2, 6, 7, 5), (1, 2, 3, 1), (1, 5, 24, 14)),
+    "space_to_depth": ((2, 6, 7, 5), (1, 2, 3, 1), (1, 5, 24, 14)),
     "linear": ((3, 7), (1, 1), (130, 5)),
     "relu": ((2, 6, 7, 5), (1, 1), (1, 129)),
     "tanh": ((2, 6, 7, 5), (1, 1), (1, 129)),

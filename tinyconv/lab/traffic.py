@@ -43,9 +43,9 @@ What is assumed, and what cannot be seen
     - Sectors are what the warps ask of the L1 cache; how many it has to fetch from L2 and DRAM is
       not modelled. The *floor* is what must move whatever the caches do: every byte that is read
       before the kernel itself writes it, once, and every byte that is written, once.
-    - An atomic operation counts as one request, not as a read and a write; so does a `copy4`
-      (`layers/fast/conv/ptx.py`), with an element of 16 bytes. An asynchronous copy counts where it is
-      begun; `load_matrices` (`layers/fast/conv/mma.py`) as a read of 16 bytes by each lane.
+    - An atomic operation counts as one request, not as a read and a write; so does a `copy_vec4`
+      (`layers/fast/conv/ptx.py`), with an element of 16 bytes. An asynchronous copy counts where it
+      is begun; `ldmatrix_x4` (`layers/fast/conv/mma.py`) as a read of 16 bytes by each lane.
     - Local arrays are left out: the compiler keeps small ones in registers.
 """
 
@@ -99,7 +99,7 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
     accesses, arrays, sizes = accesses[begun], arrays[begun], sizes[begun]
     addresses, shared, atomic = addresses[begun], shared[begun], atomic[begun]
 
-    # Of the accesses of a `copy4` the first stands for all four, with four times the size.
+    # Of the accesses of a `copy_vec4` the first stands for all four, with four times the size.
     wide = np.array([place.wide for place in trace.places] or [False])[accesses["place"]]
     width = np.where(wide, 16 // sizes, 1)
     first_ones = firsts(accesses, width)

@@ -1,7 +1,7 @@
-"""Tensor cores: a warp multiplies small matrices, each lane with a few of their elements.
+"""Tensor-core instructions: a warp multiplies small matrices, of which each lane holds a fragment.
 
-A *fragment* is what one lane has of a matrix. Which lane has what is fixed by the instruction; lane
-l is drawn as two numbers, g = l // 4 and t = l % 4.
+A *fragment* is the part of a matrix that one lane holds. The instruction fixes which elements these
+are; lane l is written as two numbers, g = l // 4 and t = l % 4.
 
     mma_tf32(a, i, b, j, sums, k)       sums += a · b, (16, 8) += (16, 8) · (8, 8)
     mma_bf16(a, i, b, j, sums, k)       sums += a · b, (16, 8) += (16, 16) · (16, 8)
@@ -23,29 +23,29 @@ word is one TF32 number, whose lower 13 bits are ignored, or two bfloat16, the l
         sums    0, 1    g,      2t, 2t + 1          the same
                 2, 3    g + 8,  2t, 2t + 1
 
-    load_matrices(target, to, tiles, at)
-    load_matrices_across(target, to, tiles, at)
+    ldmatrix_x4(target, to, tiles, at)
+    ldmatrix_x4_trans(target, to, tiles, at)
 
 PTX ISA, "ldmatrix", .x4: four matrices of 8 rows of 16 bytes from shared memory `tiles` (uint32) to
-words target[to : to + 4] of a local array. Lane l says where row l % 8 of matrix l // 8 begins:
-`at`, a multiple of 4. Word m of the target is of matrix m:
+words target[to : to + 4] of a local array. Lane l passes where row l % 8 of matrix l // 8 begins:
+`at`, a multiple of 4. Word m of the target belongs to matrix m:
 
-        load_matrices           row g, word t: one TF32, or bfloat16 columns 2t and 2t + 1
-        load_matrices_across    bfloat16 rows 2t and 2t + 1 of column g: the matrix transposed
+        ldmatrix_x4             row g, word t: one TF32, or bfloat16 columns 2t and 2t + 1
+        ldmatrix_x4_trans       bfloat16 rows 2t and 2t + 1 of column g: the matrix transposed
 
-    round_tf32_word(words, i)           words[i], the bits of a float32, rounded to TF32
+    cvt_rna_tf32(words, i)              words[i], the bits of a float32, rounded to TF32
 
-("cvt.rna.tf32"), without which the tensor core cuts the lower bits off.
+("cvt.rna.tf32"); without it the tensor core truncates the lower bits.
 
-    operand(value, array)               `value`, a float32, as an element of `array` that needs no
-                                        rounding any more: TF32 in float32, or bfloat16 bits
+    operand(value, array)               `value`, a float32, rounded to an element of `array`:
+                                        TF32 in float32, or bfloat16 bits
 
-All 32 lanes come to these calls together, except to the last two. In the simulator each hands
-in its part and waits; when the last has come NumPy does the whole warp's work at once. The products
-are added up in float64 there and rounded once; a tensor core adds in an order and with roundings
-of its own, which NVIDIA does not describe.
+All 32 lanes execute these calls together, except the last two. In the simulator each lane passes
+its part and waits; with the last one NumPy does the work of the whole warp. There the products are
+added in float64 and rounded once; a tensor core adds in an order and with roundings of its own,
+which NVIDIA does not describe.
 
-This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
+This file bypasses `layers/device.py`: instructions are written with `numba.cuda.extending`.
 """
 
 import numpy as np
@@ -61,7 +61,7 @@ if SIMULATED:
     """g and t."""
 
     def _product(parts, a, b):
-        """Add a · b to the sums that the lanes handed in, in place."""
+        """Add a · b to the lanes' sums, in place."""
         sums = [part[2] for part in parts]
         # Of a lane's four sums, the first two are of row g, the others of row g + 8.
         c = np.concatenate(sums).reshape(*LANES, 2, 2).transpose(2, 0, 1, 3).reshape(16, 8)
@@ -78,11 +78,11 @@ if SIMULATED:
         _product(parts, a, b)
         return parts
 
-    def _wide(words):
+    def _from_bf16(words):
         return (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
     def _product_bf16(parts):
-        a, b = (_wide(np.concatenate([part[i] for part in parts])) for i in (0, 1))
+        a, b = (_from_bf16(np.concatenate([part[i] for part in parts])) for i in (0, 1))
         a, b = a.reshape(*LANES, 2, 2, 2), b.reshape(*LANES, 2, 2)
         a = a.transpose(3, 0, 2, 1, 4).reshape(16, 16)
         b = b.transpose(2, 1, 3, 0).reshape(16, 8)
@@ -100,7 +100,7 @@ if SIMULATED:
     def _fragments(rows):
         return list(np.concatenate(rows).reshape(4, 8, 4).transpose(1, 2, 0).reshape(32, 4))
 
-    def _fragments_across(rows):
+    def _fragments_trans(rows):
         halves = np.concatenate(rows).view(np.uint16).reshape(4, 4, 2, 8)
         words = np.ascontiguousarray(halves.transpose(3, 1, 0, 2)).view(np.uint32)
         return list(words.reshape(32, 4))
@@ -111,15 +111,15 @@ if SIMULATED:
         tiles.check_aligned(at, f"{call} from")
         return tiles.read(at, 4)
 
-    def load_matrices(target, to, tiles, at):
-        row = _row(tiles, at, "load_matrices")
-        target.write(to, running().collective("load_matrices", row, _fragments))
+    def ldmatrix_x4(target, to, tiles, at):
+        row = _row(tiles, at, "ldmatrix_x4")
+        target.write(to, running().collective("ldmatrix_x4", row, _fragments))
 
-    def load_matrices_across(target, to, tiles, at):
-        row = _row(tiles, at, "load_matrices_across")
-        target.write(to, running().collective("load_matrices_across", row, _fragments_across))
+    def ldmatrix_x4_trans(target, to, tiles, at):
+        row = _row(tiles, at, "ldmatrix_x4_trans")
+        target.write(to, running().collective("ldmatrix_x4_trans", row, _fragments_trans))
 
-    def round_tf32_word(words, i):
+    def cvt_rna_tf32(words, i):
         word = words.memory(i, 1)
         word[0] = tf32_bits(int(word[0]))
 
@@ -200,18 +200,18 @@ else:
         return signature, emit
 
     @intrinsic
-    def load_matrices(typingctx, target, to, tiles, at):
-        """Four 8 × 8 matrices of 16-bit elements, or 8 × 4 of 32 bits, by one warp."""
+    def ldmatrix_x4(typingctx, target, to, tiles, at):
+        """Load four 8 × 8 matrices of 16-bit elements, or 8 × 4 of 32 bits, by one warp."""
         return _load("", target, tiles)
 
     @intrinsic
-    def load_matrices_across(typingctx, target, to, tiles, at):
-        """Four 8 × 8 matrices of 16-bit elements, transposed, by one warp."""
+    def ldmatrix_x4_trans(typingctx, target, to, tiles, at):
+        """Load four 8 × 8 matrices of 16-bit elements, transposed, by one warp."""
         return _load(".trans", target, tiles)
 
     @intrinsic
-    def round_tf32_word(typingctx, words, i):
-        """The bits of a float32, rounded to TF32."""
+    def cvt_rna_tf32(typingctx, words, i):
+        """Round words[i], the bits of a float32, to TF32."""
 
         def emit(context, builder, signature, arguments):
             place = element_pointer(context, builder, signature, arguments, 0)
@@ -224,7 +224,7 @@ else:
 
     @intrinsic
     def operand(typingctx, value, array):
-        """A float32 as an element of `array`, TF32 or bfloat16 bits."""
+        """Round a float32 to an element of `array`, TF32 or bfloat16 bits."""
         bf16 = array.dtype == types.uint16
 
         def emit(context, builder, signature, arguments):

@@ -1,51 +1,52 @@
-"""What Numba's CUDA has no word for: moving 16 bytes by one instruction, now or in the background.
+"""PTX instructions that Numba does not expose: 128-bit copies, cp.async, stores in bfloat16.
 
-    copy4(target, to, source, at)       target[to : to + 4] = source[at : at + 4]
-    copy1(target, to, source, at)       target[to] = source[at]
+    copy_vec4(target, to, source, at)   target[to : to + 4] = source[at : at + 4]
+    copy_scalar(target, to, source, at) target[to] = source[at]
 
-A thread that copies four floats one by one gives four instructions, each of which asks for 32
-scattered words for its warp; as one access of 16 bytes it gives one, and the warp's 512 bytes are
-whole sectors. The compiler does not join them by itself, for it cannot know that they begin at a
-multiple of 16 bytes. `copy4` promises that: `to` and `at` are multiples of 4, in arrays that begin
-at multiples of 16 bytes (`is_aligned` asks an array; shared memory is made with `alignment=16`).
+A thread that copies four floats one by one executes four instructions, each of which requests 32
+scattered words for its warp. As one access of 16 bytes it is one instruction, and the warp's 512
+bytes are whole sectors. The compiler cannot join them, as it does not know that they begin at a
+multiple of 16 bytes. `copy_vec4` asserts that: `to` and `at` are multiples of 4, in arrays that
+begin at multiples of 16 bytes (`is_aligned` checks an array; shared memory is made with
+`alignment=16`).
 
-`copy1` needs no such promise. It is a plain assignment without Numba's question whether the index
-is negative, and counts from the end: in a loop of few instructions per load that question is most.
+`copy_scalar` needs no alignment. It is a plain assignment without Numba's negative-index check,
+which is most of the work in a loop of few instructions per load.
 
-    copy_async(target, to, source, at, inside)
-    commit_copies()
-    wait_copies(n)
+    cp_async(target, to, source, at, inside)
+    cp_async_commit_group()
+    cp_async_wait_group(n)
 
-`copy_async` (PTX ISA, "cp.async") begins a copy of 16 bytes from global memory to words `to` ..
-`to` + 3 of shared memory, past the registers, and does not wait: the thread goes on computing.
-Where not `inside`, 16 bytes of zeros are written and nothing is read. `commit_copies`
-("cp.async.commit_group") makes a group of the copies that this thread has begun since the last;
-`wait_copies` ("cp.async.wait_group") waits until at most its `n` newest groups, a literal, are
-still on their way. That is between a thread and its own copies: the others may read what has
-arrived only after a barrier. No copy may be on its way when the thread returns.
+`cp_async` (PTX ISA, "cp.async") starts a copy of 16 bytes from global memory to words `to` ..
+`to` + 3 of shared memory, past the registers, and does not wait for it. Where `inside` is false, 16
+bytes of zeros are written and nothing is read. `cp_async_commit_group` ("cp.async.commit_group")
+makes a group of the copies that this thread has started since the last group;
+`cp_async_wait_group` ("cp.async.wait_group") waits until at most its `n` newest groups, a literal,
+are pending. This orders a thread and its own copies: other threads may read the data only after a
+barrier. No copy may be pending when the thread returns.
 
-    store8(y, at, values, first)        y[at : at + 8] = values[first : first + 8]
-    store1(y, at, values, i)            y[at] = values[i]
+    store_vec8(y, at, values, first)    y[at : at + 8] = values[first : first + 8]
+    store_scalar(y, at, values, i)      y[at] = values[i]
 
-write float32 as elements of `y`: as they are, or rounded to bfloat16 (uint16, "cvt.rn.bf16x2").
+store float32 as elements of `y`: unchanged, or rounded to bfloat16 (uint16, "cvt.rn.bf16x2").
 
-    load8(values, first, x, at)         values[first : first + 8] = x[at : at + 8]
+    load_vec8(values, first, x, at)     values[first : first + 8] = x[at : at + 8]
 
-reads eight elements of float32, or of bfloat16, as float32.
+loads eight elements of float32, or of bfloat16, as float32.
 
-Arrays are flat. In copies both have elements of one type of 32 bits, in global, shared or local
-memory; `copy_async` moves bytes, of elements of any type. A local array whose indices are
-constants once the loops are unrolled is kept in registers, so that its side of a copy costs
-nothing. On a GPU indices are not checked. In the simulator they are: there the same names are
-plain assignments, checked and recorded like all others, and an asynchronous copy happens when it
-is waited for; until then its target is poisoned.
+Arrays are flat. Both sides of a copy have one element type of 32 bits, in global, shared or local
+memory; `cp_async` copies bytes, of elements of any type. A local array whose indices are constants
+once loops are unrolled is kept in registers, so its side of a copy is free. A GPU does not check
+indices. The simulator does: there these intrinsics are emulated by plain assignments, checked and
+recorded like all others, and an asynchronous copy happens when it is waited for; until then its
+target is poisoned.
 
     add_outer(rows, columns, sums)      sums[8 i + j] += rows[i] · columns[j]
 
-is here for its stand-in only: on a GPU it is 64 multiply-adds between registers; simulated one by
-one they would be nearly all the time that a test takes, so NumPy does them at once.
+is an intrinsic for the emulation only: on a GPU it is 64 multiply-adds between registers; simulated
+one by one they would be most of a test's time, so NumPy does them at once.
 
-This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
+This file bypasses `layers/device.py`: instructions are written with `numba.cuda.extending`.
 """
 
 import sys
@@ -66,7 +67,7 @@ def is_aligned(array):
 
 
 def add_outer_loops(rows, columns, sums):
-    """What `add_outer` is on a GPU, where the compiler unrolls both loops."""
+    """`add_outer` on a GPU, where the compiler unrolls both loops."""
     for i in range(8):
         row = rows[i]
         for j in range(8):
@@ -76,44 +77,44 @@ def add_outer_loops(rows, columns, sums):
 if SIMULATED:
     from layers.simulator import running
 
-    def _one_type(target, source):
+    def _check_types(target, source):
         if target.dtype != source.dtype:
             raise TypeError(
                 f"{source.name} of {source.dtype} to {target.name} of {target.dtype}: "
                 "a copy moves bits and converts nothing"
             )
 
-    def copy4(target, to, source, at):
-        _one_type(target, source)
-        target.check_aligned(to, "copy4 to")
-        source.check_aligned(at, "copy4 from")
+    def copy_vec4(target, to, source, at):
+        _check_types(target, source)
+        target.check_aligned(to, "copy_vec4 to")
+        source.check_aligned(at, "copy_vec4 from")
         target.write(to, source.read(at, 4))
 
-    def copy1(target, to, source, at):
-        _one_type(target, source)
+    def copy_scalar(target, to, source, at):
+        _check_types(target, source)
         target[to] = source[at]
 
-    def copy_async(target, to, source, at, inside):
+    def cp_async(target, to, source, at, inside):
         frame = sys._getframe(1)
         place = frame.f_code, frame.f_lasti
         running().copies.begin(target, to, source, at, inside, place)
 
-    def commit_copies():
+    def cp_async_commit_group():
         running().copies.commit()
 
-    def wait_copies(n):
+    def cp_async_wait_group(n):
         running().copies.wait(n)
 
-    def store8(y, at, values, first):
-        y.check_aligned(at, "store8 to")
+    def store_vec8(y, at, values, first):
+        y.check_aligned(at, "store_vec8 to")
         floats = values.read(first, 8)
         y.write(at, np.array([narrow(value, y) for value in floats], y.dtype))
 
-    def store1(y, at, values, i):
+    def store_scalar(y, at, values, i):
         y[at] = narrow(values[i], y)
 
-    def load8(values, first, x, at):
-        x.check_aligned(at, "load8 from")
+    def load_vec8(values, first, x, at):
+        x.check_aligned(at, "load_vec8 from")
         for i, element in enumerate(x.read(at, 8)):
             values[first + i] = widen(element)
 
@@ -130,22 +131,22 @@ else:
 
     WORD, FLOAT = ir.IntType(32), ir.FloatType()
     GLOBAL, SHARED = 1, 3
-    """LLVM's numbers of address spaces."""
+    """LLVM's address spaces."""
 
     def element_pointer(context, builder, signature, arguments, number):
-        """Where element `arguments[number + 1]` of the array `arguments[number]` lies."""
+        """A pointer to element `arguments[number + 1]` of the array `arguments[number]`."""
         array = make_array(signature.args[number])(context, builder, arguments[number])
         return builder.gep(array.data, [arguments[number + 1]])
 
     def in_space(builder, pointer, space):
-        """A pointer of any space as one of `space`, in which it must lie."""
+        """A generic pointer as one of address space `space`, to which it must point."""
         return builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, space))
 
     def instruction(builder, text, results, operands, constraints, memory=True, warp=False):
-        """One PTX instruction, in LLVM's form.
+        """One PTX instruction as LLVM inline assembly.
 
-        results: the type of its result, or a list of them for a structure. memory: it stays where
-        it is among the accesses to memory. warp: all lanes come to it together.
+        results: the type of its result, or a list of them for a structure. memory: it is not moved
+        across accesses to memory. warp: all lanes execute it together.
         """
         returned = ir.LiteralStructType(results) if isinstance(results, list) else results
         kinds = ir.FunctionType(returned, [operand.type for operand in operands])
@@ -156,7 +157,7 @@ else:
         return builder.call(code, operands, attrs=attributes)
 
     def _copy(count, target, source):
-        """The signature, and the function that writes LLVM's code, of a copy of `count` words."""
+        """The signature of a copy of `count` words, and the function that emits its LLVM code."""
         if target.dtype != source.dtype:
             raise TypingError(f"a copy of {source.dtype} to {target.dtype} converts nothing")
         signature = types.void(target, types.int64, source, types.int64)
@@ -177,18 +178,18 @@ else:
         return signature, emit
 
     @intrinsic
-    def copy4(typingctx, target, to, source, at):
-        """Four words by one instruction; `to` and `at` are multiples of 4."""
+    def copy_vec4(typingctx, target, to, source, at):
+        """Copy four words by one instruction; `to` and `at` are multiples of 4."""
         return _copy(4, target, source)
 
     @intrinsic
-    def copy1(typingctx, target, to, source, at):
-        """One word; no index counts from the end."""
+    def copy_scalar(typingctx, target, to, source, at):
+        """Copy one word; no index is negative."""
         return _copy(1, target, source)
 
     @intrinsic
-    def copy_async(typingctx, target, to, source, at, inside):
-        """16 bytes from global to shared memory in the background; zeros where not `inside`."""
+    def cp_async(typingctx, target, to, source, at, inside):
+        """Start to copy 16 bytes from global to shared memory; zeros where not `inside`."""
         signature = types.void(target, types.int64, source, types.int64, types.boolean)
 
         def emit(context, builder, signature, arguments):
@@ -205,8 +206,8 @@ else:
 
         return signature, emit
 
-    def _alone(text):
-        """What writes the code of an instruction without operands."""
+    def _no_operands(text):
+        """The function that emits an instruction without operands."""
 
         def emit(context, builder, signature, arguments):
             instruction(builder, text, ir.VoidType(), [], "")
@@ -215,16 +216,16 @@ else:
         return emit
 
     @intrinsic
-    def commit_copies(typingctx):
-        """Make a group of the copies begun since the last group."""
-        return types.void(), _alone("cp.async.commit_group;")
+    def cp_async_commit_group(typingctx):
+        """Make a group of the copies started since the last group."""
+        return types.void(), _no_operands("cp.async.commit_group;")
 
     @intrinsic
-    def wait_copies(typingctx, n):
-        """Wait until at most the `n` newest groups are on their way; `n` is a literal."""
+    def cp_async_wait_group(typingctx, n):
+        """Wait until at most the `n` newest groups are pending; `n` is a literal."""
         if not isinstance(n, types.IntegerLiteral):
-            raise TypingError("wait_copies(n): n must be a literal number")
-        return types.void(n), _alone(f"cp.async.wait_group {n.literal_value};")
+            raise TypingError("cp_async_wait_group(n): n must be a literal number")
+        return types.void(n), _no_operands(f"cp.async.wait_group {n.literal_value};")
 
     def _values(context, builder, signature, arguments, count):
         """`count` elements of the array of argument 2, from that of argument 3 on."""
@@ -242,8 +243,8 @@ else:
         return vector
 
     @intrinsic
-    def store8(typingctx, y, at, values, first):
-        """Eight float32 as elements of `y`, 16 bytes at a time; `at` is a multiple of 8."""
+    def store_vec8(typingctx, y, at, values, first):
+        """Store eight float32 as elements of `y`, 16 bytes at a time; `at` is a multiple of 8."""
         signature = types.void(y, types.int64, values, types.int64)
 
         def emit(context, builder, signature, arguments):
@@ -261,8 +262,8 @@ else:
         return signature, emit
 
     @intrinsic
-    def store1(typingctx, y, at, values, i):
-        """One float32 as an element of `y`."""
+    def store_scalar(typingctx, y, at, values, i):
+        """Store one float32 as an element of `y`."""
         signature = types.void(y, types.int64, values, types.int64)
 
         def emit(context, builder, signature, arguments):
@@ -276,8 +277,8 @@ else:
         return signature, emit
 
     @intrinsic
-    def load8(typingctx, values, first, x, at):
-        """Eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
+    def load_vec8(typingctx, values, first, x, at):
+        """Load eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
         signature = types.void(values, types.int64, x, types.int64)
 
         def emit(context, builder, signature, arguments):

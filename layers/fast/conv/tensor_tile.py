@@ -1,41 +1,39 @@
-"""What the kernels of rung 3 share: sizes, where chunks lie in shared memory, a slice's product.
+"""What the tensor-core kernels share: sizes, the layout of shared memory, the product of a k-tile.
 
-A tensor core multiplies small matrices of TF32 or BF16 numbers and adds in float32. Counted in
-bytes both kinds are alike, so one kernel source does for both. Its unit is the *chunk*, 16 bytes:
-what `copy_async` moves and what `load_matrices` takes for a row. A chunk holds 4 TF32 numbers (a
-whole float32 each) or 8 BF16 numbers; one product of fragments takes two chunks of each row.
+Counted in bytes TF32 and BF16 are alike, so one kernel source serves both. The unit is the *chunk*
+of 16 bytes: one `cp_async`, one row of an `ldmatrix_x4` matrix. A chunk holds 4 TF32 numbers (whole
+float32) or 8 BF16 numbers; one mma takes two chunks of each row.
 
-A block multiplies two *slices* that lie in shared memory, while the next two are on their way:
-there are three stages, and all three fit the 48 KB that a kernel may have without asking for more.
+The pipeline has three stages: one k-tile is multiplied while the next two are loaded. All three fit
+into the 48 KB of shared memory that a kernel has without asking for more.
 
-Shared memory has 32 banks of one word; lanes of a warp that ask for different words of one bank
-wait for each other. Chunks of one column lie a whole number of rows apart, so that several of them
-would be in the same banks. The remedy is a *swizzle*: within its row a chunk is put elsewhere, at
-its number XOR something of the row's. Whoever reads knows the row, and so where to look. These
-functions are plain arithmetic: the kernels call them compiled, and a test calls them for every
-lane.
+Shared memory has 32 banks of one word; lanes of a warp that access different words of one bank are
+served one after the other. Chunks of one column are a whole number of rows apart, so several of
+them would share banks. Hence the *swizzle*: within its row, a chunk is stored at its number XOR a
+function of the row. The swizzles are plain arithmetic: kernels call them compiled, and a test calls
+them for every lane.
 """
 
 from numba import int32, uint32
 
 from layers.device import cuda
-from layers.fast.conv.mma import load_matrices, mma_bf16, mma_tf32, round_tf32_word
-from layers.fast.conv.tile import LARGEST, NOWHERE
+from layers.fast.conv.mma import cvt_rna_tf32, ldmatrix_x4, mma_bf16, mma_tf32
+from layers.fast.conv.tile import LARGEST
 
 CHUNK = 4
 """Words of 4 bytes in a chunk of 16."""
 
 ROW = 16
-"""Words in a row of a slice whose rows are the sum's terms: four chunks, two products."""
+"""Words in a row of forward's k-tiles: four chunks, two mma deep."""
 
 STAGES = 3
 
-WINDOWS = 128
-"""Rows of a block's tile of y."""
+BM = 128
+"""Rows of a block's tile of y, and columns of its tile of dw."""
 
 
-def per_chunk(array):
-    """Numbers of `array` in a chunk: 4 of float32, 8 of bfloat16 (uint16)."""
+def chunk_elements(array):
+    """Elements of `array` in a chunk: 4 of float32, 8 of bfloat16 (uint16)."""
     return 16 // array.dtype.itemsize
 
 
@@ -44,82 +42,63 @@ def per_chunk(array):
 # Each gives the word at which a chunk begins.
 
 
-def row_place(row, chunk):
-    """Slices of forward: [row][chunk], rows are windows or filters. Four chunks, of terms.
+def swizzle_row(row, chunk):
+    """k-tiles of forward: [row][chunk], rows are output pixels or filters, four chunks along K.
 
-    A row is half of the banks. `load_matrices` reads one chunk of eight rows that follow each
-    other, `copy_async` writes all four chunks of two.
+    A row covers half of the banks. `ldmatrix_x4` reads one chunk of eight consecutive rows,
+    `cp_async` writes all four chunks of two rows.
     """
     return row * ROW + (chunk ^ (row >> 1 & 3)) * CHUNK
 
 
-def term_place_tf32(term, chunk, words):
-    """Slices of dL/dw in TF32: [term][chunk], `words` in a row, a multiple of 32.
+def swizzle_k_tf32(k, chunk, words):
+    """k-tiles of dL/dw in TF32: [k][chunk], `words` in a row, a multiple of 32.
 
-    A fragment is read word by word: lane l has term l % 4 and number l // 4 of eight, which are two
-    chunks; an odd chunk follows an even one.
+    A fragment is read word by word: lane l reads row l % 4 and number l // 4 of eight, which are
+    two chunks, an even one and the next.
     """
-    return term * words + (chunk ^ (term & 3) << 1) * CHUNK
+    return k * words + (chunk ^ (k & 3) << 1) * CHUNK
 
 
-def term_place_bf16(term, chunk, words):
-    """The same in BF16. `load_matrices_across` reads one chunk of eight terms.
+def swizzle_k_bf16(k, chunk, words):
+    """The same in BF16. `ldmatrix_x4_trans` reads one chunk of eight rows.
 
-    The lowest bit of the term becomes the highest, for copies with four lanes to a row: eight lanes
-    are four chunks of two terms.
+    The lowest bit of k becomes the highest, for copies with four lanes to a row: eight lanes write
+    four chunks of two rows.
     """
-    return term * words + (chunk ^ ((term & 1) << 2 | term >> 1 & 3)) * CHUNK
+    return k * words + (chunk ^ ((k & 1) << 2 | k >> 1 & 3)) * CHUNK
 
 
-row_word = cuda.jit(device=True, inline="always")(row_place)
-term_word_tf32 = cuda.jit(device=True, inline="always")(term_place_tf32)
-term_word_bf16 = cuda.jit(device=True, inline="always")(term_place_bf16)
+row_word = cuda.jit(device=True, inline="always")(swizzle_row)
+k_word_tf32 = cuda.jit(device=True, inline="always")(swizzle_k_tf32)
+k_word_bf16 = cuda.jit(device=True, inline="always")(swizzle_k_bf16)
 
 
-# --- arithmetic of addresses
+# --- offsets
 
 
 @cuda.jit(device=True, inline="always")
 def quotient(a, b):
-    # Of two numbers that are not negative. In 64 bits a division takes some five times as long.
+    # a // b of two numbers that are not negative. In 64 bits a division takes some five times as
+    # long.
     return int32(uint32(a) // uint32(b))
 
 
 @cuda.jit(device=True, inline="always")
-def within(a, size):
-    # 0 <= a < size, by one comparison: without its sign a negative number is a large one.
-    return uint32(int32(a)) < uint32(size)
+def next_stage(offset, stage):
+    # The same offset in the next stage, of `stage` words; the first stage follows the last.
+    last = (STAGES - 1) * stage
+    return int32(offset + stage if offset < last else offset - last)
 
 
-@cuda.jit(device=True, inline="always")
-def next_term(r, s, c, ahead, run, runs, size):
-    # As `next_place` in tile.py; behind the last row of the window r is NOWHERE.
-    c = int32(c + ahead)
-    while c >= run:
-        c = int32(c - run)
-        s = int32(s + 1)
-        if s == runs:
-            s = int32(0)
-            r = int32(r + 1)
-            if r == size:
-                r = int32(NOWHERE)
-    return r, s, c
-
-
-@cuda.jit(device=True, inline="always")
-def next_stage(at, stage):
-    # The same place in the next stage of `stage` words, which is the first after the last.
-    return int32(at + stage if at < (STAGES - 1) * stage else at - (STAGES - 1) * stage)
-
-
-# --- the products of fragments
+# --- the product of fragments
 #
-# A warp has 64 rows of a and 32 of b, four fragments of each: sums[4 (4 i + j) ...] are the four of
+# A warp's tile is 64 × 32, four fragments of A by four of B: sums[4 (4 i + j) ...] are the four of
 # a thread for fragments i and j.
 
 
-def products(mma):
-    """The device function that multiplies each of four fragments with each of four, by `mma`."""
+def make_multiply_fragments(mma):
+    """The device function that multiplies each of four fragments by each of four, with `mma`."""
 
     @cuda.jit(device=True, inline="always")
     def multiply_row(a_words, i, b_words, sums):
@@ -128,8 +107,8 @@ def products(mma):
 
     @cuda.jit(device=True, inline="always")
     def multiply_fragments(a_words, b_words, sums):
-        # Four calls and no loop: the compiler for sm_120 would not unroll it, and sums with an
-        # index that is no constant lie in memory instead of registers.
+        # Four calls and no loop: the compiler for sm_120 would not unroll it, and sums whose index
+        # is not a constant are kept in memory instead of registers.
         multiply_row(a_words, 0, b_words, sums)
         multiply_row(a_words, 1, b_words, sums)
         multiply_row(a_words, 2, b_words, sums)
@@ -138,51 +117,52 @@ def products(mma):
     return multiply_fragments
 
 
-products_tf32, products_bf16 = products(mma_tf32), products(mma_bf16)
+multiply_fragments_tf32 = make_multiply_fragments(mma_tf32)
+multiply_fragments_bf16 = make_multiply_fragments(mma_bf16)
 
 
-# --- the product of two slices of forward
+# --- the product of a k-tile of forward
 #
-# `a` and `b` are where this lane's rows of fragment 0 begin. A multiple of 8 rows ahead is that
-# many words ahead; the second half of a row is the first, with a bit flipped.
+# `a` and `b` are where this lane's rows of fragment 0 begin. Rows that are a multiple of 8 apart
+# have the same swizzle; the second half of a row is the first with one bit flipped.
 
 
 @cuda.jit(device=True, inline="always")
-def load_half(tiles, a, b, a_words, b_words):
+def load_fragments(tiles, a, b, a_words, b_words):
     for i in range(4):
-        load_matrices(a_words, 4 * i, tiles, a + 16 * ROW * i)
+        ldmatrix_x4(a_words, 4 * i, tiles, a + 16 * ROW * i)
     for j in range(2):
-        load_matrices(b_words, 4 * j, tiles, b + 16 * ROW * j)
+        ldmatrix_x4(b_words, 4 * j, tiles, b + 16 * ROW * j)
 
 
 @cuda.jit(device=True, inline="always")
-def multiply_tf32(tiles, a, b, sums):
-    half_tf32(tiles, a, b, sums)
-    half_tf32(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+def multiply_k_tile_tf32(tiles, a, b, sums):
+    multiply_half_tf32(tiles, a, b, sums)
+    multiply_half_tf32(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
 
 
 @cuda.jit(device=True, inline="always")
-def half_tf32(tiles, a, b, sums):
+def multiply_half_tf32(tiles, a, b, sums):
     a_words = cuda.local.array(16, uint32)
     b_words = cuda.local.array(8, uint32)
-    load_half(tiles, a, b, a_words, b_words)
+    load_fragments(tiles, a, b, a_words, b_words)
     for i in range(16):  # filters are rounded already
-        round_tf32_word(a_words, i)
-    products_tf32(a_words, b_words, sums)
+        cvt_rna_tf32(a_words, i)
+    multiply_fragments_tf32(a_words, b_words, sums)
 
 
 @cuda.jit(device=True, inline="always")
-def multiply_bf16(tiles, a, b, sums):
-    half_bf16(tiles, a, b, sums)
-    half_bf16(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+def multiply_k_tile_bf16(tiles, a, b, sums):
+    multiply_half_bf16(tiles, a, b, sums)
+    multiply_half_bf16(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
 
 
 @cuda.jit(device=True, inline="always")
-def half_bf16(tiles, a, b, sums):
+def multiply_half_bf16(tiles, a, b, sums):
     a_words = cuda.local.array(16, uint32)
     b_words = cuda.local.array(8, uint32)
-    load_half(tiles, a, b, a_words, b_words)
-    products_bf16(a_words, b_words, sums)
+    load_fragments(tiles, a, b, a_words, b_words)
+    multiply_fragments_bf16(a_words, b_words, sums)
 
 
 # --- on the host

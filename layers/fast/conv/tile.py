@@ -1,112 +1,128 @@
-"""What the kernels of rung 2 share: the product of two slices, and what becomes of the sums.
+"""What the tiled kernels share: the product of two k-tiles, and what happens to the sums.
 
-A block of THREADS threads owns a tile of the result; a thread has 8 × 8 of its sums in registers,
-four squares of 4 × 4. `tiled.py` tells how such a kernel goes. The device functions here are
-written into each kernel by the compiler (`inline="always"`), so that what is constant there is
-constant here: `sums` and its like stay in registers only if every index is a constant in the end.
+A block of THREADS threads computes a BM × BN tile of the output, each thread a TM × TN tile of it,
+in registers. BM and BN are constants of the kernels (`tiled.py` describes them). All device
+functions are inlined (`inline="always"`): sums and operands stay in registers only if every index
+into them is a constant once loops are unrolled.
 """
 
-from numba import float32, int32
+from numba import float32, int32, uint32
 
 from layers.device import cuda
-from layers.fast.conv.ptx import add_outer, copy1, copy4, is_aligned
+from layers.fast.conv.ptx import add_outer, copy_scalar, copy_vec4, is_aligned
 
 THREADS = 128
-DEPTH = 8
-"""How many terms of each sum make a slice."""
 
-COPY = 2048
-"""Floats in shared memory from one copy of the slices to the other: a power of two, so that
-flipping a bit leads there and back."""
+BK = 8
+"""K values of a k-tile."""
 
-NOWHERE = -(1 << 30)
-"""An offset that no array has: nothing is to be read."""
+TM, TN = 8, 8
+"""Rows and columns of a thread's tile."""
+
+SUMS = TM * TN
+
+BUFFER_STRIDE = 2048
+"""Floats in shared memory from one buffer of k-tiles to the other: a power of two, so that buffers
+are swapped by flipping a bit of an offset."""
+
+OUTSIDE = -(1 << 30)
+"""A row of the image, or an offset, that is never inside."""
 
 LARGEST = 2_000_000_000
-"""Elements of an array: the kernels count them in 32 bits, which takes half the registers."""
+"""Elements of an array: offsets are computed in 32 bits, which takes half the registers."""
 
 
 @cuda.jit(device=True, inline="always")
-def add_product(tiles, a, b, rows, columns, sums):
-    # 8 × 8 sums of a thread, four 4 × 4 squares: its rows are a .. a + 3 and a + 16 .. a + 19, its
-    # columns b .. b + 3 and b + 32 .. b + 35. So the lanes of a warp, 4 × 8 of them, read 16
-    # neighbours of a row of a and 32 of b at a time: no two words in one bank.
-    copy4(rows, 0, tiles, a)
-    copy4(rows, 4, tiles, a + 16)
-    copy4(columns, 0, tiles, b)
-    copy4(columns, 4, tiles, b + 32)
-    add_outer(rows, columns, sums)
+def add_outer_product(tiles, a, b, a_regs, b_regs, sums):
+    # A thread's tile is four 4 × 4 squares: rows a .. a + 3 and a + 16 .. a + 19, columns b ..
+    # b + 3 and b + 32 .. b + 35. So a warp, 4 × 8 lanes, reads 16 consecutive words of A and 32 of
+    # B at a time: no bank conflicts.
+    copy_vec4(a_regs, 0, tiles, a)
+    copy_vec4(a_regs, 4, tiles, a + 16)
+    copy_vec4(b_regs, 0, tiles, b)
+    copy_vec4(b_regs, 4, tiles, b + 32)
+    add_outer(a_regs, b_regs, sums)
 
 
 @cuda.jit(device=True, inline="always")
-def multiply(tiles, a, a_step, b, b_step, sums):
-    # Written out, as the compiler would not unroll that far: the steps are then constants.
-    rows = cuda.local.array(8, float32)
-    columns = cuda.local.array(8, float32)
-    add_product(tiles, a, b, rows, columns, sums)
-    add_product(tiles, a + a_step, b + b_step, rows, columns, sums)
-    add_product(tiles, a + 2 * a_step, b + 2 * b_step, rows, columns, sums)
-    add_product(tiles, a + 3 * a_step, b + 3 * b_step, rows, columns, sums)
-    add_product(tiles, a + 4 * a_step, b + 4 * b_step, rows, columns, sums)
-    add_product(tiles, a + 5 * a_step, b + 5 * b_step, rows, columns, sums)
-    add_product(tiles, a + 6 * a_step, b + 6 * b_step, rows, columns, sums)
-    add_product(tiles, a + 7 * a_step, b + 7 * b_step, rows, columns, sums)
+def multiply_k_tile(tiles, a, a_stride, b, b_stride, sums):
+    # Unrolled by hand, because the compiler does not unroll that far; the strides are constants.
+    a_regs = cuda.local.array(TM, float32)
+    b_regs = cuda.local.array(TN, float32)
+    add_outer_product(tiles, a, b, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + a_stride, b + b_stride, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + 2 * a_stride, b + 2 * b_stride, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + 3 * a_stride, b + 3 * b_stride, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + 4 * a_stride, b + 4 * b_stride, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + 5 * a_stride, b + 5 * b_stride, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + 6 * a_stride, b + 6 * b_stride, a_regs, b_regs, sums)
+    add_outer_product(tiles, a + 7 * a_stride, b + 7 * b_stride, a_regs, b_regs, sums)
 
 
 @cuda.jit(device=True, inline="always")
-def next_place(r, s, c, ahead, run, runs):
-    # A window row is made of `runs` runs of `run` floats that are neighbours in x: with one group
-    # the whole row, S · C floats; else S of them, each the group's channels of one pixel.
-    c = int32(c + ahead)
+def within(a, size):
+    # 0 <= a < size in one comparison: as an unsigned number, a negative one is a large one.
+    return uint32(int32(a)) < uint32(size)
+
+
+@cuda.jit(device=True, inline="always")
+def advance_k(r, s, c, step, run, num_runs, size):
+    # `step` values further along K. A filter row is `num_runs` runs of `run` values that are
+    # contiguous in x: with one group a single run of S · C, otherwise S runs, each the group's
+    # channels of one pixel. After the last of `size` rows, r is OUTSIDE.
+    c = int32(c + step)
     while c >= run:
         c = int32(c - run)
         s = int32(s + 1)
-        if s == runs:
+        if s == num_runs:
             s = int32(0)
             r = int32(r + 1)
+            if r == size:
+                r = int32(OUTSIDE)
     return r, s, c
 
 
 @cuda.jit(device=True, inline="always")
 def add_bias(sums, b, column, columns, first):
-    bias = cuda.local.array(8, float32)
-    for j in range(8):
+    bias = cuda.local.array(TN, float32)
+    for j in range(TN):
         k = column + 32 * (j // 4) + j % 4
         bias[j] = b[first + k] if k < columns else float32(0)
-    for i in range(64):
-        sums[i] += bias[i % 8]
+    for i in range(SUMS):
+        sums[i] += bias[i % TN]
 
 
 @cuda.jit(device=True, inline="always")
 def relu(sums):
-    for i in range(64):
+    for i in range(SUMS):
         if sums[i] <= float32(0):  # not "> 0": a NaN stays one
             sums[i] = float32(0)
 
 
 @cuda.jit(device=True, inline="always")
-def write(sums, y, row, rows, row_stride, column, columns, first):
-    # The sums of a thread, as in `add_product`; rows and columns beyond the matrix are left out.
-    for i in range(8):
-        at = row + 16 * (i // 4) + i % 4
-        if at < rows:
+def store_tile(sums, y, row, rows, row_stride, column, columns, first):
+    # The four squares of `add_outer_product`; rows and columns beyond the output are left out.
+    for i in range(TM):
+        m = row + 16 * (i // 4) + i % 4
+        if m < rows:
             for half in range(2):
-                k = column + 32 * half
-                to = at * row_stride + first + k
+                n = column + 32 * half
+                offset = m * row_stride + first + n
                 if columns % 4 == 0:
-                    if k < columns:
-                        copy4(y, to, sums, 8 * i + 4 * half)
+                    if n < columns:
+                        copy_vec4(y, offset, sums, TN * i + 4 * half)
                 else:
                     for j in range(4):
-                        if k + j < columns:
-                            copy1(y, to + j, sums, 8 * i + 4 * half + j)
+                        if n + j < columns:
+                            copy_scalar(y, offset + j, sums, TN * i + 4 * half + j)
 
 
 # --- on the host
 
 
-def takes_wide(groups, channels, filters, *arrays):
-    """Whether the wide kernels fit: groups of four channels, which begin at 16 bytes."""
+def can_vectorize(groups, channels, filters, *arrays):
+    """Whether the vectorized kernels fit: a group's channels and filters are multiples of 4, and
+    the arrays begin at multiples of 16 bytes."""
     fours = channels // groups % 4 == 0 and filters // groups % 4 == 0
     return fours and all(map(is_aligned, arrays))
 

@@ -1,13 +1,15 @@
-"""Which tile a tensor-core kernel works with: a rule, and a table of exceptions that were measured.
+"""Which tile a tensor-core kernel uses: a rule, and a table of measured exceptions.
 
-A tile has 128 filters ("large") or 64 ("small"). With the large one a block reads less for each
-product; the small one wastes less where a layer has few filters, and makes more blocks where there
-are few. The rule knows no times. `tiles.json` does: for an architecture, and a layer as `layer_key`
-writes it, it may hold the tile that was fastest, and goes before the rule:
+Tiles are called BM x BN: 128 output pixels by 128 or 64 filters. In dL/dw the output is filters ×
+values of a filter, and its tile is the transpose: "128x64" is 64 filters by 128 values there. A
+128x128 block loads less for each product; 128x64 wastes less where a layer has few filters, and
+makes more blocks where there are few. The rule knows no times. `tiles.json` does: for an
+architecture, and a layer as `layer_key` writes it, it may name the tile that was fastest, which
+overrides the rule:
 
-    {"sm_90": {"bf16 forward 128x27x27x96 256x5x5x48 stride 1 before 2 groups 2": "small"}}
+    {"sm_90": {"bf16 forward 128x27x27x96 256x5x5x48 stride 1 before 2 groups 2": "128x64"}}
 
-`{}` is a table too: the rule alone.
+`{}` is a valid table: the rule alone.
 """
 
 import json
@@ -16,13 +18,13 @@ from pathlib import Path
 
 from layers.device import SIMULATED, cuda
 
-TILES = {"large": 128, "small": 64}
-"""Filters of a tile, by name."""
+TILES = {"128x128": 128, "128x64": 64}
+"""Filters of a tile, by its name."""
 
 PATH = Path(__file__).with_name("tiles.json")
 
 MULTIPROCESSORS = 132
-"""Of a GPU that cannot be asked: those of an H100."""
+"""Of an H100, where there is no GPU to ask."""
 
 
 def layer_key(direction, kind, x_shape, w_shape, stride, before, groups):
@@ -36,17 +38,17 @@ def layer_key(direction, kind, x_shape, w_shape, stride, before, groups):
 
 
 def read(path=PATH):
-    """The table in the file at `path`; ValueError, in one line, if it holds none."""
+    """The table in the file at `path`; ValueError, in one line, if it is not a table."""
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no table of tiles ({error}): write {{}} into it") from None
+        raise ValueError(f"{path} is not a table of tiles ({error}): write {{}} into it") from None
     sound = isinstance(table, dict) and all(isinstance(layers, dict) for layers in table.values())
     tiles = [tile for layers in table.values() for tile in layers.values()] if sound else [None]
     if any(tile not in tuple(TILES) for tile in tiles):
         raise ValueError(
-            f'{path} is no table of tiles: it maps architectures to layers and these to "large" or '
-            '"small"; make it {"sm_90": {"<layer>": "small"}}, or {}'
+            f"{path} is not a table of tiles: it maps architectures to layers and these to "
+            '"128x128" or "128x64"; make it {"sm_90": {"<layer>": "128x64"}}, or {}'
         )
     return table
 
@@ -66,15 +68,15 @@ def _gpu():
 
 
 def choose_tile(key, filters, blocks):
-    """ "large" or "small" for the computation `key`: as the table says, else by the rule.
+    """ "128x128" or "128x64" for the computation `key`: from the table, else by the rule.
 
-    filters: of a group; blocks: of a launch with large tiles. The rule is the large tile, unless
-    fewer places for filters stay empty in small ones, or a multiprocessor would be without a block.
+    filters: of a group; blocks: of a launch with 128x128 tiles. The rule is 128x128, unless 128x64
+    leaves fewer columns without a filter, or a multiprocessor would have no block.
     """
     architecture, multiprocessors = _gpu()
     measured = _table().get(architecture, {}).get(key)
     if measured is not None:
         return measured
-    empty = {name: -filters % size for name, size in TILES.items()}
+    unused = {name: -filters % bn for name, bn in TILES.items()}
     few = blocks < multiprocessors
-    return "small" if few or empty["small"] < empty["large"] else "large"
+    return "128x64" if few or unused["128x64"] < unused["128x128"] else "128x128"

@@ -7,11 +7,11 @@ from simulated import line_of, refusal
 
 from layers import simulator
 from layers.fast.conv.mma import (
-    load_matrices,
-    load_matrices_across,
+    cvt_rna_tf32,
+    ldmatrix_x4,
+    ldmatrix_x4_trans,
     mma_bf16,
     mma_tf32,
-    round_tf32_word,
 )
 from layers.simulator import running
 from tinyconv.lab.checks import check_trace
@@ -55,9 +55,9 @@ def in_both_branches(x):
     words = cuda.local.array(4, uint32)
     t = cuda.threadIdx.x
     if t < 16:
-        load_matrices(words, 0, tiles, 4 * t)  # lower
+        ldmatrix_x4(words, 0, tiles, 4 * t)  # lower
     else:
-        load_matrices(words, 0, tiles, 4 * t)  # upper
+        ldmatrix_x4(words, 0, tiles, 4 * t)  # upper
 
 
 def test_the_same_call_at_two_places_is_two():
@@ -143,7 +143,7 @@ def fragments_of_others(y, barrier):
         tiles[32 * i + t] = t
     if barrier:
         cuda.syncwarp()
-    load_matrices_across(words, 0, tiles, 4 * t)  # rows
+    ldmatrix_x4_trans(words, 0, tiles, 4 * t)  # rows
     y[t] = words[0]
 
 
@@ -166,9 +166,9 @@ def use(kind, at):
     words = cuda.local.array(4, uint32)
     sums = cuda.local.array(4, float32)
     if kind == 0:
-        load_matrices(words, 0, tiles, at)
+        ldmatrix_x4(words, 0, tiles, at)
     if kind == 1:
-        load_matrices_across(words, 0, tiles, at)
+        ldmatrix_x4_trans(words, 0, tiles, at)
     if kind == 2:
         mma_tf32(words, at, words, 0, sums, 0)
     if kind == 3:
@@ -176,18 +176,18 @@ def use(kind, at):
     if kind == 4:
         mma_tf32(words, 0, words, 0, sums, at)
     if kind == 5:
-        round_tf32_word(words, at)
+        cvt_rna_tf32(words, at)
     if kind == 6:
-        load_matrices(words, at, tiles, 0)
+        ldmatrix_x4(words, at, tiles, 0)
     if kind == 7:
-        load_matrices(words, 0, words, at)
+        ldmatrix_x4(words, 0, words, at)
 
 
 @pytest.mark.parametrize(
     ("kind", "at", "said"),
     [
-        (0, 2, "load_matrices from shared array of line"),
-        (1, 129, "load_matrices_across from shared array of line"),
+        (0, 2, "ldmatrix_x4 from shared array of line"),
+        (1, 129, "ldmatrix_x4_trans from shared array of line"),
         (0, 132, "132:136"),
         (1, -4, "-4:0"),
         (2, 1, "1:5"),

@@ -7,13 +7,13 @@ from simulated import line_of, refusal
 
 from layers import simulator
 from layers.fast.conv.ptx import (
-    commit_copies,
-    copy1,
-    copy4,
-    copy_async,
-    store1,
-    store8,
-    wait_copies,
+    copy_scalar,
+    copy_vec4,
+    cp_async,
+    cp_async_commit_group,
+    cp_async_wait_group,
+    store_scalar,
+    store_vec8,
 )
 from tinyconv.lab.checks import check_trace
 from tinyconv.lab.steps import Launch
@@ -25,16 +25,16 @@ POISON = 0xFFFFFFFF
 def three_groups(x, y, newest):
     # Two copies, one, and none: what has arrived when `newest` groups may still be on their way.
     tile = cuda.shared.array(12, uint32)
-    copy_async(tile, 0, x, 0, True)
-    copy_async(tile, 4, x, 4, True)
-    commit_copies()
-    copy_async(tile, 8, x, 8, True)
-    commit_copies()
-    commit_copies()
-    wait_copies(newest)
+    cp_async(tile, 0, x, 0, True)
+    cp_async(tile, 4, x, 4, True)
+    cp_async_commit_group()
+    cp_async(tile, 8, x, 8, True)
+    cp_async_commit_group()
+    cp_async_commit_group()
+    cp_async_wait_group(newest)
     for i in range(12):
         y[i] = tile[i]
-    wait_copies(0)
+    cp_async_wait_group(0)
 
 
 @pytest.mark.parametrize(("newest", "arrived"), [(3, 0), (2, 8), (1, 12), (0, 12), (9, 0)])
@@ -49,14 +49,14 @@ def test_groups_arrive_in_order_and_late(newest, arrived):
 def without(y, x, waiting):
     tile = cuda.shared.array(128, float32)
     t = cuda.threadIdx.x
-    copy_async(tile, 4 * t, x, 4 * t, True)
-    commit_copies()
+    cp_async(tile, 4 * t, x, 4 * t, True)
+    cp_async_commit_group()
     if waiting:
-        wait_copies(0)
+        cp_async_wait_group(0)
     cuda.syncthreads()
     y[t] = tile[4 * (31 - t)]
     cuda.syncthreads()
-    wait_copies(0)
+    cp_async_wait_group(0)
 
 
 def test_a_missing_wait_shows_in_the_result():
@@ -70,11 +70,11 @@ def test_a_missing_wait_shows_in_the_result():
 @cuda.jit
 def no_commit(x, y):
     tile = cuda.shared.array(4, uint32)
-    copy_async(tile, 0, x, 0, True)
-    wait_copies(0)
+    cp_async(tile, 0, x, 0, True)
+    cp_async_wait_group(0)
     y[0] = tile[3]
-    commit_copies()
-    wait_copies(0)
+    cp_async_commit_group()
+    cp_async_wait_group(0)
     y[1] = tile[3]
 
 
@@ -87,10 +87,10 @@ def test_a_copy_that_is_in_no_group_is_not_waited_for():
 @cuda.jit
 def source_changes(x, y):
     tile = cuda.shared.array(4, uint32)
-    copy_async(tile, 0, x, 0, True)
-    commit_copies()
+    cp_async(tile, 0, x, 0, True)
+    cp_async_commit_group()
     x[1] = 9
-    wait_copies(0)
+    cp_async_wait_group(0)
     y[0] = tile[1]
 
 
@@ -103,9 +103,9 @@ def test_the_source_is_read_no_earlier_than_it_may_be():
 @cuda.jit
 def nothing_inside(x, y, at):
     tile = cuda.shared.array(8, uint32)
-    copy_async(tile, 4, x, at, False)
-    commit_copies()
-    wait_copies(0)
+    cp_async(tile, 4, x, at, False)
+    cp_async_commit_group()
+    cp_async_wait_group(0)
     for i in range(4):
         y[i] = tile[4 + i]
 
@@ -124,28 +124,28 @@ def test_where_nothing_is_inside_nothing_is_read(at):
 def leaves(x, commit, wait):
     tile = cuda.shared.array(64, uint32)
     t = cuda.threadIdx.x
-    copy_async(tile, 4 * t, x, 0, t > 2)
-    copy_async(tile, 32 + 4 * t, x, 0, t > 2)
+    cp_async(tile, 4 * t, x, 0, t > 2)
+    cp_async(tile, 32 + 4 * t, x, 0, t > 2)
     if commit:
-        commit_copies()
+        cp_async_commit_group()
     if wait:
-        wait_copies(1)
+        cp_async_wait_group(1)
 
 
 @pytest.mark.parametrize(("commit", "wait"), [(False, False), (True, False), (True, True)])
 def test_no_copy_may_be_left_on_its_way(commit, wait):
     text = refusal(leaves, 1, 8, np.zeros(4, np.uint32), commit, wait)
     assert "returned with 2 asynchronous copies on their way" in text
-    assert "thread (0, 0, 0)" in text and "wait_copies(0)" in text
-    assert f"from line {line_of(leaves, 'copy_async(tile, 4 * t')}: " in text
+    assert "thread (0, 0, 0)" in text and "cp_async_wait_group(0)" in text
+    assert f"from line {line_of(leaves, 'cp_async(tile, 4 * t')}: " in text
 
 
 def test_empty_groups_may_be_left():
     @cuda.jit
     def kernel(x):
-        commit_copies()
-        commit_copies()
-        wait_copies(1)
+        cp_async_commit_group()
+        cp_async_commit_group()
+        cp_async_wait_group(1)
         x[0] = 1
 
     x = np.zeros(1)
@@ -158,21 +158,21 @@ def use(x, y, kind, to, at):
     tile = cuda.shared.array(32, uint32)
     mine = cuda.local.array(32, float32)
     if kind == 0:
-        copy_async(tile, to, x, at, True)
+        cp_async(tile, to, x, at, True)
     if kind == 1:
-        copy_async(y, to, x, at, True)
+        cp_async(y, to, x, at, True)
     if kind == 2:
-        copy_async(tile, to, tile, at, True)
+        cp_async(tile, to, tile, at, True)
     if kind == 3:
-        store8(y, to, mine, at)
+        store_vec8(y, to, mine, at)
     if kind == 4:
-        copy4(tile, to, x, at)
+        copy_vec4(tile, to, x, at)
     if kind == 5:
-        copy1(tile, to, x, at)
+        copy_scalar(tile, to, x, at)
     if kind == 6:
-        copy4(y, to, x, at)
+        copy_vec4(y, to, x, at)
     if kind == 7:
-        store1(y, to, mine, at)
+        store_scalar(y, to, mine, at)
 
 
 FLOATS, HALVES = np.zeros(33, np.float32), np.zeros(33, np.uint16)
@@ -181,23 +181,23 @@ FLOATS, HALVES = np.zeros(33, np.float32), np.zeros(33, np.uint16)
 @pytest.mark.parametrize(
     ("x", "y", "kind", "to", "at", "said"),
     [
-        (FLOATS, FLOATS, 0, 2, 0, "copy_async to shared array of line"),
-        (FLOATS, FLOATS, 0, 0, 5, "copy_async from x[5]: not at a multiple of 16 bytes"),
-        (HALVES, FLOATS, 0, 0, 4, "copy_async from x[4]: not at a multiple of 16 bytes"),
-        (FLOATS[1:], FLOATS, 0, 0, 4, "copy_async from x[4]: not at a multiple of 16 bytes"),
+        (FLOATS, FLOATS, 0, 2, 0, "cp_async to shared array of line"),
+        (FLOATS, FLOATS, 0, 0, 5, "cp_async from x[5]: not at a multiple of 16 bytes"),
+        (HALVES, FLOATS, 0, 0, 4, "cp_async from x[4]: not at a multiple of 16 bytes"),
+        (FLOATS[1:], FLOATS, 0, 0, 4, "cp_async from x[4]: not at a multiple of 16 bytes"),
         (FLOATS, FLOATS, 0, 0, 32, "x[32:36]"),
         (HALVES, FLOATS, 0, 0, 32, "x[32:40]"),
         (FLOATS, FLOATS, 0, 0, -4, "x[-4:0]"),
         (FLOATS, FLOATS, 0, 32, 0, "[32:36]"),
         (FLOATS, FLOATS, 1, 0, 0, "y (global): it copies from global to shared memory"),
         (FLOATS, FLOATS, 2, 4, 0, "(shared) to shared array of line"),
-        (FLOATS, HALVES, 3, 4, 0, "store8 to y[4]: not at a multiple of 16 bytes"),
-        (FLOATS, FLOATS, 3, 2, 0, "store8 to y[2]: not at a multiple of 16 bytes"),
+        (FLOATS, HALVES, 3, 4, 0, "store_vec8 to y[4]: not at a multiple of 16 bytes"),
+        (FLOATS, FLOATS, 3, 2, 0, "store_vec8 to y[2]: not at a multiple of 16 bytes"),
         (FLOATS, FLOATS, 3, 32, 0, "y[32:40]"),
         (FLOATS, FLOATS, 3, 0, 28, "[28:36]"),
         (FLOATS, FLOATS, 4, 0, 0, "x of float32 to shared array of line"),
         (HALVES, FLOATS, 5, 0, 0, "x of uint16 to shared array of line"),
-        (FLOATS[2:], FLOATS, 6, 0, 0, "copy4 from x[0]: not at a multiple of 16 bytes"),
+        (FLOATS[2:], FLOATS, 6, 0, 0, "copy_vec4 from x[0]: not at a multiple of 16 bytes"),
         (FLOATS, FLOATS, 7, 33, 0, "y[33]"),
         (FLOATS, FLOATS, 7, 0, 32, "[32]"),
     ],
@@ -218,9 +218,9 @@ def pass_on(x, y, first, second):
     tile = cuda.shared.array(128, float32)
     t = cuda.threadIdx.x
     for turn in range(2):
-        copy_async(tile, 4 * t, x, 128 * turn + 4 * t, True)  # begins
-        commit_copies()
-        wait_copies(0)  # arrives
+        cp_async(tile, 4 * t, x, 128 * turn + 4 * t, True)  # begins
+        cp_async_commit_group()
+        cp_async_wait_group(0)  # arrives
         if first:
             cuda.syncthreads()
         y[32 * turn + t] = tile[4 * (31 - t)]  # reads
@@ -258,13 +258,13 @@ def begins_too_early(x, y):
     # The copy is waited for after the barrier, yet it may have happened before it.
     tile = cuda.shared.array(128, uint32)
     t = cuda.threadIdx.x
-    copy4(tile, 4 * t, x, 4 * t)
+    copy_vec4(tile, 4 * t, x, 4 * t)
     cuda.syncthreads()
     y[t] = tile[4 * (31 - t)]  # reads
-    copy_async(tile, 4 * t, x, 4 * t, True)  # begins
-    commit_copies()
+    cp_async(tile, 4 * t, x, 4 * t, True)  # begins
+    cp_async_commit_group()
     cuda.syncthreads()
-    wait_copies(0)
+    cp_async_wait_group(0)
 
 
 def test_a_copy_may_happen_long_before_it_is_waited_for():
@@ -319,8 +319,8 @@ def test_steps_of_a_picture_tell_every_access():
 def pass_on_halves(x, y, first, second):
     tile = cuda.shared.array(128, uint32)
     t = cuda.threadIdx.x
-    copy_async(tile, 4 * t, x, 8 * t, True)
-    commit_copies()
-    wait_copies(0)
+    cp_async(tile, 4 * t, x, 8 * t, True)
+    cp_async_commit_group()
+    cp_async_wait_group(0)
     cuda.syncthreads()
     y[t] = tile[4 * (31 - t)]

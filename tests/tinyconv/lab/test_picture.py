@@ -137,8 +137,8 @@ def test_no_access_is_lost_and_none_is_told_twice(name):
         )
         local = np.array([array.space == LOCAL for array in trace.arrays])
         assert told == np.count_nonzero(~local[trace.accesses["array"]])
-        # A lane asks for one element at a time (four in a copy4), and the steps of a warp are its
-        # own.
+        # A lane asks for one element at a time (four in a copy_vec4), and the steps of a warp are
+        # its own.
         for step in launch.block(0).steps:
             lanes = len({(r.warp, lane) for r in step.requests for lane in r.lanes})
             itemsize = launch.arrays[step.requests[0].array].itemsize

@@ -6,7 +6,7 @@ import numpy as np
 from numba import cuda, float32
 
 from layers import simulator
-from layers.fast.conv.ptx import copy4
+from layers.fast.conv.ptx import copy_vec4
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch
 
@@ -17,10 +17,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 def by_fours(x, y):
     tile = cuda.shared.array(2048, float32)
     i = cuda.threadIdx.x
-    copy4(tile, 1024 + 4 * (i ^ 1), x, 4 * i)
+    copy_vec4(tile, 1024 + 4 * (i ^ 1), x, 4 * i)
     cuda.syncthreads()
     for k in range(2):
-        copy4(y, 4 * i + 256 * k, tile, 1024 + 4 * i // 8 * 8)
+        copy_vec4(y, 4 * i + 256 * k, tile, 1024 + 4 * i // 8 * 8)
 
 
 def of_class(element, name):

@@ -196,9 +196,9 @@ def rows_at(kind):
 def test_which_lane_gets_what(kind, tensor_device):
     halves = np.arange(1024, dtype=np.uint16) + 7  # every 16 bits are unlike all others
     at = rows_at(kind)
-    got = load(tensor_device, "load_matrices", halves.view(np.uint32), at).view(np.uint16)
-    across = load(tensor_device, "load_matrices_across", halves.view(np.uint32), at)
-    across = across.view(np.uint16)
+    got = load(tensor_device, "ldmatrix_x4", halves.view(np.uint32), at).view(np.uint16)
+    transposed = load(tensor_device, "ldmatrix_x4_trans", halves.view(np.uint32), at)
+    transposed = transposed.view(np.uint16)
     for lane in range(LANES):
         g, t = lane // 4, lane % 4
         for matrix in range(4):
@@ -208,7 +208,7 @@ def test_which_lane_gets_what(kind, tensor_device):
                 assert got[lane, 2 * matrix + part] == wanted
                 row, column = 2 * t + part, g
                 wanted = halves[2 * at[8 * matrix + row] + column]
-                assert across[lane, 2 * matrix + part] == wanted
+                assert transposed[lane, 2 * matrix + part] == wanted
 
 
 def test_rows_of_a_matrix_that_lie_in_the_same_banks_queue():
@@ -222,14 +222,14 @@ def test_rows_of_a_matrix_that_lie_in_the_same_banks_queue():
     rows = {1: 4 * lane, 8: 32 * (lane % 8) + 4 * (lane // 8), 4: 16 * (lane % 8) + 4 * (lane // 8)}
     for ways, at in rows.items():
         with simulator.record() as traces:
-            load(Device("cuda:0"), "load_matrices", np.zeros(512, np.uint32), at)
+            load(Device("cuda:0"), "ldmatrix_x4", np.zeros(512, np.uint32), at)
         (line,) = (
             line for line in measure(traces[0]).lines if (line.op, line.space) == ("read", "shared")
         )
         assert (line.requests, line.conflict_ways, line.wavefronts) == (1, ways, 4 * ways)
 
 
-@pytest.mark.parametrize("name", ["load_matrices", "load_matrices_across"])
+@pytest.mark.parametrize("name", ["ldmatrix_x4", "ldmatrix_x4_trans"])
 def test_lanes_get_their_words_in_any_order_of_threads(name):
     if not SIMULATED or not simulator.installed:
         pytest.skip("the order of threads is the simulator's: set NUMBA_ENABLE_CUDASIM=1")

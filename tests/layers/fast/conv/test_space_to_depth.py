@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from layers.fast.bfloat16 import from_bits, round_bf16, round_tf32, to_bits
-from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv.space_to_depth import (
+    choose_side,
+    filters_from_s2d,
+    filters_to_s2d,
+    flipped_filters_s2d,
+    image_from_s2d,
+    image_to_s2d,
+    s2d_channels,
+    s2d_size,
+)
 from layers.layer import Buffers
 
 # image (N, H, W, C), filters, window, stride, side, padding before, groups
@@ -40,36 +49,36 @@ def buffer(cuda_device):
     return Buffers(cuda_device, np.float32)
 
 
-def image_blocks_of(x, shape, side, before, groups):
+def image_by_formula(x, shape, side, before, groups):
     """The formula, element by element."""
     right = np.zeros(shape, x.dtype)
-    mine, padded = x.shape[3] // groups, shape[3] // groups
-    for n, i, j, group, u, v, c in np.ndindex(*shape[:3], groups, side, side, mine):
+    channels_per_group, padded = x.shape[3] // groups, shape[3] // groups
+    for n, i, j, group, u, v, c in np.ndindex(*shape[:3], groups, side, side, channels_per_group):
         h, q = i * side + u - before, j * side + v - before
         if 0 <= h < x.shape[1] and 0 <= q < x.shape[2]:
-            place = group * padded + (u * side + v) * mine + c
-            right[n, i, j, place] = x[n, h, q, group * mine + c]
+            place = group * padded + (u * side + v) * channels_per_group + c
+            right[n, i, j, place] = x[n, h, q, group * channels_per_group + c]
     return right
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("title", CASES)
-def test_images_as_blocks_and_back(title, kind, cuda_device, buffer):
+def test_images_to_s2d_and_back(title, kind, cuda_device, buffer):
     shape, _, size, stride, side, before, groups = CASES[title]
     x = draw(shape, KINDS[kind])
     y_shape, on_device = outputs(CASES[title]), cuda_device.array(x)
-    made = blocks.image_blocks("x", on_device, y_shape, size, stride, side, before, groups, buffer)
+    made = image_to_s2d("x", on_device, y_shape, size, stride, side, before, groups, buffer)
     per = 4 if kind == "float32" else 8
-    across = -(-size // side)
-    rows, columns = ((side_ - 1) * stride // side + across for side_ in y_shape[1:3])
+    window = -(-size // side)
+    rows, columns = ((side_ - 1) * stride // side + window for side_ in y_shape[1:3])
     channels = -(-side * side * shape[3] // groups // per) * per * groups
     assert made.shape == (shape[0], rows, columns, channels)
     made_host = cuda_device.to_host(made)
-    np.testing.assert_array_equal(made_host, image_blocks_of(x, made.shape, side, before, groups))
+    np.testing.assert_array_equal(made_host, image_by_formula(x, made.shape, side, before, groups))
 
     back = cuda_device.empty(shape, KINDS[kind])
-    blocks.image_from_blocks(made, back, side, before, groups)
-    # What is not in the blocks lies beyond all of them.
+    image_from_s2d(made, back, side, before, groups)
+    # What is not in x_s2d lies beyond all of its squares.
     reached = [length * side - before for length in made.shape[1:3]]
     right = x.copy()
     right[:, max(0, reached[0]) :] = 0
@@ -78,23 +87,23 @@ def test_images_as_blocks_and_back(title, kind, cuda_device, buffer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_out_of_blocks_are_masked(kind, cuda_device, buffer):
+def test_images_from_s2d_are_masked(kind, cuda_device, buffer):
     shape, side = (1, 4, 3, 2), 2
     x = draw(shape, KINDS[kind])
-    made = blocks.image_blocks("x", cuda_device.array(x), (1, 1, 1, 1), 4, 2, side, 0, 1, buffer)
+    made = image_to_s2d("x", cuda_device.array(x), (1, 1, 1, 1), 4, 2, side, 0, 1, buffer)
     mask = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     mask[0, 0, 0, 0], mask[0, 1, 1, 1], mask[0, 3, 2, 0] = np.nan, 0, -0.0
     assert (mask < 0).any() and (mask > 0).any()
     right = np.where(mask <= 0, 0, x)  # what is not a number keeps its gradient
     on_device = cuda_device.array(mask if kind == "float32" else to_bits(mask))
     back = cuda_device.empty(shape, KINDS[kind])
-    blocks.image_from_blocks(made, back, side, 0, 1, on_device)
+    image_from_s2d(made, back, side, 0, 1, on_device)
     np.testing.assert_array_equal(cuda_device.to_host(back), right)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("title", CASES)
-def test_filters_as_blocks_turned_blocks_and_back(title, kind, cuda_device, buffer):
+def test_filters_to_s2d_flipped_and_back(title, kind, cuda_device, buffer):
     shape, filters, size, _, side, _, groups = CASES[title]
     channels, mine = shape[3] // groups, filters // groups
     w = np.random.default_rng(2).standard_normal((filters, size, size, channels))
@@ -102,11 +111,11 @@ def test_filters_as_blocks_turned_blocks_and_back(title, kind, cuda_device, buff
     like = np.empty(0, KINDS[kind])
     per = 4 if kind == "float32" else 8
     on_device = cuda_device.array(w)
-    made = blocks.filter_blocks(on_device, side, like, buffer)
-    turned = blocks.turned_blocks(on_device, side, groups, like, buffer)
+    made = filters_to_s2d(on_device, side, like, buffer)
+    flipped = flipped_filters_s2d(on_device, side, groups, like, buffer)
 
-    across, padded = -(-size // side), -(-side * side * channels // per) * per
-    right = np.zeros((filters, across, across, padded), np.float32)
+    window, padded = -(-size // side), -(-side * side * channels // per) * per
+    right = np.zeros((filters, window, window, padded), np.float32)
     for k, r, s, c in np.ndindex(w.shape):
         right[k, r // side, s // side, (r % side * side + s % side) * channels + c] = w[k, r, s, c]
     (round_bf16 if kind == "bfloat16" else round_tf32)(right, right)
@@ -117,20 +126,20 @@ def test_filters_as_blocks_turned_blocks_and_back(title, kind, cuda_device, buff
 
     np.testing.assert_array_equal(numbers(made), right)
     of_group = channels if side == 1 else padded
-    right_turned = np.zeros((groups * of_group, across, across, -(-mine // per) * per), np.float32)
-    for k, i, j, place in np.ndindex(filters, across, across, of_group):
-        to = k // mine * of_group + place, across - 1 - i, across - 1 - j, k % mine
-        right_turned[to] = right[k, i, j, place]
-    assert turned.shape == right_turned.shape
-    np.testing.assert_array_equal(numbers(turned), right_turned)
+    right_flipped = np.zeros((groups * of_group, window, window, -(-mine // per) * per), np.float32)
+    for k, i, j, place in np.ndindex(filters, window, window, of_group):
+        to = k // mine * of_group + place, window - 1 - i, window - 1 - j, k % mine
+        right_flipped[to] = right[k, i, j, place]
+    assert flipped.shape == right_flipped.shape
+    np.testing.assert_array_equal(numbers(flipped), right_flipped)
 
     if kind == "float32":
         back = cuda_device.empty(w.shape, np.float32)
-        blocks.filter_from_blocks(made, back, side)
+        filters_from_s2d(made, back, side)
         np.testing.assert_array_equal(cuda_device.to_host(back), round_tf32(w, w))
 
 
-# --- which blocks
+# --- which side
 
 
 @pytest.mark.parametrize(
@@ -145,9 +154,9 @@ def test_filters_as_blocks_turned_blocks_and_back(title, kind, cuda_device, buff
     ],
 )
 def test_the_side_with_the_fewest_terms(size, stride, channels, per, side, terms):
-    chosen = blocks.choose_side(size, stride, channels, per)
+    chosen = choose_side(size, stride, channels, per)
     assert chosen == side
-    count = blocks.in_blocks(size, chosen) ** 2 * blocks.block_channels(channels, chosen, per)
+    count = s2d_size(size, chosen) ** 2 * s2d_channels(channels, chosen, per)
     assert count == terms
 
 
@@ -155,4 +164,4 @@ def test_too_many_numbers_are_refused(monkeypatch, cuda_device, buffer):
     monkeypatch.setattr("layers.fast.conv.tensor_tile.LARGEST", 100)
     x = cuda_device.array(draw((1, 5, 5, 3), np.float32))
     with pytest.raises(ValueError, match=r"100 elements at most.*\(1, 5, 5, 8\)"):
-        blocks.image_blocks("x", x.astype(np.uint16), (1, 5, 5, 1), 1, 1, 1, 0, 1, buffer)
+        image_to_s2d("x", x.astype(np.uint16), (1, 5, 5, 1), 1, 1, 1, 0, 1, buffer)

@@ -1,7 +1,7 @@
 """No two lanes of a warp wait for each other at shared memory, by the functions that place chunks.
 
-Shared memory has 32 banks of a word. A request for 16 bytes a lane (`copy_async`, and a row of
-`load_matrices`) is served eight lanes at a time, one for a word a lane all at once: within each lot
+Shared memory has 32 banks of a word. A request for 16 bytes a lane (`cp_async`, and a row of
+`ldmatrix_x4`) is served eight lanes at a time, one for a word a lane all at once: within each lot
 every word has to be in a bank of its own.
 """
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from layers.fast.conv import tensor_tile
-from layers.fast.conv.tensor_tile import row_place, term_place_bf16, term_place_tf32
+from layers.fast.conv.tensor_tile import swizzle_k_bf16, swizzle_k_tf32, swizzle_row
 
 BANKS = 32
 LANES = np.arange(32)
@@ -44,19 +44,19 @@ def test_the_count_sees_a_conflict():
 @pytest.mark.parametrize("first_row", range(0, 256, 8))
 @pytest.mark.parametrize("chunk", range(4))
 def test_eight_rows_of_a_fragment(first_row, chunk):
-    assert conflicts(chunk_words(row_place(first_row + np.arange(8), chunk))) == 0
+    assert conflicts(chunk_words(swizzle_row(first_row + np.arange(8), chunk))) == 0
 
 
 @pytest.mark.parametrize("warp", range(8))
-def test_copies_of_a_slice_of_forward(warp):
+def test_copies_of_a_k_tile_of_forward(warp):
     t = 32 * warp + LANES
-    for words in eights(row_place(t // 4, t % 4)):
+    for words in eights(swizzle_row(t // 4, t % 4)):
         assert conflicts(words) == 0
 
 
 def test_rows_and_chunks_of_forward_have_places_of_their_own():
     rows, chunks = np.meshgrid(np.arange(256), np.arange(4))
-    starts = row_place(rows.ravel(), chunks.ravel())
+    starts = swizzle_row(rows.ravel(), chunks.ravel())
     assert sorted(starts) == list(range(0, 256 * tensor_tile.ROW, tensor_tile.CHUNK))
 
 
@@ -64,45 +64,45 @@ def test_rows_and_chunks_of_forward_have_places_of_their_own():
 
 
 @pytest.mark.parametrize("words", [64, 128])
-@pytest.mark.parametrize("first_term", range(0, 16, 4))
+@pytest.mark.parametrize("first_k", range(0, 16, 4))
 @pytest.mark.parametrize("column", [0, 8, 16, 56])
-def test_a_fragment_of_tf32_read_word_by_word(words, first_term, column):
-    term, at = first_term + LANES % 4, column + LANES // 4
-    assert conflicts(term_place_tf32(term, at // 4, words) + at % 4) == 0
+def test_a_fragment_of_tf32_read_word_by_word(words, first_k, column):
+    k, at = first_k + LANES % 4, column + LANES // 4
+    assert conflicts(swizzle_k_tf32(k, at // 4, words) + at % 4) == 0
 
 
 @pytest.mark.parametrize("words", [32, 64])
-@pytest.mark.parametrize("first_term", range(0, 32, 8))
+@pytest.mark.parametrize("first_k", range(0, 32, 8))
 @pytest.mark.parametrize("chunk", [0, 1, 6, 7])
-def test_eight_terms_of_a_fragment_of_bf16(words, first_term, chunk):
-    starts = term_place_bf16(first_term + np.arange(8), chunk, words)
+def test_eight_rows_of_k_of_a_fragment_of_bf16(words, first_k, chunk):
+    starts = swizzle_k_bf16(first_k + np.arange(8), chunk, words)
     assert conflicts(chunk_words(starts)) == 0
 
 
-COPIES = [  # place, terms of a slice, words of a row, threads
-    (term_place_tf32, 16, 128, 256),
-    (term_place_tf32, 16, 64, 256),
-    (term_place_tf32, 16, 128, 128),
-    (term_place_tf32, 16, 64, 128),
-    (term_place_bf16, 32, 64, 256),
-    (term_place_bf16, 32, 32, 256),
-    (term_place_bf16, 32, 64, 128),
-    (term_place_bf16, 32, 32, 128),
+COPIES = [  # swizzle, rows of a k-tile, words of a row, threads
+    (swizzle_k_tf32, 16, 128, 256),
+    (swizzle_k_tf32, 16, 64, 256),
+    (swizzle_k_tf32, 16, 128, 128),
+    (swizzle_k_tf32, 16, 64, 128),
+    (swizzle_k_bf16, 32, 64, 256),
+    (swizzle_k_bf16, 32, 32, 256),
+    (swizzle_k_bf16, 32, 64, 128),
+    (swizzle_k_bf16, 32, 32, 128),
 ]
 
 
-@pytest.mark.parametrize(("place", "terms", "words", "threads"), COPIES)
-def test_copies_of_a_slice_of_the_filter_gradient(place, terms, words, threads):
-    lanes_of_term = threads // terms
+@pytest.mark.parametrize(("swizzle", "bk", "words", "threads"), COPIES)
+def test_copies_of_a_k_tile_of_the_filter_gradient(swizzle, bk, words, threads):
+    lanes_of_row = threads // bk
     for t in np.arange(threads).reshape(-1, 32):
-        for first in range(0, words // tensor_tile.CHUNK, lanes_of_term):
-            starts = place(t // lanes_of_term, first + t % lanes_of_term, words)
+        for first in range(0, words // tensor_tile.CHUNK, lanes_of_row):
+            starts = swizzle(t // lanes_of_row, first + t % lanes_of_row, words)
             for chunks in eights(starts):
                 assert conflicts(chunks) == 0
 
 
-@pytest.mark.parametrize(("place", "terms", "words", "threads"), COPIES)
-def test_terms_and_chunks_have_places_of_their_own(place, terms, words, threads):
-    rows, chunks = np.meshgrid(np.arange(terms), np.arange(words // tensor_tile.CHUNK))
-    starts = place(rows.ravel(), chunks.ravel(), words)
-    assert sorted(starts) == list(range(0, terms * words, tensor_tile.CHUNK))
+@pytest.mark.parametrize(("swizzle", "bk", "words", "threads"), COPIES)
+def test_rows_of_k_and_chunks_have_places_of_their_own(swizzle, bk, words, threads):
+    rows, chunks = np.meshgrid(np.arange(bk), np.arange(words // tensor_tile.CHUNK))
+    starts = swizzle(rows.ravel(), chunks.ravel(), words)
+    assert sorted(starts) == list(range(0, bk * words, tensor_tile.CHUNK))

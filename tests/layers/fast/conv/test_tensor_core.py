@@ -1,4 +1,4 @@
-"""Rung 3 of convolution: every edge of a tile, in the simulator, with the tiles that a GPU gets.
+"""Tensor-core convolution: every edge of a tile, in the simulator, with the tiles that a GPU gets.
 
 The operands are rounded first, to TF32 or bfloat16, so that every product is exact in float64: what
 remains is the order of the additions, and the rounding of a bfloat16 result.
@@ -20,9 +20,9 @@ from tinyconv.lab.traffic import measure
 # image (N, H, W, C), filters, window, stride, padding, groups
 CASES = {
     "one chunk": ((1, 1, 1, 8), 8, 1, 1, 0, 1),
-    "slices that end inside a pixel": ((2, 4, 3, 24), 8, 2, 1, (1, 0), 1),
+    "k-tiles that end inside a pixel": ((2, 4, 3, 24), 8, 2, 1, (1, 0), 1),
     "several stages": ((1, 3, 4, 32), 16, 2, 1, 1, 1),
-    "windows beyond a tile": ((2, 9, 8, 8), 4, 1, 1, 0, 1),
+    "pixels beyond a tile": ((2, 9, 8, 8), 4, 1, 1, 0, 1),
     "filters beyond a tile": ((1, 3, 2, 8), 136, 1, 1, 0, 1),
     "stride 2, padding only before": ((2, 7, 6, 8), 12, 3, 2, (3, 0), 1),
     "two groups": ((1, 4, 3, 16), 24, 2, 1, (1, 0), 2),
@@ -134,7 +134,7 @@ def assert_right(mine, right, magnitude, kind):
 
 
 # The two kinds share their source; in BF16 chunks are larger, and so more of them are not whole.
-AS_BOTH = ("one chunk", "several", "slices", "two groups", "odd", "colours", "filters that fit")
+AS_BOTH = ("one chunk", "several", "k-tiles", "two groups", "odd", "colours", "filters that fit")
 BF16 = [title for title in CASES if title.startswith(AS_BOTH)]
 
 
@@ -144,23 +144,23 @@ BF16 = [title for title in CASES if title.startswith(AS_BOTH)]
 def test_forward_and_input_gradient_follow_the_formula(title, kind, cuda_device):
     problem = Problem(CASES[title], kind, cuda_device)
     y, dx, y_size, dx_size = problem.right()
-    assert_right(problem.forward(tile="small"), y, y_size, kind)
-    assert_right(problem.input_gradient(tile="small"), dx, dx_size, kind)
+    assert_right(problem.forward(tile="128x64"), y, y_size, kind)
+    assert_right(problem.input_gradient(tile="128x64"), dx, dx_size, kind)
 
 
 @pytest.mark.parametrize(
     ("title", "kind"),
     [
         ("several stages", "tf32"),
-        ("windows beyond a tile", "bf16"),
+        ("pixels beyond a tile", "bf16"),
         ("filters beyond a tile", "bf16"),
     ],
 )
-def test_the_large_tile_gives_the_bits_of_the_small_one(title, kind, cuda_device):
+def test_128x128_gives_the_bits_of_128x64(title, kind, cuda_device):
     problem = Problem(CASES[title], kind, cuda_device)
-    y = problem.forward(tile="large")
+    y = problem.forward(tile="128x128")
     assert_right(y, *problem.right()[::2], kind)
-    np.testing.assert_array_equal(y, problem.forward(tile="small"))
+    np.testing.assert_array_equal(y, problem.forward(tile="128x64"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -229,16 +229,19 @@ def launches_of(run):
 @pytest.mark.parametrize(
     ("kind", "channels", "filters", "stride", "forward", "backward"),
     [
-        ("tf32", 4, 4, 1, ["filter_blocks"], ["turned_blocks"]),
-        ("tf32", 6, 6, 1, ["image_blocks", "filter_blocks"], ["turned_blocks", "image_blocks"]),
-        ("bf16", 8, 12, 1, ["filter_blocks"], ["turned_blocks", "image_blocks"]),
-        ("bf16", 8, 8, 2, ["filter_blocks"], ["turned_blocks"]),
+        ("tf32", 4, 4, 1, ["filters_to_s2d"], ["flipped_filters_s2d"]),
+        (
+            *("tf32", 6, 6, 1, ["image_to_s2d", "filters_to_s2d"]),
+            ["flipped_filters_s2d", "image_to_s2d"],
+        ),
+        ("bf16", 8, 12, 1, ["filters_to_s2d"], ["flipped_filters_s2d", "image_to_s2d"]),
+        ("bf16", 8, 8, 2, ["filters_to_s2d"], ["flipped_filters_s2d"]),
     ],
 )
 def test_what_is_rearranged(kind, channels, filters, stride, forward, backward, cuda_device):
     problem = Problem(((1, 3, 3, channels), filters, 1, stride, 0, 1), kind, cuda_device)
-    product = f"tensor_forward_small_{kind}"
-    back = ["image_from_blocks"] if stride > 1 else []
+    product = f"tensor_forward_128x64_{kind}"
+    back = ["image_from_s2d"] if stride > 1 else []
     for run, names in (
         (problem.forward, [*forward, product]),
         (problem.input_gradient, [*backward, product, *back]),
@@ -261,7 +264,7 @@ def test_an_image_that_does_not_begin_at_16_bytes_is_copied(kind, cuda_device):
     problem.array = lambda values: moved(values) if values is problem.x else as_it_is(values)
     y, _, size, _ = problem.right()
     assert_right(problem.forward(), y, size, kind)
-    assert launches_of(problem.forward)[0] == "image_blocks_kernel"
+    assert launches_of(problem.forward)[0] == "image_to_s2d_kernel"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -298,12 +301,12 @@ def test_the_table_goes_before_the_rule(tmp_path, monkeypatch, cuda_device):
     problem = Problem(((1, 2, 2, 4), 4, 1, 1, 0, 1), "tf32", cuda_device)
     key = "tf32 forward 1x2x2x4 4x1x1x4 stride 1 before 0 groups 1"
     path = tmp_path / "tiles.json"
-    path.write_text(json.dumps({"sm_90": {key: "large"}, "sm_80": {}}))
+    path.write_text(json.dumps({"sm_90": {key: "128x128"}, "sm_80": {}}))
     table = tile_table.read(path)
-    assert launches_of(problem.forward)[-1] == "tensor_forward_small_tf32_kernel"
+    assert launches_of(problem.forward)[-1] == "tensor_forward_128x64_tf32_kernel"
     monkeypatch.setattr(tile_table, "_table", lambda: table)
     monkeypatch.setattr(tile_table, "_gpu", lambda: ("sm_80", 132))
-    assert launches_of(problem.forward)[-1] == "tensor_forward_small_tf32_kernel"
+    assert launches_of(problem.forward)[-1] == "tensor_forward_128x64_tf32_kernel"
     monkeypatch.setattr(tile_table, "_gpu", lambda: ("sm_90", 132))
-    assert launches_of(problem.forward)[-1] == "tensor_forward_large_tf32_kernel"
-    assert launches_of(problem.input_gradient)[-1] == "tensor_forward_small_tf32_kernel"
+    assert launches_of(problem.forward)[-1] == "tensor_forward_128x128_tf32_kernel"
+    assert launches_of(problem.input_gradient)[-1] == "tensor_forward_128x64_tf32_kernel"

@@ -19,7 +19,7 @@ if not simulator.installed:
     )
 
 KINDS = {"tf32": np.float32, "bf16": np.uint16}
-FILTERS = {"large": 128, "small": 64}
+FILTERS = {"128x128": 128, "128x64": 64}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -45,11 +45,11 @@ def lines(request, kind):
 
 def test_shared_memory_has_no_bank_conflicts(kind, lines):
     shared = [line for line in lines if line.space == "shared"]
-    assert len(shared) == 4  # fragments of dy and of a are read, slices of both written
+    assert len(shared) == 4  # fragments of dy and of a are read, k-tiles of both are written
     assert {line.conflict_ways for line in shared} == {1}
 
 
-def test_slices_are_copied_in_whole_sectors(lines):
+def test_k_tiles_are_copied_in_whole_sectors(lines):
     copied = {line.array: line for line in lines if line.array in ("x", "dy")}
     assert set(copied) == {"x", "dy"}
     for line in copied.values():
@@ -58,11 +58,11 @@ def test_slices_are_copied_in_whole_sectors(lines):
 
 
 def test_fragments_of_bf16_are_loaded_16_bytes_at_a_time(kind, lines):
-    wide = {line.place.wide for line in lines if line.space == "shared" and line.op == "read"}
-    assert wide == {kind == "bf16"}
+    vectorized = {line.place.wide for line in lines if line.space == "shared" and line.op == "read"}
+    assert vectorized == {kind == "bf16"}
 
 
 def test_where_a_tile_is_not_full_nothing_is_read_in_vain(kind):
-    read = {line.array: line.bytes for line in launch(kind, "small", 8, 16) if line.op == "read"}
+    read = {line.array: line.bytes for line in launch(kind, "128x64", 8, 16) if line.op == "read"}
     size = np.dtype(KINDS[kind]).itemsize
     assert (read["x"], read["dy"]) == (32 * 8 * size, 32 * 16 * size)

@@ -1,4 +1,4 @@
-"""Rung 3 of convolution, dL/dw: every edge of tiles, slices and parts, with the tiles of a GPU.
+"""Tensor-core convolution, dL/dw: every edge of tiles, k-tiles and splits, with the tiles of a GPU.
 
 Operands come with all the bits of float32 (TF32), or as bfloat16; the formula is given what they
 are rounded to, in float64, where all their products are exact. What remains are the roundings of
@@ -12,7 +12,7 @@ import pytest
 from layers import Conv2D, simulator
 from layers.fast.bfloat16 import from_bits, round_tf32, to_bits
 from layers.fast.conv import tiled_gradients
-from layers.fast.conv.tensor_core import takes
+from layers.fast.conv.tensor_core import has_whole_chunks
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.layer import Buffers
 from tinyconv.lab.checks import check_trace
@@ -21,8 +21,8 @@ from tinyconv.lab.checks import check_trace
 CASES = {
     "one product": ((1, 1, 1, 1), 1, 1, 1, 0, 1),
     "whole chunks, a window for each term": ((2, 4, 4, 8), 8, 1, 1, 0, 1),
-    "more images than one in a slice": ((7, 4, 3, 8), 8, 2, 1, 0, 1),
-    "a line longer than a slice": ((1, 3, 41, 8), 8, 3, 1, (1, 0), 1),
+    "more images than one in a k-tile": ((7, 4, 3, 8), 8, 2, 1, 0, 1),
+    "a line longer than a k-tile": ((1, 3, 41, 8), 8, 3, 1, (1, 0), 1),
     "a whole tile": ((1, 2, 4, 128), 128, 1, 1, 0, 1),
     "values of d beyond a tile": ((1, 4, 3, 16), 8, 3, 1, 1, 1),
     "filters beyond a tile": ((1, 3, 2, 8), 136, 1, 1, 0, 1),
@@ -98,48 +98,48 @@ def assert_right(dw, problem):
 @pytest.mark.parametrize("title", CASES)
 def test_it_follows_the_formula(title, kind, cuda_device):
     problem = Problem(CASES[title], kind, cuda_device)
-    assert_right(problem.run("small"), problem)
+    assert_right(problem.run("128x64"), problem)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("title", ["a whole tile", "colours, stride 4, padding only after"])
-def test_the_large_tile_gives_the_bits_of_the_small_one(title, kind, cuda_device):
+def test_128x128_gives_the_bits_of_128x64(title, kind, cuda_device):
     problem = Problem(CASES[title], kind, cuda_device)
-    dw = problem.run("large")
+    dw = problem.run("128x128")
     assert_right(dw, problem)
-    np.testing.assert_array_equal(dw, problem.run("small"))
+    np.testing.assert_array_equal(dw, problem.run("128x64"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_parts(kind, cuda_device, monkeypatch):
-    # 40 windows: parts of 32 and of 8, which begins in the middle of an image.
-    monkeypatch.setattr(tiled_gradients, "FEWEST_WINDOWS", 20)
+def test_several_splits(kind, cuda_device, monkeypatch):
+    # 40 output pixels: splits of 32 and of 8, which begins in the middle of an image.
+    monkeypatch.setattr(tiled_gradients, "MIN_SPLIT", 20)
     problem = Problem(((2, 5, 4, 8), 8, 1, 1, 0, 1), kind, cuda_device)
     names = {}
     memory, problem.memory = problem.memory, lambda *of: names.setdefault(of[0], memory(*of))
-    assert_right(problem.run("small"), problem)
-    assert names["parts of dw"].shape == (2, 64)
+    assert_right(problem.run("128x64"), problem)
+    assert names["partial sums of dw"].shape == (2, 64)
 
 
-@pytest.mark.parametrize("depth", [16, 32])
-@pytest.mark.parametrize(("windows", "tiles"), [(1, 1), (387_200, 4), (21_632, 54), (519, 2000)])
-def test_parts_have_whole_slices_and_none_is_empty(windows, tiles, depth):
-    parts, length = tiled_gradients.cut(windows, tiles, depth)
-    assert length % depth == 0
-    assert (parts - 1) * length < windows <= parts * length
-    assert parts == 1 or parts * tiles <= tiled_gradients.BLOCKS
+@pytest.mark.parametrize("bk", [16, 32])
+@pytest.mark.parametrize(("pixels", "tiles"), [(1, 1), (387_200, 4), (21_632, 54), (519, 2000)])
+def test_splits_have_whole_k_tiles_and_none_is_empty(pixels, tiles, bk):
+    splits, split_k = tiled_gradients.choose_split_k(pixels, tiles, bk)
+    assert split_k % bk == 0
+    assert (splits - 1) * split_k < pixels <= splits * split_k
+    assert splits == 1 or splits * tiles <= tiled_gradients.BLOCKS
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_threads_and_blocks_changes_no_bit(kind, cuda_device, monkeypatch):
-    monkeypatch.setattr(tiled_gradients, "FEWEST_WINDOWS", 16)
+    monkeypatch.setattr(tiled_gradients, "MIN_SPLIT", 16)
     problem = Problem(((3, 4, 3, 8), 8, 1, 1, 0, 1), kind, cuda_device)
-    dw = problem.run("small")
+    dw = problem.run("128x64")
     if simulator.installed:
         with simulator.shuffled(3):
-            np.testing.assert_array_equal(problem.run("small"), dw)
+            np.testing.assert_array_equal(problem.run("128x64"), dw)
     else:
-        np.testing.assert_array_equal(problem.run("small"), dw)
+        np.testing.assert_array_equal(problem.run("128x64"), dw)
 
 
 def test_tf32_is_rounded_to_nearest_and_away_from_zero_in_the_middle(cuda_device):
@@ -151,7 +151,7 @@ def test_tf32_is_rounded_to_nearest_and_away_from_zero_in_the_middle(cuda_device
     problem.x = cuda_device.array(x.reshape(1, 1, 1, 8).astype(np.float32))
     problem.dy = cuda_device.array(-x.reshape(1, 1, 1, 8).astype(np.float32))
     right = np.multiply.outer(-to, to).astype(np.float32)
-    np.testing.assert_array_equal(problem.run("small").reshape(8, 8), right)
+    np.testing.assert_array_equal(problem.run("128x64").reshape(8, 8), right)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +160,7 @@ def test_what_is_not_a_number_stays_with_its_filter(kind, cuda_device):
     # The NaN of a GPU: rounding it as if it were a number would carry into the sign.
     nan = 0x7FFF if kind == "bf16" else np.uint32(0x7FFFFFFF).view(np.float32)
     problem.dy[1, 2, 3, 5] = nan
-    dw = problem.run("small")
+    dw = problem.run("128x64")
     assert np.isnan(dw[5]).all()
     assert np.isfinite(np.delete(dw, 5, axis=0)).all()
 
@@ -168,15 +168,15 @@ def test_what_is_not_a_number_stays_with_its_filter(kind, cuda_device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_that_do_not_begin_at_16_bytes_are_moved_first(kind, cuda_device):
     problem = Problem(CASES["whole chunks, a window for each term"], kind, cuda_device)
-    dw = problem.run("small")
+    dw = problem.run("128x64")
     for name in ("x", "dy"):
         array = getattr(problem, name)
         room = cuda_device.empty((array.size + 8,), array.dtype)
         ways = (room[start : start + array.size].reshape(array.shape) for start in range(8))
-        moved = next(way for way in ways if not takes(way, 1))
+        moved = next(way for way in ways if not has_whole_chunks(way, 1))
         moved[...] = array
         setattr(problem, name, moved)
-    np.testing.assert_array_equal(problem.run("small"), dw)
+    np.testing.assert_array_equal(problem.run("128x64"), dw)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +185,7 @@ def test_every_partial_sum_is_written_once(kind, cuda_device):
         pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     problem = Problem(CASES["two groups, a tile ends in neither"], kind, cuda_device)
     with simulator.record() as traces:
-        problem.run("small")
+        problem.run("128x64")
     sums = next(trace for trace in traces if "partial" in {a.name for a in trace.arrays})
     assert check_trace(sums, ("partial",)) == []
 
@@ -206,7 +206,7 @@ def test_a_layer_rearranges_its_images_once_for_both_passes(precision, cuda_devi
             conv.forward(cuda_device.array(x))
             conv.backward(cuda_device.array(dy))
         names = [trace.kernel for trace in traces]
-        assert names.count("image_blocks_kernel") == 1
+        assert names.count("image_to_s2d_kernel") == 1
         alone = cuda_device.zeros(conv.weight.grad.shape, np.float32)
         tensor_filter_gradient(x, dy, alone, 2, 0, 1, Buffers(cuda_device, np.float32))
         np.testing.assert_array_equal(conv.weight.grad, alone)

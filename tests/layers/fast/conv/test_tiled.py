@@ -1,4 +1,4 @@
-"""Rung 2 of convolution: every edge of a tile, in the simulator, against the formula and rung 1.
+"""Tiled convolution: every edge of a tile, in the simulator, against formula and direct kernels.
 
 A block of these kernels always works on a whole tile, whatever the image: the shapes are as small
 as they can be and still end in the middle of something.
@@ -14,10 +14,10 @@ from layers.fast.conv import ptx, tile, tiled, tiled_gradients
 from tinyconv.lab.traffic import measure
 
 # image (N, H, W, C), filters, window, stride, padding, groups
-WIDE = {
-    "one slice, of which a half is missing": ((1, 3, 4, 4), 4, 1, 1, 0, 1),
-    "slices that end inside a pixel": ((2, 4, 3, 12), 8, 2, 1, (1, 0), 1),
-    "windows beyond a tile": ((2, 9, 8, 4), 4, 1, 1, 0, 1),
+VECTORIZED = {
+    "one k-tile, of which a half is missing": ((1, 3, 4, 4), 4, 1, 1, 0, 1),
+    "k-tiles that end inside a pixel": ((2, 4, 3, 12), 8, 2, 1, (1, 0), 1),
+    "pixels beyond a tile": ((2, 9, 8, 4), 4, 1, 1, 0, 1),
     "filters beyond a tile": ((1, 3, 2, 4), 68, 1, 1, 0, 1),
     "stride 2, padding only after": ((2, 6, 7, 8), 4, 3, 2, (0, 2), 1),
     "stride 2, padding only before": ((2, 7, 6, 4), 12, 3, 2, (3, 0), 1),
@@ -26,22 +26,22 @@ WIDE = {
     "windows that lie in the padding": ((1, 3, 4, 4), 4, 2, 1, (3, 2), 1),
     "values of d beyond a tile": ((1, 4, 3, 16), 4, 3, 1, 1, 1),
 }
-NARROW = {
+SCALAR = {
     "one number": ((1, 1, 1, 1), 1, 1, 1, 0, 1),
     "odd everything": ((2, 6, 7, 5), 3, 3, 1, (1, 0), 1),
     "colours, stride 4, padding only after": ((2, 8, 9, 3), 6, 5, 4, (0, 3), 1),
     "channels fit, filters do not": ((1, 4, 3, 8), 5, 2, 1, 1, 1),
     "filters fit, channels do not": ((1, 4, 3, 6), 8, 2, 2, 1, 1),
-    "windows beyond a tile": ((2, 9, 8, 1), 3, 1, 1, 0, 1),
+    "pixels beyond a tile": ((2, 9, 8, 1), 3, 1, 1, 0, 1),
     "filters beyond a tile": ((1, 3, 2, 2), 67, 1, 1, 0, 1),
     "a group for each channel": ((1, 4, 3, 3), 6, 2, 1, 1, 3),
     "two groups, stride 3": ((2, 7, 5, 6), 10, 3, 3, (2, 1), 2),
     "values of d beyond a tile": ((1, 4, 3, 15), 3, 3, 1, 1, 1),
-    "runs shorter than a slice": ((1, 3, 4, 1), 2, 2, 1, 0, 1),
+    "runs shorter than a k-tile": ((1, 3, 4, 1), 2, 2, 1, 0, 1),
 }
 CASES = {
-    **{f"wide: {title}": (True, case) for title, case in WIDE.items()},
-    **{f"narrow: {title}": (False, case) for title, case in NARROW.items()},
+    **{f"vectorized: {title}": (True, case) for title, case in VECTORIZED.items()},
+    **{f"scalar: {title}": (False, case) for title, case in SCALAR.items()},
 }
 
 
@@ -77,14 +77,14 @@ def launches_of(run):
 
 @pytest.mark.parametrize("title", CASES)
 def test_forward_and_all_gradients_follow_the_formula(title, cuda_device):
-    wide, case = CASES[title]
+    vectorized, case = CASES[title]
     layer, x, dy, right = make(case, cuda_device)
     y, dx = oracles.run(layer, x, dy)
     # Sums of at most a few hundred terms, in another order than the oracle's: see `rounding`.
     for mine, expected in zip((y, dx, *oracles.gradients(layer)), right, strict=True):
         oracles.assert_close(mine, expected, np.float32)
-    forward = tile.takes_wide(layer.groups, layer.in_channels, layer.out_channels, layer.x)
-    assert forward is wide
+    forward = tile.can_vectorize(layer.groups, layer.in_channels, layer.out_channels, layer.x)
+    assert forward is vectorized
 
 
 @pytest.mark.parametrize(("stride", "filters"), [(1, 4), (2, 4), (1, 3), (2, 3)])
@@ -93,9 +93,9 @@ def test_which_kernels_run(stride, filters, cuda_device):
     names, _ = launches_of(lambda: oracles.run(layer, x, dy))
     if names is None:
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
-    kind = "wide" if filters == 4 else "narrow"
+    kind = "vectorized" if filters == 4 else "scalar"
     forward = f"tiled_forward_{kind}_kernel"
-    input_gradient = ["turn_filters_kernel", forward]
+    input_gradient = ["flip_filters_kernel", forward]
     assert names == [
         forward,
         *(input_gradient if stride == 1 else ["conv_input_gradient_kernel"]),
@@ -105,7 +105,7 @@ def test_which_kernels_run(stride, filters, cuda_device):
     ]
 
 
-def test_it_agrees_with_rung_1(cuda_device):
+def test_it_agrees_with_the_direct_kernels(cuda_device):
     case = (1, 5, 4, 8), 8, 2, 1, (1, 0), 2
     layer, x, dy, _ = make(case, cuda_device)
     other, _, _, _ = make(case, cuda_device, "direct")
@@ -115,7 +115,7 @@ def test_it_agrees_with_rung_1(cuda_device):
         oracles.assert_close(one, two, np.float32)
 
 
-def test_arrays_that_do_not_begin_at_16_bytes_take_the_narrow_kernels(cuda_device):
+def test_arrays_that_do_not_begin_at_16_bytes_take_the_scalar_kernels(cuda_device):
     layer, x, dy, right = make(((1, 3, 4, 4), 4, 2, 1, 0, 1), cuda_device)
     memory = cuda_device.empty((x.size + 4,), np.float32)
     start = next(i for i in range(4) if not ptx.is_aligned(memory[i:]))
@@ -123,7 +123,7 @@ def test_arrays_that_do_not_begin_at_16_bytes_take_the_narrow_kernels(cuda_devic
     moved[...] = cuda_device.array(x)
     names, y = launches_of(lambda: cuda_device.to_host(layer.forward(moved)))
     oracles.assert_close(y, right[0], np.float32)
-    assert names in (None, ["tiled_forward_narrow_kernel"])
+    assert names in (None, ["tiled_forward_scalar_kernel"])
 
 
 @pytest.mark.parametrize("filters", [4, 3])
@@ -140,43 +140,40 @@ def test_relu_in_the_same_kernel_keeps_what_is_not_a_number(filters, cuda_device
     oracles.assert_close(y[there], np.maximum(right[there], 0), np.float32)
 
 
-def test_the_filter_gradient_of_several_parts(cuda_device, monkeypatch):
-    # 90 windows in 3 parts of 32, 32 and 26.
-    monkeypatch.setattr(tiled_gradients, "FEWEST_WINDOWS", 30)
-    assert tiled_gradients.cut(90, 1) == (3, 32)
+def test_the_filter_gradient_of_several_splits(cuda_device, monkeypatch):
+    # 90 output pixels in 3 splits of 32, 32 and 26.
+    monkeypatch.setattr(tiled_gradients, "MIN_SPLIT", 30)
+    assert tiled_gradients.choose_split_k(90, 1) == (3, 32)
     for filters in (4, 3):
         layer, x, dy, right = make(((2, 9, 5, 4), filters, 1, 1, 0, 1), cuda_device)
         oracles.run(layer, x, dy)
-        assert layer.buffer("parts of dw", (3, 4 * filters)).shape == (3, 4 * filters)
+        assert layer.buffer("partial sums of dw", (3, 4 * filters)).shape == (3, 4 * filters)
         oracles.assert_close(oracles.gradients(layer)[0], right[2], np.float32)
 
 
 @pytest.mark.parametrize(
-    ("windows", "tiles"), [(1, 1), (7, 3), (256, 1), (387_200, 6), (21_632, 108), (93_312, 5000)]
+    ("pixels", "tiles"), [(1, 1), (7, 3), (256, 1), (387_200, 6), (21_632, 108), (93_312, 5000)]
 )
-def test_parts_cover_all_windows_and_none_is_empty(windows, tiles):
-    parts, length = tiled_gradients.cut(windows, tiles)
-    assert length % tile.DEPTH == 0
-    assert (parts - 1) * length < windows <= parts * length
-    assert parts == 1 or parts * tiles <= tiled_gradients.BLOCKS
+def test_splits_cover_all_pixels_and_none_is_empty(pixels, tiles):
+    splits, split_k = tiled_gradients.choose_split_k(pixels, tiles)
+    assert split_k % tile.BK == 0
+    assert (splits - 1) * split_k < pixels <= splits * split_k
+    assert splits == 1 or splits * tiles <= tiled_gradients.BLOCKS
 
 
 def test_the_constants_fit_each_other():
-    for module, rows, columns in (
-        (tiled, tiled.WINDOWS, tiled.FILTERS),
-        (tiled_gradients, tiled_gradients.FILTERS, tiled_gradients.VALUES),
-    ):
-        assert rows * columns == tile.THREADS * 64
-        assert rows <= module.A_STRIDE
-        assert columns <= module.B_STRIDE
-        assert module.B_FIRST == tile.DEPTH * module.A_STRIDE
-        one = module.B_FIRST + tile.DEPTH * module.B_STRIDE
-        assert one <= tile.COPY
-        assert tile.COPY + one == module.TILES
+    for module in (tiled, tiled_gradients):
+        assert module.BM * module.BN == tile.THREADS * tile.TM * tile.TN
+        assert module.BM <= module.A_STRIDE
+        assert module.BN <= module.B_STRIDE
+        assert module.B_OFFSET == tile.BK * module.A_STRIDE
+        one = module.B_OFFSET + tile.BK * module.B_STRIDE
+        assert one <= tile.BUFFER_STRIDE
+        assert tile.BUFFER_STRIDE + one == module.TILES
 
 
 def test_two_runs_give_the_same_bits(cuda_device):
-    layer, x, dy, _ = make(WIDE["one slice, of which a half is missing"], cuda_device)
+    layer, x, dy, _ = make(VECTORIZED["one k-tile, of which a half is missing"], cuda_device)
     first = *oracles.run(layer, x, dy), *oracles.gradients(layer)
     second = *oracles.run(layer, x, dy), *oracles.gradients(layer)
     for one, two in zip(first, second, strict=True):
@@ -201,7 +198,7 @@ def test_shared_memory_has_no_bank_conflicts(filters):
         assert {line.conflict_ways for line in lines} == {1}
 
 
-def test_a_warp_fetches_whole_sectors():
+def test_a_warp_loads_whole_sectors():
     if not SIMULATED or not simulator.installed:
         pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     layer, x, _, _ = make(((2, 4, 8, 8), 8, 1, 1, 0, 1), Device("cuda:0"))
@@ -217,9 +214,9 @@ def test_a_warp_fetches_whole_sectors():
 # --- intrinsics
 
 
-def test_the_stand_in_of_the_products_does_what_the_loops_do():
+def test_the_emulated_outer_product_does_what_the_loops_do():
     if not SIMULATED:
-        pytest.skip("the stand-ins are for the simulator: set NUMBA_ENABLE_CUDASIM=1")
+        pytest.skip("intrinsics are emulated in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     rng = np.random.default_rng(0)
     rows, columns, sums = (rng.standard_normal(n).astype(np.float32) for n in (8, 8, 64))
     right = sums.copy()
@@ -235,14 +232,14 @@ def test_the_stand_in_of_the_products_does_what_the_loops_do():
 
 def test_a_copy_of_four_that_is_not_aligned_is_refused_by_the_simulator():
     if not SIMULATED:
-        pytest.skip("the stand-ins are for the simulator: set NUMBA_ENABLE_CUDASIM=1")
+        pytest.skip("intrinsics are emulated in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     from layers.simulator.arrays import KernelArray
 
     x, y = (KernelArray(np.zeros(8, np.float32), name) for name in "xy")
-    ptx.copy4(y, 4, x, 0)
+    ptx.copy_vec4(y, 4, x, 0)
     for to, at in ((1, 0), (0, 2)):
         with pytest.raises(ValueError, match="not at a multiple of 16 bytes"):
-            ptx.copy4(y, to, x, at)
+            ptx.copy_vec4(y, to, x, at)
 
 
 # --- what is refused

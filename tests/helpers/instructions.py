@@ -1,4 +1,4 @@
-"""Kernels around single instructions of `layers/fast/conv/ptx.py` and `mma.py`, and their machine code.
+"""Kernels around single instructions of `ptx.py` and `mma.py`, and their machine code.
 
 The tests launch them. Run as a script, with the simulator off, this compiles each for the
 architectures that have the instructions and prints as JSON what came out.

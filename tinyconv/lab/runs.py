@@ -24,8 +24,8 @@ from layers.fast.bfloat16 import to_bits
 from layers.fast.conv import space_to_depth as blocks
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
-from layers.fast.plan import plan
-from layers.fast.precision import BITS, round_into, scale
+from layers.fast.plan import plan, plan_loss
+from layers.fast.precision import BITS, round_into, widen_into
 from layers.layer import Buffers, Parameter
 from tinyconv.data.augment import Augment
 from tinyconv.sgd import SGD
@@ -56,7 +56,7 @@ def _step(layers: list[Layer], shape: tuple[int, ...]) -> Callable[[], None]:
         layer.to("cuda:0")
         for number, parameter in enumerate(layer.parameters()):
             parameter.value[...] = _random(parameter.value.shape, number)
-    (step,) = plan(layers)
+    (step,) = plan(layers, Device("cuda:0"))
     x = _random(shape, 9)
 
     def run() -> None:
@@ -66,8 +66,9 @@ def _step(layers: list[Layer], shape: tuple[int, ...]) -> Callable[[], None]:
     return run
 
 
-def _loss(shape: tuple[int, ...], fuse: bool = False) -> Callable[[], None]:
-    loss = SoftmaxCrossEntropy(fuse).to("cuda:0")
+def _loss(shape: tuple[int, ...], fast: bool = False) -> Callable[[], None]:
+    device = Device("cuda:0")
+    loss = plan_loss(device) if fast else SoftmaxCrossEntropy().to(device)
 
     def run() -> None:
         loss.forward(_random(shape), np.arange(shape[0]) % shape[1])
@@ -82,7 +83,7 @@ def _bfloat16(shape: tuple[int, ...]) -> Callable[[], None]:
 
     def run() -> None:
         round_into(device, "bf16", x, bits)
-        scale(device, bits, 0.5)
+        widen_into(bits, device.empty(shape, np.float32))
 
     return run
 
@@ -195,7 +196,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
             ),
         }
     elif name == "tiled":
-        layers = {
+        convolutions = {
             "Conv2D 2×2, padding (0, 1), 4 filters": Conv2D(
                 channels, 4, 2, padding=(0, 1), algorithm="tiled"
             ),
@@ -203,6 +204,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
                 channels, 3, 2, 2, 1, algorithm="tiled"
             ),
         }
+        return {title: _step([conv], shape) for title, conv in convolutions.items()}
     elif name == "max_pool":
         layers = {
             "MaxPool2D 3, stride 2": MaxPool2D(3, 2),
@@ -222,7 +224,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     elif name == "dropout":
         layers = {"Dropout 0.5": Dropout(0.5)}
     elif name == "softmax_rows":
-        return {name: _loss(shape, fuse=True)}
+        return {name: _loss(shape, fast=True)}
     elif name == "crop":
         return _crops(shape)
     else:

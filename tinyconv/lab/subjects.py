@@ -65,13 +65,13 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "sum_rows_kernel": ("partial",),
     "sum_parts_kernel": ("total",),
     "mean_kernel": ("mean",),
-    "bits_kernel": ("bits",),
-    "scale_kernel": (),
+    "to_bfloat16_kernel": ("bits",),
+    "from_bfloat16_kernel": ("x",),
     "sgd_kernel": (),
     "crop_kernel": ("x",),
 }
-"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v,
-scale_kernel x, and the bias kernels y: they read them before they write them."""
+"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v, and the
+bias kernels y: they read them before they write them."""
 
 REWRITTEN: dict[str, dict[str, str]] = {
     "softmax_forward_kernel": {

@@ -44,8 +44,8 @@ What is assumed, and what cannot be seen
       not modelled. The *floor* is what must move whatever the caches do: every byte that is read
       before the kernel itself writes it, once, and every byte that is written, once.
     - An atomic operation counts as one request, not as a read and a write; so does a `copy4`
-      (`layers/fast/conv/ptx.py`), with an element of 16 bytes. An asynchronous copy counts where it is
-      begun; `load_matrices` (`layers/fast/conv/mma.py`) as a read of 16 bytes by each lane.
+      (`layers/fast/conv/ptx.py`), with an element of 16 bytes. An asynchronous copy counts where
+      it begins; `load_matrices` (`layers/fast/conv/mma.py`) as a read of 16 bytes by each lane.
     - Local arrays are left out: the compiler keeps small ones in registers.
 """
 

@@ -50,7 +50,7 @@ class SimulatorIndexError(SimulatorError, IndexError):
 
 @dataclass(frozen=True)
 class BarrierWait:
-    """A barrier that cannot open, and who waits there."""
+    """A barrier that cannot open, and the threads that wait there."""
 
     call: str
     """"syncthreads()", "syncwarp(0x0000ffff)", ..."""

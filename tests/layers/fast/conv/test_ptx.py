@@ -69,7 +69,8 @@ def test_copies_cost_what_the_instruction_costs():
         x = np.ones(COUNT * LANES * 16 // dtype().itemsize, dtype)
         with simulator.record() as traces:
             stream(Device("cuda:0"), x, x.size)
-        lines = [line for line in measure(traces[0]).lines if "copy_async" in line.place.source]
+        measured = measure(traces[0]).lines
+        lines = [line for line in measured if "copy_async" in line.instruction.source]
         told = {(line.space, line.op): line for line in lines}
         read, write = told["global", "read"], told["shared", "write"]
         # In the last two turns the copies are of zeros.
@@ -79,7 +80,7 @@ def test_copies_cost_what_the_instruction_costs():
             *(COUNT + 2, 4 * (COUNT + 2), 1),
         )
         assert read.bytes == COUNT * 512 and write.bytes == (COUNT + 2) * 512
-        waits = [line for line in measure(traces[0]).lines if "wait_copies" in line.place.source]
+        waits = [line for line in measured if "wait_copies" in line.instruction.source]
         assert len(lines) == 2 and not waits
 
 
@@ -113,7 +114,7 @@ def test_a_warp_stores_whole_sectors(dtype):
 
     with simulator.record() as traces:
         store(Device("cuda:0"), np.ones(256, np.float32), dtype)
-    (line,) = (line for line in measure(traces[0]).lines if "store8" in line.place.source)
+    (line,) = (line for line in measure(traces[0]).lines if "store8" in line.instruction.source)
     # One request of 16 bytes a lane in bfloat16. In float32 two, each of every second 16 bytes:
     # half of each of 32 sectors.
     per = 16 // np.dtype(dtype).itemsize

@@ -162,6 +162,14 @@ def signatures(stored):
         ),
         "layers.conv.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.conv.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.fast.conv.shared_memory.shared_forward_kernel": (
+            *(array(4), array(4), array(1), array(4)),
+            *(*geometry, types.boolean),
+        ),
+        "layers.fast.conv.shared_memory.shared_input_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.fast.conv.shared_memory.shared_filter_gradient_kernel": (
+            *(*(array(4),) * 3, *geometry),
+        ),
         "layers.fast.reductions.sum_parts_kernel": (array(2), array(1)),
         "layers.fast.reductions.mean_kernel": (array(1), array(1)),
         "tinyconv.data.augment.crop_kernel": (

@@ -166,10 +166,13 @@ def signatures(stored):
             *(array(4), array(4), array(1), array(4)),
             *(*geometry, types.boolean),
         ),
-        "layers.fast.conv.shared_memory.shared_input_gradient_kernel": (*(array(4),) * 3, *geometry),
-        "layers.fast.conv.shared_memory.shared_filter_gradient_kernel": (
-            *(*(array(4),) * 3, *geometry),
-        ),
+        **{
+            f"layers.fast.conv.shared_memory.shared_{name}_gradient_kernel": (
+                *(array(4),) * 3,
+                *geometry,
+            )
+            for name in ("input", "filter")
+        },
         "layers.fast.reductions.sum_parts_kernel": (array(2), array(1)),
         "layers.fast.reductions.mean_kernel": (array(1), array(1)),
         "tinyconv.data.augment.crop_kernel": (

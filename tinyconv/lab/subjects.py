@@ -16,8 +16,8 @@ from layers.fast import lrn as lrn_rows
 from layers.fast import max_pool as max_pool_rows
 from layers.fast import precision, reductions
 from layers.fast import softmax as softmax_rows
-from layers.fast.conv import space_to_depth as blocks
 from layers.fast.conv import shared_memory, tensor_core, tensor_gradients, tiled, tiled_gradients
+from layers.fast.conv import space_to_depth as blocks
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.lab.runs import runs

@@ -23,13 +23,13 @@ threads computes a block tile of 16 × 16 outputs, and walks along K in k-tiles 
     wait       until all threads have multiplied, before the k-tile is overwritten
 
 Each number loaded from global memory serves 16 multiply-adds. That makes 512 / 4,096 = 1/8 load for
-each multiply-add, where the direct kernels need 2: sixteen times fewer. Two things stay as they
-were: each multiply-add reads 2 numbers, now from shared memory; and the multiply-adds wait for the
-loads. `tiled.py` removes both.
+each multiply-add, where the direct kernels need 2: sixteen times fewer. Two costs remain: each
+multiply-add still reads 2 numbers, now from shared memory, and all threads of a block wait while a
+k-tile is loaded. `tiled.py` keeps numbers in registers and loads the next k-tile in the meantime.
 
-Where a size is not a multiple of 16 the tile is filled up with zeros, which are multiplied like
-other numbers. Kernels work in the dtype of their arrays, float32 or float64. Each sum has its terms
-in the order of the direct kernel, so that both give the same bits.
+Where a size is not a multiple of 16 the tile is padded with zeros, which are multiplied like other
+numbers. The dtype is that of the arrays, float32 or float64. Each sum has its terms in the order of
+the direct kernel: for finite numbers both give the same bits, as a term that is 0 changes none.
 """
 
 from layers.device import cuda, grid_of
@@ -112,10 +112,10 @@ def shared_forward_kernel(x, w, b, y, stride, before, groups, relu):
 
 
 # A thread owns dx[n, h, column, c], c along tx. It gathers from the outputs whose window holds its
-# pixel, as in the direct kernel; for other outputs, and between strides, the term is 0. With a
-# stride most terms are: conv1 multiplies 16 times as many as the direct kernel, which skips them.
-# A k-tile is 16 filters of one weight (r, s). A warp reads 16 neighbouring filters of two outputs
-# of dy, and 16 neighbouring channels of two filters: coalesced.
+# pixel, as in the direct kernel. The direct kernel skips other outputs; here they are terms of 0,
+# with a stride of 2 three of four terms. A k-tile is 16 filters of one window position (r, s), so
+# that no index is divided in the innermost loop. A warp reads 16 neighbouring filters of two
+# outputs of dy, and 16 neighbouring channels of two filters: coalesced.
 
 
 @cuda.jit
@@ -163,11 +163,11 @@ def shared_input_gradient_kernel(dy, w, dx, stride, before, groups):
 
 
 # A thread owns dw[k, r, s, c]: k along ty, and (r, s, c) along tx as they are in memory. The sum
-# runs over all output pixels, 16 a k-tile. A warp reads 16 neighbouring filters of dy, and 16
-# neighbouring weights' pixels of x, at two outputs each: coalesced like the loads of the forward
-# pass. One block walks the whole sum, so that conv1 has 6 · 23 = 138 blocks of 24,200 k-tiles at
-# batch 128: too few blocks for a large GPU. `tiled_gradients.py` divides such sums among blocks
-# (split-K).
+# runs over all output pixels, 16 a k-tile. For each of two output pixels a warp reads 16
+# neighbouring filters of dy, and the 16 values of x that belong to neighbouring weights: coalesced
+# like the loads of the forward pass. No split-K: one block adds up the whole sum, and conv1 has
+# only 6 · 23 = 138 blocks, each with 24,200 k-tiles at batch 128. `tiled_gradients.py` divides such
+# sums among more blocks.
 
 
 @cuda.jit

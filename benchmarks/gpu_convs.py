@@ -15,7 +15,7 @@ from gpu_runner import Case, Job
 
 from layers import Conv2D
 
-RUNGS = {"direct": ["fp32"], "tiled": ["fp32"], "tensor": ["tf32", "bf16"]}
+RUNGS = {"direct": ["fp32"], "shared": ["fp32"], "tiled": ["fp32"], "tensor": ["tf32", "bf16"]}
 """On a GPU, from the readable to the fast, and the precisions that each is for."""
 
 RESULTS = "y", "dx", "dw", "db"

@@ -49,10 +49,11 @@ from gpu_tables import markdown  # noqa: E402
 from gpu_tune import architecture_of, tile_cases, tuned_table, with_tiles  # noqa: E402
 from machine import machine  # noqa: E402
 
-from layers import Device, DeviceError, random_bits  # noqa: E402
+from layers import Device, DeviceError  # noqa: E402
 from layers.fast.conv.tile_table import PATH  # noqa: E402
 from layers.fast.precision import settle  # noqa: E402
 from tinyconv import alexnet  # noqa: E402
+from tinyconv.data import random_arrays  # noqa: E402
 from tinyconv.gradient_cases import small_net  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,7 +61,7 @@ BATCHES = 128, 1024
 PACKAGES = "numba", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "numpy", "torch"
 
 
-drawn_once = functools.cache(random_bits.normal)
+drawn_once = functools.cache(random_arrays.normal)
 
 
 def full_net() -> Any:

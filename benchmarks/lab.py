@@ -1,10 +1,10 @@
-"""What it costs to check a kernel: a launch in the simulator, recorded, and checked.
+"""The cost of checking a kernel: a launch in the simulator, plain, recorded, and checked.
 
     python benchmarks/lab.py [--repeats 5]
 
 Prints a Markdown table: the median time of a plain launch, and how many times longer it takes
-when recorded, and when recorded and checked for everything but other orders (each of which is one
-more plain launch). The three take turns, so that a slow moment of the machine meets them all.
+when recorded, and when recorded and checked for everything but other orders (each of which costs
+one more plain launch). The three alternate, so that a slow moment of the machine affects all.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def local_sums(x, y):
 
 
 def launches():
-    """(what it is, kernel, grid, block, arguments, outputs) of each row."""
+    """(title, kernel, grid, block, arguments, outputs) of each row."""
     for title, kernel, grid, block, args in cases():
         names = kernel.py_func.__code__.co_varnames
         yield title, kernel, grid, block, args, (names[len(args) - 1],)

@@ -3,9 +3,9 @@
     python benchmarks/simulator.py [--repeats 3]
 
 Prints a Markdown table: the median time of a launch under each, and how many times faster ours
-is. As only one simulator can be in force in a process, each runs in one of its own, in turn, and
-their results must be equal before any time is printed. A second table has what only ours can run:
-what a warp does as one, and asynchronous copies, plain and recorded.
+is. A process can use only one simulator, so each runs in a process of its own, alternately; their
+results must be equal before any time is printed. A second table has what only ours can run:
+emulated intrinsics of a warp, and asynchronous copies, plain and recorded.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 N = 32768  # threads of a plain kernel
 SIZE = 64  # of the matrices
 TILE = 16  # a block is TILE by TILE threads
-WARPS, TURNS = 8, 50  # of the kernels of instructions
+WARPS, COUNT = 8, 50  # of the kernels with emulated intrinsics
 
 
 @cuda.jit
@@ -68,7 +68,7 @@ def tiled_product(a, b, c):
 
 
 def cases():
-    """(what it is, kernel, blocks, threads, arguments; the last of them is the result)."""
+    """(title, kernel, blocks, threads, arguments); the last argument is the result."""
     random = np.random.default_rng(0)
     x = random.random(N, np.float32)
     y = np.zeros_like(x)
@@ -112,7 +112,7 @@ def run(simulator: str) -> list:
 
 
 def instruction_cases() -> dict:
-    """Kernels that do one thing TURNS times in each of WARPS warps, by what it is."""
+    """By name, kernels that execute an intrinsic COUNT times in each of WARPS warps."""
     from numba import uint32
 
     from layers.fast.conv.mma import cvt_rna_tf32, ldmatrix_x4, mma_bf16, mma_tf32
@@ -126,7 +126,7 @@ def instruction_cases() -> dict:
             for i in range(4):
                 words[i] = 0
                 sums[i] = 0
-            for _ in range(TURNS):
+            for _ in range(COUNT):
                 mma(words, 0, words, 0, sums, 0)
 
         return kernel
@@ -137,20 +137,20 @@ def instruction_cases() -> dict:
         words = cuda.local.array(4, uint32)
         for i in range(4):
             tiles[4 * cuda.threadIdx.x + i] = 0
-        for _ in range(TURNS):
+        for _ in range(COUNT):
             ldmatrix_x4(words, 0, tiles, 4 * cuda.threadIdx.x)
 
     @cuda.jit
     def around(x):
         words = cuda.local.array(1, uint32)
         words[0] = 0
-        for _ in range(TURNS):
+        for _ in range(COUNT):
             cvt_rna_tf32(words, 0)
 
     @cuda.jit
     def copy(x):
         tiles = cuda.shared.array(32 * WARPS * 4, uint32)
-        for _ in range(TURNS):
+        for _ in range(COUNT):
             cp_async(tiles, 4 * cuda.threadIdx.x, x, 4 * cuda.threadIdx.x, True)
             cp_async_commit_group()
             cp_async_wait_group(0)
@@ -160,7 +160,7 @@ def instruction_cases() -> dict:
         "`mma_bf16`": product(mma_bf16),
         "`ldmatrix_x4`": load,
         "`cvt_rna_tf32`": around,
-        "`cp_async`, begun and waited for": copy,
+        "`cp_async`, with its wait": copy,
     }
 
 
@@ -177,9 +177,9 @@ def print_instructions(repeats: int) -> None:
         with simulator.record() if recorded else nullcontext():
             start = time.perf_counter()
             kernel[1, 32 * WARPS](x)
-            return (time.perf_counter() - start) * 1000 / (WARPS * TURNS)
+            return (time.perf_counter() - start) * 1000 / (WARPS * COUNT)
 
-    print("\n| by a warp, once | plain | recorded |\n|---|---:|---:|")
+    print("\n| one intrinsic, one warp | plain | recorded |\n|---|---:|---:|")
     for name, kernel in instruction_cases().items():
         plain, recorded = (
             median(milliseconds(kernel, recorded) for _ in range(repeats))
@@ -189,7 +189,7 @@ def print_instructions(repeats: int) -> None:
 
 
 def main() -> None:
-    """Measure both in turn, compare their results, print the tables."""
+    """Measure both, compare their results, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", choices=["ours", "stock"], help=argparse.SUPPRESS)

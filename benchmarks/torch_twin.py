@@ -18,7 +18,7 @@ from layers import (
     ReLU,
     Tanh,
 )
-from layers.random_bits import words
+from tinyconv.data.random_arrays import words
 
 
 def channels_first(array: np.ndarray) -> torch.Tensor:

@@ -23,7 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from layers import Device, DeviceError
-from layers.fast.precision import PRECISIONS, described, settle
+from layers.fast.plan import KERNELS
+from layers.fast.precision import PRECISIONS, described
 from tinyconv.data.folder import read_folder
 from tinyconv.data.photos import PhotoError
 from tinyconv.data.store import PhotoStore
@@ -46,6 +47,7 @@ from tinyconv.evaluate_report import (
 )
 from tinyconv.first_use import compilation_announced
 from tinyconv.sealed import replace_file
+from tinyconv.sequential import settle_tier
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,6 +68,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
     add("--precision", choices=PRECISIONS, default="auto", help="fp32, tf32 or bf16; auto "
         "(default): tf32 on a GPU that knows it, else fp32")  # fmt: skip
+    add("--kernels", choices=KERNELS, default="fast", help="fast (default), or simple: every layer "
+        "as its file in layers/ shows it")  # fmt: skip
     add("--batch-size", type=int, default=64, help="crops that go through a net at once (64)")
     options = parser.parse_args(arguments)
     if options.data is None and not options.predict:
@@ -170,14 +174,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
         raise ValueError(f"--json {options.json}: there is no such folder")
     device = Device(options.device)
-    precision = settle(options.precision, device)
+    kernels, precision = settle_tier(options.kernels, options.precision, device, "float32")
     say(f"device: {device}\nprecision: {described(precision, device)}")
-    members = [load_member(path, device, precision) for path in options.nets]
+    members = [load_member(path, device, precision, kernels) for path in options.nets]
     check_members(members)
     result: dict[str, Any] = {
         "nets": options.nets,
         "device": str(device),
         "precision": precision,
+        "kernels": kernels,
     }
     failed = 0
     if options.data is not None:

@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from layers import Device, DeviceError
+from layers.fast.plan import simple_note
 from layers.fast.precision import described
 from tinyconv import RECIPES, alexnet
 from tinyconv.alexnet import SMALLEST_IMAGE
@@ -90,7 +91,8 @@ def run(
     net = alexnet(len(data.class_names), options.width, options.image_size, recipe, options.seed)
     columns = options.parallel == "columns"
     net = Columns(net, options.device) if columns else net
-    net.to(options.device if columns else device, precision=options.precision)
+    where = options.device if columns else device
+    net.to(where, precision=options.precision, kernels=options.kernels)
     print(f"\n{net}\n\nrecipe {recipe.name}: {recipe.summary}")
     if options.overfit_one_batch and (columns or replica):
         raise ValueError("--overfit-one-batch runs on one device: leave --parallel out")
@@ -178,6 +180,8 @@ def start(options: argparse.Namespace, replica: Replica | None = None) -> int:
         print(f"device: {device}")
     complete(options, device)
     print(f"precision: {described(options.precision, device)}")
+    if options.kernels == "simple":
+        print(f"kernels: {simple_note(device)}")
     make_schedule(options)
     if replica and not replica.first:
         with load(options, device) as data:

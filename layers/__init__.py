@@ -1,12 +1,12 @@
 """What a network computes: each layer an explicit forward / backward pair.
 
-Every file shows one operation: the formula and its derivative, the host loops, the CUDA kernels,
-and a small class that chooses between them. Start with `lrn.py`; docs/tour.md gives the order.
+Every file of this folder shows one operation: the formula and its derivative, the host loops, the
+CUDA kernels, and a small class that chooses between the two. Start with `lrn.py`; docs/tour.md has
+the order. The faster versions are in `layers/fast/`, which no file here imports.
 """
 
-# First, since it has to speak to NumPy's threads before they are made. A script that imports
-# `layers` before `numpy` gets the benefit.
-from layers.fast.host import threads  # noqa: F401, I001
+# First, because it has to come before NumPy.
+from layers import threads  # noqa: F401, I001
 
 from layers.activation import ReLU, Tanh
 from layers.conv import Conv2D

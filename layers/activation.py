@@ -3,11 +3,10 @@
     ReLU   y = max(x, 0)        dL/dx = dL/dy where x > 0, else 0   (at x = 0 we take 0)
     Tanh   y = tanh(x)          dL/dx = dL/dy · (1 − y²)
 
-Any shape; float32 or float64, in kernels bfloat16 as well. Both derivatives need only the output:
-y > 0 exactly where x > 0.
+Any shape; float32 or float64. Both derivatives need only the output: y > 0 exactly where x > 0.
 
 The paper's figure 1 compares the two: a net with ReLU reaches 25 % training error on CIFAR-10
-about six times sooner, because max(x, 0) does not saturate: its slope stays 1 however large x.
+about six times faster, because max(x, 0) does not saturate: its slope stays 1 however large x is.
 """
 
 import math
@@ -15,7 +14,6 @@ import math
 from numba import njit, prange
 
 from layers.device import cuda, grid_for
-from layers.fast.bfloat16 import narrow, wide_type, widen
 from layers.layer import Layer
 
 # --- host
@@ -49,11 +47,10 @@ def tanh_backward_host(y, dy, dx):
 #
 # All four: one thread per element of a flat array, THREADS threads a block. Thread i reads and
 # writes element i, so the 32 threads of a warp touch 32 neighbouring elements: fully coalesced.
-# Every element has one owner: no races, and the same bits every time.
+# Every element has one owner: no races, deterministic.
 #
-# "not x <= 0" instead of "x > 0": a NaN compares false with everything, and so passes through
-# instead of being silently turned into 0. An element may also be the bits of a bfloat16
-# (`bfloat16.py`): `widen` makes a number of it, `narrow` an element of a number.
+# "not x <= 0" instead of "x > 0": comparisons with a NaN are false, so a NaN passes through instead
+# of silently becoming 0.
 
 
 @cuda.jit
@@ -61,7 +58,7 @@ def relu_forward_kernel(x, y):
     i = cuda.grid(1)
     if i >= x.size:
         return
-    y[i] = x[i] if not widen(x[i]) <= wide_type(x).type(0) else x.dtype.type(0)
+    y[i] = x[i] if not x[i] <= 0 else x.dtype.type(0)
 
 
 @cuda.jit
@@ -69,7 +66,7 @@ def relu_backward_kernel(y, dy, dx):
     i = cuda.grid(1)
     if i >= y.size:
         return
-    dx[i] = dy[i] if not widen(y[i]) <= wide_type(y).type(0) else y.dtype.type(0)
+    dx[i] = dy[i] if not y[i] <= 0 else y.dtype.type(0)
 
 
 @cuda.jit
@@ -77,7 +74,7 @@ def tanh_forward_kernel(x, y):
     i = cuda.grid(1)
     if i >= x.size:
         return
-    y[i] = narrow(math.tanh(widen(x[i])), y)
+    y[i] = math.tanh(x[i])
 
 
 @cuda.jit
@@ -85,8 +82,7 @@ def tanh_backward_kernel(y, dy, dx):
     i = cuda.grid(1)
     if i >= y.size:
         return
-    value = widen(y[i])
-    dx[i] = narrow(widen(dy[i]) * (wide_type(y).type(1) - value * value), dx)
+    dx[i] = dy[i] * (y.dtype.type(1) - y[i] * y[i])
 
 
 # --- layers
@@ -98,7 +94,7 @@ class ReLU(Layer):
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
-        self.y = y = self.buffer("y", x.shape, self.storage)
+        self.y = y = self.buffer("y", x.shape)
         if self.device.is_cuda:
             relu_forward_kernel[grid_for(x.size)](x.reshape(-1), y.reshape(-1))
         else:
@@ -108,7 +104,7 @@ class ReLU(Layer):
     def backward(self, dy):
         """dy -> dx, both of x's shape."""
         y, dy = self.y, self.check_gradient(dy)
-        dx = self.buffer("dx", y.shape, self.storage)
+        dx = self.buffer("dx", y.shape)
         if self.device.is_cuda:
             relu_backward_kernel[grid_for(y.size)](y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
         else:
@@ -122,7 +118,7 @@ class Tanh(Layer):
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
-        self.y = y = self.buffer("y", x.shape, self.storage)
+        self.y = y = self.buffer("y", x.shape)
         if self.device.is_cuda:
             tanh_forward_kernel[grid_for(x.size)](x.reshape(-1), y.reshape(-1))
         else:
@@ -132,7 +128,7 @@ class Tanh(Layer):
     def backward(self, dy):
         """dy -> dx, both of x's shape."""
         y, dy = self.y, self.check_gradient(dy)
-        dx = self.buffer("dx", y.shape, self.storage)
+        dx = self.buffer("dx", y.shape)
         if self.device.is_cuda:
             tanh_backward_kernel[grid_for(y.size)](y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
         else:

@@ -9,51 +9,97 @@
                                                                               h, w are as above
     dL/db[k]          = Σ_{n, p, q} dL/dy[n, p, q, k]
 
-(No filter is turned around, so strictly this is a correlation, as everywhere in the field.)
+Filters are not flipped; strictly speaking this is cross-correlation, as everywhere in the field.
 
 Shapes: x (N, H, W, C), w (K, R, S, C / groups) with R = S, b (K), y (N, P, Q, K);
-P = (H + before + after − R) // stride + 1, Q likewise. Outside the image x is 0: `before` rows
-and columns of zeros above and to the left, `after` of them below and to the right.
+P = (H + before + after − R) // stride + 1, Q likewise. float32 or float64. Outside the image x is
+0: `before` rows and columns of zeros above and to the left, `after` of them below and to the right.
 
-With `groups` > 1 both channels and filters are cut into that many equal parts, and a filter sees
-only its own part: the two GPUs of the paper (§3.5) talk in some layers only.
+With `groups` > 1 channels and filters are split into that many equal parts, and a filter sees only
+its own part: the two GPUs of the paper (§3.5) talk in some layers only.
 
-One operation, several ways to compute it; `algorithm` names one:
-
-    host.py     "host"    im2col and BLAS; what the CPU runs
-    direct.py   "direct"  rung 1 on a GPU: one thread per output; float32 and float64
-    tiled.py    "tiled"   rung 2 on a GPU: a product of tiles in shared memory; float32. dL/dx of a
-                          layer with a stride is still rung 1's
-    tensor_core.py "tensor"  rung 3 on a GPU: the tiles' products by tensor cores; for precision
-                          tf32 and bf16 (`layers/fast/precision.py`), which the others do not know
-
-"auto" takes the fastest that fits: "host" on the CPU; on a GPU "tensor" for tf32 and bf16, "tiled"
-for float32 and "direct" for float64, and in the simulator "direct" for both, where a whole tile
-costs the same for an image of one pixel. The host emulates tf32 and bf16 with rounded copies of x,
-w and dy.
+This file is the formula: seven nested loops on the host, one thread per output on a GPU. The faster
+ways to compute the same are in `layers/fast/conv/` and `layers/fast/host/im2col.py`.
 """
 
 from numbers import Integral
 
-import numpy as np
+from numba import njit, prange
 
-from layers.device import Device, cuda, grid_for, grid_of
-from layers.fast.bfloat16 import widen
-from layers.fast.bias_relu import bias_gradient
-from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
-from layers.fast.conv.tensor_gradients import tensor_filter_gradient
-from layers.fast.conv.tile import LARGEST
-from layers.fast.conv.tiled import tiled_forward
-from layers.fast.conv.tiled_gradients import tiled_filter_gradient, tiled_input_gradient
-from layers.fast.host.im2col import conv_backward_host, conv_forward_host
-from layers.fast.precision import settle
+from layers.device import cuda, grid_for, grid_of
 from layers.layer import Layer, Parameter
 
-# --- kernels
+# --- host
+#
+# The seven loops of the formula: image n, output p, q, filter k, window r, s, channel c. Padding is
+# skipped, never stored. `first` is the first channel of the filter's group.
 
-# One thread per output y[n, p, q, k], k fastest. The threads of a warp share the pixel
-# x[n, h, column, c] (one load, broadcast) and read 32 filters R·S·C/groups elements apart: w is
-# not coalesced, and the cache has to make up for it.
+
+@njit(parallel=True, cache=True)
+def conv_forward_host(x, w, b, y, stride, before, groups):
+    for n in prange(y.shape[0]):
+        for p in range(y.shape[1]):
+            for q in range(y.shape[2]):
+                for k in range(y.shape[3]):
+                    first = k // (w.shape[0] // groups) * w.shape[3]
+                    total = b[k]
+                    for r in range(w.shape[1]):
+                        h = p * stride + r - before
+                        for s in range(w.shape[2]):
+                            column = q * stride + s - before
+                            if 0 <= h < x.shape[1] and 0 <= column < x.shape[2]:
+                                for c in range(w.shape[3]):
+                                    total += x[n, h, column, first + c] * w[k, r, s, c]
+                    y[n, p, q, k] = total
+
+
+@njit(parallel=True, cache=True)
+def conv_input_gradient_host(dy, w, dx, stride, before, groups):
+    # Scatters: each dy adds to the pixels of its window. One thread owns image n.
+    for n in prange(dx.shape[0]):
+        dx[n] = 0
+        for p in range(dy.shape[1]):
+            for q in range(dy.shape[2]):
+                for k in range(dy.shape[3]):
+                    first = k // (w.shape[0] // groups) * w.shape[3]
+                    for r in range(w.shape[1]):
+                        h = p * stride + r - before
+                        for s in range(w.shape[2]):
+                            column = q * stride + s - before
+                            if 0 <= h < dx.shape[1] and 0 <= column < dx.shape[2]:
+                                for c in range(w.shape[3]):
+                                    dx[n, h, column, first + c] += dy[n, p, q, k] * w[k, r, s, c]
+
+
+@njit(parallel=True, cache=True)
+def conv_filter_gradient_host(x, dy, dw, db, stride, before, groups):
+    # One thread owns filter k.
+    for k in prange(dw.shape[0]):
+        first = k // (dw.shape[0] // groups) * dw.shape[3]
+        dw[k] = 0
+        db[k] = 0
+        for n in range(dy.shape[0]):
+            for p in range(dy.shape[1]):
+                for q in range(dy.shape[2]):
+                    db[k] += dy[n, p, q, k]
+                    for r in range(dw.shape[1]):
+                        h = p * stride + r - before
+                        for s in range(dw.shape[2]):
+                            column = q * stride + s - before
+                            if 0 <= h < x.shape[1] and 0 <= column < x.shape[2]:
+                                for c in range(dw.shape[3]):
+                                    dw[k, r, s, c] += dy[n, p, q, k] * x[n, h, column, first + c]
+
+
+# --- kernels
+#
+# One thread per output, straight from the formula. Index arithmetic is written out, c (or k)
+# fastest. A thread writes only what it owns: no races, no atomics, the same bits every time. Each
+# multiply-add waits for two loads from global memory (or the cache), and nothing is kept in
+# registers but the sum.
+#
+# Forward: thread owns y[n, p, q, k]. The threads of a warp share the pixel x[n, h, column, c] (one
+# load, broadcast) and read 32 filters that lie R·S·C/groups elements apart: w is not coalesced.
 
 
 @cuda.jit
@@ -80,7 +126,7 @@ def conv_forward_kernel(x, w, b, y, stride, before, groups):
     y[n, p, q, k] = total
 
 
-# One thread per dx[n, h, w, c], c fastest. It visits the outputs whose window holds (h, w): for
+# dL/dx: thread owns dx[n, h, w, c]. It gathers from the outputs whose window holds (h, w): for
 # window row r that is p = (h + before − r) / stride, if that is a whole number inside the output.
 # The threads of a warp share dy[n, p, q, k] (broadcast) and read neighbours of w (coalesced).
 
@@ -112,9 +158,9 @@ def conv_input_gradient_kernel(dy, w, dx, stride, before, groups):
     dx[n, h, column, c] = total
 
 
-# One thread per filter weight dw[k, r, s, c], c fastest. It walks over all images and outputs: a
-# long sum for few threads (conv1 has 34,848 of them), which is why the next rung splits it.
-# Neighbouring threads read neighbouring channels of x (coalesced) and share dy (broadcast).
+# dL/dw: thread owns dw[k, r, s, c] and sums over all images and outputs: a long sum for few threads
+# (conv1 has 34,848 weights). Neighbouring threads read neighbouring channels of x (coalesced) and
+# share dy (broadcast).
 
 
 @cuda.jit
@@ -141,11 +187,10 @@ def conv_filter_gradient_kernel(x, dy, dw, stride, before, groups):
     dw[k, r, s, c] = total
 
 
-# One block per output channel k: db[k] = Σ dy[row, k] over all rows (n, p, q). Thread t adds rows
-# t, t + 128, t + 256, ... in order; then the 128 partial sums are added pairwise in shared memory,
-# halving the number of threads each round. The barrier after each round makes sure that a sum is
-# complete before it is read. The order of additions is fixed: deterministic. Neighbouring threads
-# read elements K apart (not coalesced): rung 1 keeps to the formula.
+# dL/db: block owns db[k] = Σ dy[row, k] over all rows (n, p, q). Thread t adds rows t, t + 128, ...
+# in order; then the 128 partial sums are added pairwise in shared memory, with half as many threads
+# each round. The barrier after each round makes sure that a sum is complete before it is read.
+# Neighbouring threads read elements K apart: not coalesced.
 
 SUM_THREADS = 128
 
@@ -157,7 +202,7 @@ def conv_bias_gradient_kernel(dy, db):
     t = cuda.threadIdx.x
     total = db.dtype.type(0)
     for row in range(t, dy.shape[0], SUM_THREADS):
-        total += widen(dy[row, k])
+        total += dy[row, k]
     partial[t] = total
     cuda.syncthreads()
     active = SUM_THREADS // 2
@@ -170,16 +215,21 @@ def conv_bias_gradient_kernel(dy, db):
         db[k] = partial[0]
 
 
-ALGORITHMS = "auto", "host", "direct", "tiled", "tensor"
+# --- layer
+
+ALGORITHMS = "auto", "direct", "host", "shared", "tiled", "tensor"
 
 
 class Conv2D(Layer):
     """Convolution with square filters (paper §3.5).
 
     in_channels C, out_channels K, kernel_size R = S, stride in pixels; padding in pixels, an int
-    or (before, after); groups must divide both channel counts; algorithm "auto", "host", "direct",
-    "tiled" or "tensor". Attributes `weight` (K, R, S, C / groups) and `bias` (K) are Parameters,
-    zero until `tinyconv.initialize` draws them. ValueError names what does not fit.
+    or (before, after); groups must divide both channel counts. Attributes `weight`
+    (K, R, S, C / groups) and `bias` (K) are Parameters, zero until `tinyconv.initialize` draws
+    them. ValueError names what does not fit.
+
+    algorithm is a hint for `layers/fast/plan.py`: "auto", "direct" (this file), "host", "shared",
+    "tiled" or "tensor". The layer itself ignores it.
     """
 
     def __init__(
@@ -196,8 +246,8 @@ class Conv2D(Layer):
             )
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"Conv2D: {groups} groups divide not both {in_channels} input and "
-                f"{out_channels} output channels"
+                f"Conv2D: groups={groups} must divide both in_channels={in_channels} and "
+                f"out_channels={out_channels}"
             )
         if algorithm not in ALGORITHMS:
             known = ", ".join(map(repr, ALGORITHMS))
@@ -213,52 +263,6 @@ class Conv2D(Layer):
     def parameters(self):
         """weight, bias."""
         return [self.weight, self.bias]
-
-    def to(self, device, dtype=None, precision=None):
-        """Move the layer; ValueError if its algorithm cannot run there, or in that dtype."""
-        device, dtype = Device(device), np.dtype(self.dtype if dtype is None else dtype)
-        precision = settle(self.precision if precision is None else precision, device, dtype)
-        self._check_algorithm(device, dtype, precision)
-        return super().to(device, dtype, precision)
-
-    def _check_algorithm(self, device, dtype, precision):
-        homes = ("direct", "tiled", "tensor") if device.is_cuda else ("host",)
-        if self.algorithm not in ("auto", *homes):
-            raise ValueError(
-                f"{self.name}: algorithm {self.algorithm!r} does not run on {device.name}; "
-                f"use 'auto' or {homes[0]!r}"
-            )
-        if self.algorithm == "tensor" and precision == "fp32":
-            raise ValueError(
-                f"{self.name}: algorithm 'tensor' rounds what it multiplies; choose how, with "
-                "precision 'tf32' or 'bf16'"
-            )
-        if self.algorithm in ("direct", "tiled") and precision != "fp32":
-            raise ValueError(
-                f"{self.name}: algorithm {self.algorithm!r} computes in precision 'fp32', not "
-                f"{precision!r}; use 'auto' or 'tensor'"
-            )
-        if self.algorithm == "tiled" and dtype != np.float32:
-            raise ValueError(
-                f"{self.name}: algorithm 'tiled' computes in float32, not {dtype}; "
-                "use 'auto' or 'direct'"
-            )
-
-    @property
-    def on_tensor_cores(self):
-        """Whether rung 3 computes this layer."""
-        return self.device.is_cuda and self.precision != "fp32"
-
-    def chosen(self, *arrays):
-        """What "auto" comes down to, for a launch whose largest arrays are `arrays`."""
-        if self.algorithm != "auto":
-            return self.algorithm
-        if not self.device.is_cuda:
-            return "host"
-        if self.on_tensor_cores:
-            return "tensor"
-        fits = self.dtype == np.float32 and max(array.size for array in arrays) <= LARGEST
-        return "tiled" if fits and not self.device.is_simulated else "direct"
 
     def output_shape(self, input_shape):
         """(H, W, C) -> (P, Q, K)."""
@@ -284,67 +288,31 @@ class Conv2D(Layer):
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, K)."""
-        return self.compute(x)
-
-    def compute(self, x, relu=False):
-        """The same; relu=True, of rungs 2 and 3: y = max(y, 0), on the way out (`fused/`)."""
-        self._check_algorithm(self.device, self.dtype, self.precision)
         self.x = x = self.check_input(x)
-        shape = x.shape[0], *self.output_shape(x.shape[1:])
-        self.y = y = self.buffer("y", shape, self.storage)
-        w, b = self.weight.value, self.bias.value
-        geometry = self.stride, self.before, self.groups
-        algorithm = self.chosen(x, y)
-        if algorithm == "tensor":
-            self.x_s2d = tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
-        elif algorithm == "tiled":
-            tiled_forward(x, w, b, y, *geometry, relu)
-        elif algorithm == "direct":
-            conv_forward_kernel[grid_for(y.size)](x, w, b, y, *geometry)
+        self.y = y = self.buffer("y", (x.shape[0], *self.output_shape(x.shape[1:])))
+        arguments = (
+            *(x, self.weight.value, self.bias.value, y),
+            *(self.stride, self.before, self.groups),
+        )
+        if self.device.is_cuda:
+            conv_forward_kernel[grid_for(y.size)](*arguments)
         else:
-            x, w = self.operand(x, "x for products"), self.operand(w, "w for products")
-            conv_forward_host(x, w, b, y, *geometry, self.buffer)
+            conv_forward_host(*arguments)
         return y
 
     def backward(self, dy):
         """dy (N, P, Q, K) -> dx (N, H, W, C), or None if `input_gradient` is switched off."""
-        dy = self.check_gradient(dy)
-        dx = self.gradients(dy)
-        if self.device.is_cuda:
-            db = self.bias.grad
-            conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
-        return dx
-
-    def gradients(self, dy, mask=None):
-        """The same without dL/db on a GPU, where `layers/fast/conv_relu.py` has it already.
-
-        mask, of rung 3 alone: an array like x; dx = 0 where it is not above 0.
-        """
-        x, w = self.x, self.weight.value
-        dx = self.buffer("dx", x.shape, self.storage) if self.input_gradient else None
+        dy, x, w = self.check_gradient(dy), self.x, self.weight.value
+        dx = self.buffer("dx", x.shape) if self.input_gradient else None
         dw, db = self.weight.grad, self.bias.grad
         geometry = self.stride, self.before, self.groups
-        algorithm = self.chosen(x, dy)
-        if algorithm == "host":
-            x, w = self.operand(x, "x for products"), self.operand(w, "w for products")
-            rounded = self.operand(dy, "dy for products")
-            conv_backward_host(x, w, rounded, dx, dw, db, *geometry, self.buffer)
-            if rounded is not dy:
-                bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
-            return dx
-        if algorithm == "tensor":
+        if self.device.is_cuda:
             if dx is not None:
-                tensor_input_gradient(dy, w, dx, *geometry, self.buffer, mask)
-            x_s2d = self.x_s2d
-            tensor_filter_gradient(x, dy, dw, *geometry, self.buffer, x_s2d=x_s2d)
-            return dx
-        if dx is not None:
-            if algorithm == "tiled" and self.stride == 1:
-                tiled_input_gradient(dy, w, dx, self.before, self.groups, self.buffer)
-            else:
                 conv_input_gradient_kernel[grid_for(dx.size)](dy, w, dx, *geometry)
-        if algorithm == "tiled":
-            tiled_filter_gradient(x, dy, dw, *geometry, self.buffer)
-        else:
             conv_filter_gradient_kernel[grid_for(dw.size)](x, dy, dw, *geometry)
+            conv_bias_gradient_kernel[grid_of(db.size, SUM_THREADS)](dy.reshape(-1, db.size), db)
+        else:
+            if dx is not None:
+                conv_input_gradient_host(dy, w, dx, *geometry)
+            conv_filter_gradient_host(x, dy, dw, db, *geometry)
         return dx

@@ -1,14 +1,14 @@
 """Where arrays live and who computes: the host, a GPU, or a GPU simulated on the host.
 
-This is the only door to Numba's CUDA and to CuPy. Every other file takes `cuda` from here:
+The only module that imports numba.cuda and cupy. Every other file imports `cuda` from here:
 
     from layers.device import cuda, grid_for
 
-so that one place decides what stands behind the name. Three answers are possible:
+There are three cases:
 
 * a machine with an NVIDIA GPU: `cuda` compiles and launches kernels; arrays are CuPy's;
 * no GPU: `cuda` still decorates kernels (they are compiled at their first launch, which never
-  comes), and every layer runs its host loops on NumPy arrays;
+  happens), and every layer runs its host loops on NumPy arrays;
 * `NUMBA_ENABLE_CUDASIM=1` set before Python starts: the same kernels run in plain Python on NumPy
   arrays, one simulated thread after the other (`layers/simulator/`), and can be stepped through.
 """
@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-# CuPy hands each array to Numba together with its stream, and Numba would wait for that stream at
-# every launch. All our work is queued on one stream in the order we call it: nothing to wait for.
+# CuPy passes each array to Numba together with its stream, and Numba would wait for that stream at
+# every launch. All work of this project is queued on one stream in order: there is nothing to wait
+# for.
 os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
 
-# Small launches are no mistake here: a bias has few elements.
+# Small launches are intended here: a bias has few elements.
 os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 from numba import cuda
@@ -41,20 +42,16 @@ else:
     SIMULATOR = "off"
 
 THREADS = 128
-"""Threads in a block for kernels in which one thread owns one output element.
-
-Four warps: enough to hide memory latency when many blocks share a multiprocessor, few enough
-that a last, partly idle block costs next to nothing."""
-
+"""Threads in a block for kernels in which one thread owns one output element: four warps."""
 
 CACHE_LINE = 64
-"""Bytes that a host's processor reads at a time, and the largest vector of its instructions."""
+"""Bytes of a cache line of the host's processor."""
 
 
 def grid_for(count: int) -> tuple[int, int, Any]:
-    """The launch configuration (blocks, threads, stream) that gives `count` elements a thread each.
+    """The launch configuration (blocks, threads, stream) with one thread for each of `count`.
 
-    The last block may reach beyond `count`; a kernel's first line sends those threads home.
+    The last block may reach beyond `count`; a kernel's first lines return for those threads.
     """
     return max(1, -(-count // THREADS)), THREADS, stream()
 
@@ -66,19 +63,18 @@ def grid_of(blocks: Any, threads: Any) -> tuple[Any, Any, Any]:
 
 # --- streams
 #
-# A stream is a queue of work for a GPU. Kernels (Numba's) and products and copies (CuPy's) have to
-# stand in one queue, or nothing would keep them in order. CuPy knows a current stream for each
-# thread and GPU; a launch asks for it, and wraps it for Numba once. Ours is not CUDA's default
-# stream, but one that waits for it and makes it wait: what somebody launches without naming
-# a stream is in order all the same.
+# A stream is a queue of work for a GPU. Numba's kernels and CuPy's products and copies must be in
+# one queue to stay in order. CuPy has a current stream for each thread and GPU; a launch takes that
+# one, wrapped for Numba once. It is a blocking stream, ordered with CUDA's default stream, so that
+# work launched without naming a stream is in order as well.
 
 _cupy: Any = None
-_own_streams: dict[int, Any] = {}  # by GPU: the stream of all our work there
-_numba_streams: dict[int, Any] = {0: 0}  # by pointer: a CuPy stream as Numba knows it
+_own_streams: dict[int, Any] = {}  # by GPU: the stream of all work there
+_numba_streams: dict[int, Any] = {0: 0}  # by pointer: a CuPy stream wrapped for Numba
 
 
 def stream() -> Any:
-    """The stream that takes a launch now, as Numba knows it; 0 where there is no GPU."""
+    """CuPy's current stream, wrapped for Numba; 0 where there is no GPU."""
     if _cupy is None:
         return 0
     pointer = _cupy.cuda.get_current_stream().ptr
@@ -88,7 +84,7 @@ def stream() -> Any:
 
 
 def _use_own_stream(cupy: Any, index: int) -> None:
-    """Make our stream of GPU `index` the current one, unless somebody has chosen one already."""
+    """Make the stream of GPU `index` the current one, unless the user has chosen one already."""
     global _cupy
     _cupy = cupy
     if cupy.cuda.get_current_stream().ptr == 0:
@@ -98,7 +94,7 @@ def _use_own_stream(cupy: Any, index: int) -> None:
 
 
 class DeviceError(RuntimeError):
-    """A device was asked for that this machine does not have."""
+    """This machine does not have the requested device."""
 
 
 INSTALL_HINT = (
@@ -127,10 +123,9 @@ def _open_gpu(index: int) -> Any:
 
 
 def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """`make(shape, dtype)`, NumPy's `empty` or `zeros`, in memory that begins with a cache line.
+    """`make(shape, dtype)`, NumPy's `empty` or `zeros`, aligned to a cache line.
 
-    A large array of NumPy's own begins 16 bytes into one as a rule, and then every vector of 64
-    bytes is in two lines. A GPU's memory begins so anyway.
+    NumPy aligns large arrays to 16 bytes only, and then every vector of 64 bytes is in two lines.
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -149,7 +144,7 @@ class Device:
     Attributes: `name` ("cpu", "cuda:0"); `is_cuda`, kernels are launched here; `is_simulated`;
     `xp`, the array library (NumPy or CuPy). Two devices of one name are equal.
 
-    Raises DeviceError if the device is not there, ValueError if the name makes no sense.
+    Raises DeviceError if the device is missing, ValueError for any other name.
     """
 
     def __init__(self, name: "str | Device" = "auto") -> None:
@@ -214,16 +209,6 @@ class Device:
         """The GPU's number; 0 for the host."""
         return int(self.name.partition(":")[2] or 0)
 
-    @property
-    def capability(self) -> tuple[int, int]:
-        """The GPU's compute capability, such as (8, 0); the simulator has all of the newest's."""
-        if not self.is_cuda:
-            raise ValueError(f"{self.name} has no compute capability")
-        if self.is_simulated:
-            return 9, 0
-        digits = self.xp.cuda.Device(self.index).compute_capability
-        return int(digits[:-1]), int(digits[-1])
-
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` with undefined contents."""
         return self.xp.empty(shape, dtype) if self.is_cuda else aligned(np.empty, shape, dtype)
@@ -237,26 +222,6 @@ class Device:
         if self.xp is np and hasattr(values, "get"):
             values = values.get()
         return self.xp.array(values, dtype=dtype, order="C")
-
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """A NumPy array, contents undefined, from which `Uploads` can copy.
-
-        For a GPU it is pinned memory, which the system does not move: only from there can a copy
-        run while the host goes on. Elsewhere it is an ordinary array. Not yet run on a GPU.
-        """
-        if not self.is_cuda or self.is_simulated:
-            return np.empty(shape, dtype)
-        dtype = np.dtype(dtype)
-        count = math.prod(shape)
-        memory = self.xp.cuda.alloc_pinned_memory(count * dtype.itemsize)
-        # The block is rounded up; the array keeps it alive.
-        return np.frombuffer(memory, dtype, count).reshape(shape)
-
-    @staticmethod
-    def address(array: Any) -> int:
-        """Where the first element of `array` lies in the device's memory."""
-        of_gpu = getattr(array, "__cuda_array_interface__", None)
-        return int((of_gpu or array.__array_interface__)["data"][0])
 
     @staticmethod
     def write(array: Any, values: Any) -> None:
@@ -276,48 +241,3 @@ class Device:
         """Wait until everything queued on this device is done (for timing)."""
         if self.is_cuda and not self.is_simulated:
             self.xp.cuda.runtime.deviceSynchronize()
-
-
-class Uploads:
-    """Copies from pinned memory into a ring of arrays on a GPU, while the GPU computes.
-
-    device: a real GPU; count: arrays in the ring, of `shape` and `dtype`. The copies have a stream
-    of their own; events order them with the stream on which the caller computes, CuPy's current
-    one, so that the host need not wait:
-
-        begin    the copy waits for all the computing queued so far, which may use that array
-        take     the computing queued from now on waits for the copy
-
-    Not yet run on a GPU; the tests run it in all sorts of orders against a stand-in for CuPy.
-    """
-
-    def __init__(self, device: Device, count: int, shape: tuple[int, ...], dtype: Any) -> None:
-        self._cuda = device.xp.cuda
-        self._arrays = [device.empty(shape, dtype) for _ in range(count)]
-        # The default stream waits for every stream that is not "non-blocking", and they for it.
-        self._stream = self._cuda.Stream(non_blocking=True)
-        self._free = self._cuda.Event(disable_timing=True)
-        self._copied = [self._cuda.Event(disable_timing=True) for _ in range(count)]
-
-    def begin(self, slot: int, rows: np.ndarray) -> None:
-        """Queue a copy of `rows` to the beginning of array `slot`, which is no longer in use.
-
-        `rows` must stay as they are until `wait`.
-        """
-        self._free.record(self._cuda.get_current_stream())
-        self._stream.wait_event(self._free)
-        self._arrays[slot][: len(rows)].set(rows, stream=self._stream)
-        self._copied[slot].record(self._stream)
-
-    def take(self, slot: int, count: int) -> Any:
-        """The first `count` rows of array `slot`, for computing that is queued from now on."""
-        self._cuda.get_current_stream().wait_event(self._copied[slot])
-        return self._arrays[slot][:count]
-
-    def wait(self, slot: int) -> None:
-        """Return when the last copy into array `slot` is done: its source may be overwritten."""
-        self._copied[slot].synchronize()
-
-    def synchronize(self) -> None:
-        """Return when all copies are done."""
-        self._stream.synchronize()

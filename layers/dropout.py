@@ -11,21 +11,18 @@ instead, so that testing needs nothing. In expectation both give the next layer 
 training to testing input.
 
 The mask is not stored: m[i] is a function of (seed, layer, step, i), `layers/random_bits.py`, and
-the backward pass computes it again. `forward(train=True)` moves on to the next step by itself;
-`set_step` puts the layer at a given step, as a resumed run or a gradient check needs. What chooses
-the mask, the key (seed, layer, step, first element), lies in device memory and not among a launch's
-arguments: a recorded launch (`layers/fast/graph.py`) keeps its arguments, and would draw one mask for
-ever.
+the backward pass computes it again. `forward(train=True)` advances to the next step by itself;
+`set_step` puts the layer at a given step, as a resumed run or a gradient check needs. The key of
+the mask (seed, layer, step, first element) is in device memory and not an argument of the launch,
+because a launch recorded in a CUDA graph keeps its arguments and would repeat one mask forever.
 
-Any shape; float32 or float64, in the kernel bfloat16 as well; the mask does not depend on the
-device or the dtype.
+Any shape; float32 or float64; the mask does not depend on the device or the dtype.
 """
 
 import numpy as np
 from numba import njit, prange
 
 from layers.device import cuda, grid_for
-from layers.fast.bfloat16 import narrow, widen
 from layers.layer import Layer
 from layers.random_bits import random_words_device, random_words_host
 
@@ -53,7 +50,7 @@ def dropout_kernel(x, y, factor, threshold, key):
     if i >= x.size:
         return
     word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
-    y[i] = narrow(widen(x[i]) * factor, y) if word >= threshold else x.dtype.type(0)
+    y[i] = x[i] * factor if word >= threshold else x.dtype.type(0)
 
 
 # --- layer
@@ -64,8 +61,7 @@ class Dropout(Layer):
 
     mode: "paper" (test outputs are multiplied by 1 − p) or "inverted". 0 <= p < 1, else
     ValueError. `seed`, `stream` and `step` choose the mask; a net gives each of its layers its own
-    `stream`. Where several processes share a batch, `first_row` is the row of it that ours begin
-    at.
+    `stream`. Where several processes share a batch, `first_row` is the first row of this one's.
     """
 
     def __init__(self, p=0.5, mode="paper"):
@@ -79,10 +75,10 @@ class Dropout(Layer):
         self.first_row, self.first = 0, 0
         self.key, self._written = None, None
 
-    def to(self, device, dtype=None, precision=None):
-        """Move the layer; its step goes with it."""
+    def to(self, device, dtype=None):
+        """Move the layer; it keeps its step."""
         self.key, self._written = None, None
-        return super().to(device, dtype, precision)
+        return super().to(device, dtype)
 
     def set_step(self, step):
         """The next training pass is that of step `step`."""
@@ -95,19 +91,19 @@ class Dropout(Layer):
     def forward(self, x, train=True):
         """x (N, ...) -> y of the same shape."""
         x = self.check_input(x)
-        self.y = self.buffer("y", x.shape, self.storage)
+        self.y = self.buffer("y", x.shape)
         self.begin_pass(train, x.size // len(x))
         return self._apply(x, self.y)
 
     def backward(self, dy):
         """dy -> dx, both of x's shape, with the mask of the last forward pass."""
         dy = self.check_gradient(dy)
-        return self._apply(dy, self.buffer("dx", dy.shape, self.storage))
+        return self._apply(dy, self.buffer("dx", dy.shape))
 
     def begin_pass(self, train, row):
-        """Settle factor, threshold and key of a pass over rows of `row` elements.
+        """Set factor, threshold and key of a pass over rows of `row` elements.
 
-        A training pass moves on to the next step.
+        A training pass advances to the next step.
         """
         self.first = self.first_row * row
         keep = 1 - self.p

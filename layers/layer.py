@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layers.device import Device
-from layers.fast.precision import round_into, settle, storage_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,7 +59,7 @@ class Buffers:
         self._views: dict[str, Any] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        """The array called `name`, in `shape`; its contents are whatever was there.
+        """The array called `name`, in `shape`; its contents are undefined.
 
         A smaller request (the last batch of an evaluation) is a view of the larger array; only
         a larger one allocates again.
@@ -80,34 +79,26 @@ class Buffers:
 class OnDevice:
     """Something that lives on a device and computes in a dtype, with buffers of its own.
 
-    Attributes: `device`; `dtype`, of the arithmetic and of parameters; `precision`, "fp32", "tf32"
-    or "bf16" (`precision.py`); `storage`, the dtype of activations and of gradients with respect to
-    them: `dtype`, but with bf16 on a GPU uint16, the bits of bfloat16.
+    Attributes: `device`; `dtype`, of its arrays and its arithmetic.
     """
 
     def __init__(self) -> None:
         self.name = type(self).__name__.lower()
         self.device = Device("cpu")
-        self.dtype = self.storage = np.dtype(np.float32)
-        self.precision = "fp32"
+        self.dtype = np.dtype(np.float32)
         self.y: Any = None
         self.buffer = Buffers(self.device, self.dtype)
 
-    def to(self, device: "Device | str", dtype: Any = None, precision: str | None = None) -> "Self":
+    def to(self, device: "Device | str", dtype: Any = None) -> "Self":
         """Move to `device` ("cpu", "cuda:0", ...), computing in `dtype` from now on.
 
-        dtype: float32 for training, float64 for checking. precision: "fp32", "tf32", "bf16", or
-        "auto" (`precision.py`). None keeps the present ones.
-        Returns itself. Raises ValueError for another dtype or precision, or two that do not go
-        together, DeviceError for no such device, or one without such tensor cores.
+        dtype: float32 for training, float64 for checking; None keeps the present one. Returns
+        itself. Raises ValueError for another dtype, DeviceError if there is no such device.
         """
         dtype = np.dtype(self.dtype if dtype is None else dtype)
         if dtype not in DTYPES:
             raise ValueError(f"{self.name}: dtype {dtype} is not supported, use float32 or float64")
-        device = Device(device)
-        self.precision = settle(self.precision if precision is None else precision, device, dtype)
-        self.device, self.dtype = device, dtype
-        self.storage = storage_of(self.precision, device, dtype)
+        self.device, self.dtype = Device(device), dtype
         self.y = None
         self.buffer = Buffers(self.device, dtype)
         for parameter in self.parameters():
@@ -118,34 +109,17 @@ class OnDevice:
         """The learned arrays, weights before biases."""
         return []
 
-    def operand(self, array: Any, name: str) -> Any:
-        """`array` as a product takes it in this precision: itself, or a rounded copy.
-
-        The copy lies in buffer `name`. In tf32 the products on a GPU round by themselves.
-        """
-        rounds_itself = self.device.is_cuda and self.precision == "tf32"
-        if self.precision == "fp32" or rounds_itself or array.dtype != self.dtype:
-            return array
-        copy = self.buffer(name, array.shape, self.storage)
-        round_into(self.device, self.precision, array, copy)
-        return copy
-
-    def check_array(self, array: Any, what: str, dtype: Any = None) -> Any:
-        """`array`, C-contiguous, after a check that it is of this device and of `dtype`.
-
-        None: of the dtype of activations.
-        """
-        dtype = self.storage if dtype is None else dtype
+    def check_array(self, array: Any, what: str) -> Any:
+        """`array`, C-contiguous, after a check that it is on this device and of this dtype."""
         xp = self.device.xp
         if not isinstance(array, xp.ndarray):
             raise ValueError(
                 f"{self.name} is on {self.device.name} and needs {what} as a {xp.__name__} array, "
                 f"not {type(array).__module__}.{type(array).__name__}; use layer.device.array(...)"
             )
-        if array.dtype != dtype:
-            computes = "bf16 and takes uint16" if dtype == np.uint16 else dtype
+        if array.dtype != self.dtype:
             raise ValueError(
-                f"{self.name}: {what} is {array.dtype}, the layer computes in {computes}"
+                f"{self.name}: {what} is {array.dtype}, the layer computes in {self.dtype}"
             )
         return array if array.flags.c_contiguous else xp.ascontiguousarray(array)
 
@@ -182,12 +156,9 @@ class Layer(OnDevice, ABC):
     def set_seed(self, seed: int, stream: int) -> None:
         """Tell layers that draw random numbers the run's seed and a number of their own."""
 
-    def check_input(self, x: Any, dtype: Any = None) -> Any:
-        """`x`, C-contiguous, after checking its kind, dtype and shape. ValueError names both.
-
-        dtype: that of `x`; None: the dtype of activations.
-        """
-        x = self.check_array(x, "x", dtype)
+    def check_input(self, x: Any) -> Any:
+        """`x`, C-contiguous, after checking its kind, dtype and shape. ValueError names both."""
+        x = self.check_array(x, "x")
         if x.ndim < 2 or x.shape[0] < 1:
             raise ValueError(f"{self.name}: x has shape {x.shape}, expected (N, ...) with N >= 1")
         self.output_shape(x.shape[1:])

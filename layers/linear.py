@@ -4,16 +4,12 @@
 
     dL/dx = dL/dy · w         dL/dw = dL/dyᵀ · x         dL/db = Σ_n dL/dy[n]
 
-Shapes: x, dx (N, in); w (out, in); b (out); y, dy (N, out). float32 or float64; x, y and their
-gradients may be bfloat16 on a GPU.
+Shapes: x, dx (N, in); w (out, in); b (out); y, dy (N, out). float32 or float64.
 
-All three are plain matrix products, and nobody multiplies matrices better than the vendor's
-library: NumPy's BLAS on the host, cuBLAS on a GPU (`products.py`). What is left, the bias and its
-gradient, is in `fused/epilogue.py`. There is no kernel here, and so one text serves both.
+All three are plain matrix products. The vendor's library computes them: NumPy's BLAS on the host,
+cuBLAS through CuPy on a GPU. So there is no kernel here, and one text serves both.
 """
 
-from layers.fast.bias_relu import add_bias, bias_gradient
-from layers.fast.gemm import multiply
 from layers.layer import Layer, Parameter
 
 
@@ -51,33 +47,22 @@ class Linear(Layer):
         """in · out."""
         return self.weight.value.size
 
-    def begin(self, x):
-        """Take x (N, in), as the products do, and w; returns an array for x · wᵀ, and y (N, out).
-
-        The two are one array, except in bf16 on a GPU, where the product is float32 and y is not.
-        """
-        x = self.check_input(x)
-        self.x = self.operand(x, "x for products")
-        self.w = self.operand(self.weight.value, "w for products")
-        self.y = y = self.buffer("y", (x.shape[0], self.out_features), self.storage)
-        return y if self.storage == self.dtype else self.buffer("product", y.shape), y
-
     def forward(self, x, train=True):
         """x (N, in) -> y (N, out)."""
-        p, y = self.begin(x)
-        multiply(self.device, (self.x, self.w.T, p), precision=self.precision)
-        add_bias(self.device, p, self.bias.value, y)
+        self.x = x = self.check_input(x)
+        self.y = y = self.buffer("y", (x.shape[0], self.out_features))
+        self.device.xp.matmul(x, self.weight.value.T, out=y)
+        y += self.bias.value
         return y
 
     def backward(self, dy):
         """dy (N, out) -> dx (N, in), or None if `input_gradient` is switched off."""
         dy = self.check_gradient(dy)
-        bias_gradient(self.device, dy, self.bias.grad, self.buffer)
-        dy = self.operand(dy, "dy for products")
-        dw = dy.T, self.x, self.weight.grad
+        matmul = self.device.xp.matmul
+        matmul(dy.T, self.x, out=self.weight.grad)
+        dy.sum(axis=0, out=self.bias.grad)
         if not self.input_gradient:
-            multiply(self.device, dw, precision=self.precision)
             return None
-        dx = self.buffer("dx", self.x.shape, self.storage)
-        multiply(self.device, (dy, self.w, dx), dw, precision=self.precision)
+        dx = self.buffer("dx", self.x.shape)
+        matmul(dy, self.weight.value, out=dx)
         return dx

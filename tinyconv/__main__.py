@@ -17,21 +17,24 @@ import sys
 
 from layers import Device, DeviceError, simulator
 from layers.device import SIMULATED, SIMULATOR
+from layers.fast.plan import KERNELS
 from tinyconv import doctor
 from tinyconv.first_use import compilation_announced
 from tinyconv.gradient_cases import gradient_cases
 from tinyconv.gradient_check import HEADER, check_gradients
+from tinyconv.sequential import Sequential
 
 
-def gradcheck(device_name: str) -> int:
+def gradcheck(device_name: str, kernels: str = "simple") -> int:
     """Print a row for each array of each layer; 1 if any derivative is wrong, else 0."""
     device = Device(device_name)
-    print(f"central differences in float64 on {device}")
+    print(f"central differences in float64 on {device}, kernels {kernels}")
     wrong = 0
     for title, layer, x, labels in gradient_cases():
         print(f"\n{title}\n  {HEADER}")
-        layer.to(device, "float64")
-        for row in check_gradients(layer, x, labels):
+        net = layer if isinstance(layer, Sequential) else Sequential({layer.name: layer})
+        net.to(device, "float64", kernels=kernels)
+        for row in check_gradients(net, x, labels):
             print(f"  {row}")
             wrong += not row.ok
     print(f"\n{wrong} wrong" if wrong else "\nall derivatives agree")
@@ -70,6 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=gradcheck.__doc__,
     )
     gradients.add_argument("--device", default="cpu", help="cpu (default), cuda:0 or auto")
+    gradients.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="simple",
+        help="simple (default): the layers as their files in layers/ show them; fast: the plan's",
+    )
     laboratory = {
         "check": (check_command, "look for races, stray accesses and outputs not written"),
         "traffic": (traffic_command, "what a kernel's memory accesses cost"),
@@ -88,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "prepare":
             return prepare_command.main(options)
         if options.command == "gradcheck":
-            return gradcheck(options.device)
+            return gradcheck(options.device, options.kernels)
         if options.command == "draw":
             return draw_command.main(options)
         if not SIMULATED:

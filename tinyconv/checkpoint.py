@@ -29,8 +29,8 @@ from tinyconv.train import Progress, Training
 
 KIND = "checkpoint 1"
 
-FREE = "versions", "precision"
-"""Settings that are noted only: a run may go on with another version, and in another precision."""
+FREE = "versions", "precision", "kernels"
+"""Settings that are only recorded: a resumed run may have others."""
 
 
 class CheckpointError(ValueError):
@@ -118,8 +118,13 @@ class Model:
         return list(self.settings["class_ids"])
 
 
-def load_model(path: str | Path, device: Device | str = "cpu", precision: str = "fp32") -> Model:
-    """Build the net that `path` holds, on `device` in float32 and `precision`, as `Layer.to`.
+def load_model(
+    path: str | Path,
+    device: Device | str = "cpu",
+    precision: str = "fp32",
+    kernels: str = "fast",
+) -> Model:
+    """Build the net that `path` holds, on `device` in float32; the rest as `Sequential.to`.
 
     path: weights.h5, a checkpoint, or the folder of a run (its best checkpoint, else its weights).
     CheckpointError if there is none, or it cannot be read, or is not of an AlexNet.
@@ -139,7 +144,8 @@ def load_model(path: str | Path, device: Device | str = "cpu", precision: str = 
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not say which AlexNet it is ({error})") from None
         mean_image, _ = _load_weights(path, file, net)
-        return Model(net.to(device, precision=precision), mean_image, settings)
+        net.to(device, precision=precision, kernels=kernels)
+        return Model(net, mean_image, settings)
 
     return _read(path, read)
 

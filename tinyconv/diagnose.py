@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from layers import Layer, SoftmaxCrossEntropy
-from layers.fast.precision import BITS
 from tinyconv.data.augment import Augment
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
@@ -33,7 +31,7 @@ def where_not_finite(net: Sequential, x: Any, step: int) -> str:
     xp = net.device.xp
 
     def finite(array: Any) -> bool:
-        if getattr(array, "dtype", None) == BITS:  # two columns give a pair of arrays
+        if getattr(array, "dtype", None) == np.uint16:  # bfloat16
             return bool((array & INFINITE != INFINITE).all())
         return bool(xp.isfinite(array).all())
 
@@ -44,12 +42,9 @@ def where_not_finite(net: Sequential, x: Any, step: int) -> str:
     if not finite(x):
         return "the input of the net is not finite"
     net.set_step(step)
-    x = net.enter(x)
-    layer: Layer
-    for layer in net.layers:
-        x = net.stored(layer.forward(x, train=True))
-        if not finite(x):
-            return f"the output of {layer.name} is the first that is not finite"
+    for name, y in net.outputs(x):
+        if not finite(y):
+            return f"the output of {name} is the first that is not finite"
     return "every layer's output is finite: the loss itself overflowed"
 
 
@@ -108,8 +103,7 @@ def overfit_one_batch(
     images = np.empty((count, *augment.mean.shape), np.uint8)
     photos.copy_rows(ids, images)
     x, labels = augment.centre(images), photos.labels[ids]
-    loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr)
-    loss.to(net.device, net.dtype, net.precision)
+    loss, optimizer = net.loss(), SGD(net.parameters(), lr)
     losses: list[float] = []
     for step in range(1, steps + 1):
         losses.append(loss.forward(net.forward(x, train=False), labels))

@@ -94,7 +94,7 @@ def cores(machine: Machine) -> Finding:
     blas = build.get("Build Dependencies", {}).get("blas", {}).get("name", "BLAS of unknown name")
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     set_to = {name: os.environ[name] for name in names if name in os.environ}
-    # `layers/fast/host/threads.py` gives BLAS one thread, and the layers divide the work themselves.
+    # `layers/threads.py` gives BLAS one thread; the fast tier divides the work itself.
     limits = [f"{name}={number}" for name, number in set_to.items() if number != "1"]
     found = f"{usable} of {total} cores usable; {loops} threads; {blas} {', '.join(limits)}"
     found = found.rstrip()

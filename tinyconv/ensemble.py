@@ -51,12 +51,14 @@ class Member:
         return len(self.augment.mean)
 
 
-def load_member(path: str | Path, device: Device, precision: str = "fp32") -> Member:
+def load_member(
+    path: str | Path, device: Device, precision: str = "fp32", kernels: str = "fast"
+) -> Member:
     """The net in `path` (weights, a checkpoint, or a run's folder) on `device`.
 
     CheckpointError, in one line, for a file that cannot be used.
     """
-    model = load_model(path, device, precision)
+    model = load_model(path, device, precision, kernels)
     try:
         divisor = Recipe(**model.settings["recipe"]).input_divisor
         augment = Augment(model.mean_image, model.settings["image_size"], divisor)

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from layers import SoftmaxCrossEntropy
-from layers.fast.precision import host_values
 from tinyconv.data.augment import VIEWS, Augment
 from tinyconv.data.loader import Loader
 from tinyconv.sequential import Sequential
@@ -79,8 +77,7 @@ def evaluate(
                 if on_batch is not None:
                     on_batch()
         return tally.evaluation()
-    loss = SoftmaxCrossEntropy()
-    loss.to(net.device, net.dtype, net.precision)
+    loss = net.loss()
     total, top1, top5 = 0.0, 0, 0
     with Loader(photos, batch_size, net.device) as loader:
         for images, labels, _ in loader.ordered():
@@ -118,7 +115,7 @@ def log_probabilities(net: Sequential, augment: Augment, images: Any, views: str
     `Augment.ten_views`.
     """
     x = augment.ten_views(images) if views == "ten" else augment.centre(images)
-    logits = host_values(net.forward(x, train=False)).astype(np.float64)
+    logits = net.device.to_host(net.forward(x, train=False)).astype(np.float64)
     z = logits.reshape(len(images), -1, logits.shape[-1]).swapaxes(0, 1)
     with np.errstate(invalid="ignore"):  # a net that has gone to NaN is told by its results
         z = z - z.max(axis=-1, keepdims=True)

@@ -137,8 +137,10 @@ def _objective(
         return layer.forward(x, train)
 
     if labels is not None:
-        loss = SoftmaxCrossEntropy()
-        loss.to(device, np.float64)
+        if isinstance(layer, Sequential):
+            loss = layer.loss()
+        else:
+            loss = SoftmaxCrossEntropy().to(device, np.float64)
 
         def output() -> float:
             return loss.forward(forward(), labels)

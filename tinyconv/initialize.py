@@ -6,7 +6,7 @@ on its device, on its dtype, or on how many weights come before.
 """
 
 from layers import Conv2D, Linear, Parameter
-from layers.random_bits import normal
+from tinyconv.data.random_arrays import normal
 from tinyconv.recipes import Recipe, get_recipe
 from tinyconv.sequential import Sequential
 

@@ -2,19 +2,18 @@
 
     y = f_L( … f_2( f_1(x) ) … )        dL/dx = f_1'( f_2'( … f_L'(dL/dy) … ) )
 
-`Sequential` holds no arithmetic and keeps no record of what was called: it walks the list one way
-and then the other way. Layers that can be computed together are one step on that way
-(`layers/fast/`), unless `net.fuse` is off.
+`Sequential` has no arithmetic and records nothing: it walks the list forward and then backward.
+What it walks along are `steps`: with kernels="simple" the layers themselves, with kernels="fast"
+what `layers/fast/plan.py` puts in their place.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from layers import Device, Layer, Parameter
-from layers.fast.bfloat16 import round_bf16
-from layers.fast.plan import plan
-from layers.fast.precision import described
-from layers.fast.step import FusedStep
+from layers import Device, Layer, Parameter, SoftmaxCrossEntropy
+from layers.fast.plan import KERNELS, plan, plan_loss
+from layers.fast.precision import settle
+from tinyconv.summary import summary
 
 
 class Sequential:
@@ -24,9 +23,8 @@ class Sequential:
     list are named after their kind and place ("conv2d1", "relu2"). input_shape: (H, W, C) of one
     image; with it shapes are checked at once and `print(net)` shows them.
 
-    `layers` are the layers; `steps` is what `forward` and `backward` walk along: the same layers,
-    those that are computed together in one step. `fuse = False` makes the two alike, to step
-    through layer after layer with a debugger.
+    `layers` are the layers; `steps` is what `forward` and `backward` walk along. Attributes
+    `kernels`, "fast" or "simple", and `precision`, "fp32", "tf32" or "bf16": as `to` set them.
 
     Raises ValueError for no layers, a layer that appears twice, or shapes that do not fit.
     """
@@ -55,7 +53,8 @@ class Sequential:
                 parameter.name = f"{name}.{parameter.name.rpartition('.')[2]}"
         if input_shape is not None:
             self.output_shapes(input_shape)
-        self.fuse = True
+        self.kernels, self.precision = "fast", "fp32"
+        self._steps: list[Any] | None = None
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -82,44 +81,60 @@ class Sequential:
         """What the layers compute in, a NumPy dtype."""
         return self.layers[0].dtype
 
-    @property
-    def precision(self) -> str:
-        """What the layers round: "fp32", "tf32" or "bf16" (`layers/fast/precision.py`)."""
-        return self.layers[0].precision
-
-    @property
-    def fuse(self) -> bool:
-        """Whether layers that can be computed together are; may be set at any time."""
-        return self._fuse
-
-    @fuse.setter
-    def fuse(self, fuse: bool) -> None:
-        self._fuse = bool(fuse)
-        self.steps: list[Layer | FusedStep] = plan(self.layers) if fuse else list(self.layers)
-
     def to(
         self,
         device: Device | str,
         dtype: Any = None,
         precision: str | None = None,
-        fuse: bool | None = None,
+        kernels: str | None = None,
     ) -> "Sequential":
-        """Move every layer to `device`, computing in `dtype` and `precision`, fused or not.
+        """Move every layer to `device`, computing in `dtype`.
 
-        None: as before. Returns the net. Errors as `Layer.to`.
+        precision: "fp32", "tf32", "bf16", or "auto" (docs/precision.md). kernels: "fast", the
+        plan's, or "simple", each layer as its file in `layers/` shows it, in fp32. None: as
+        before. Returns the net. Errors as `Layer.to`; ValueError for another precision or kernels,
+        or ones that do not go together; DeviceError for a GPU without such tensor cores.
         """
         device = Device(device)
+        self.kernels, self.precision = settle_tier(
+            self.kernels if kernels is None else kernels,
+            self.precision if precision is None else precision,
+            *(device, self.dtype if dtype is None else dtype),
+        )
         for layer in self.layers:
-            layer.to(device, dtype, precision)
-        self.fuse = self.fuse if fuse is None else fuse
+            layer.to(device, dtype)
+        self._steps = self._planned()
         return self
+
+    @property
+    def steps(self) -> list[Any]:
+        """What `forward` and `backward` walk along: layers, or steps in their place."""
+        if self._steps is None:
+            self._steps = self._planned()
+        return self._steps
+
+    def _planned(self) -> list[Any]:
+        if self.kernels == "simple":
+            return list(self.layers)
+        return plan(self.layers, self.device, self.dtype, self.precision)
+
+    def loss(self) -> SoftmaxCrossEntropy:
+        """A softmax cross-entropy for the net's logits, on its device, of its kernels."""
+        if self.kernels == "fast":
+            return plan_loss(self.device, self.dtype)
+        return SoftmaxCrossEntropy().to(self.device, self.dtype)
 
     def forward(self, x: Any, train: bool = True) -> Any:
         """x (N, ...) -> the last layer's output."""
-        x = self.enter(x)
-        for layer in self.steps:
-            x = self.stored(layer.forward(x, train))
+        for step in self.steps:
+            x = step.forward(x, train)
         return x
+
+    def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:
+        """The same, step by step: (name, output) of each, such as ("conv1+relu1", y)."""
+        for step in self.steps:
+            x = step.forward(x, train)
+            yield step.name, x
 
     def backward(self, dy: Any) -> Any:
         """dL/d output -> dL/dx; fills every parameter's `grad`.
@@ -127,32 +142,13 @@ class Sequential:
         None if the first layer's `input_gradient` is off: nothing learns from the gradient with
         respect to the photo, and for AlexNet it is a fourteenth of the backward pass.
         """
-        dy = self.enter(dy, "dy")
-        for layer in reversed(self.steps):
-            dy = self.stored(layer.backward(dy))
+        for step in reversed(self.steps):
+            dy = step.backward(dy)
         return dy
 
-    # In bf16 all arrays between two steps hold bfloat16: on a GPU in their 16 bits, on the host as
-    # float32 that are rounded where they come about. What comes from outside may be float32.
-
     def check_input(self, x: Any) -> Any:
-        """x, C-contiguous, after a check that the net takes it. ValueError says why it does not."""
-        first = self.layers[0]
-        return first.check_input(x, x.dtype if _is(first.dtype, x) else None)
-
-    def enter(self, array: Any, what: str = "x") -> Any:
-        """x as the first layer takes it, or dy as the last one does: in bf16 a rounded copy."""
-        if self.precision != "bf16":
-            return array
-        layer = self.layers[0 if what == "x" else -1]
-        array = layer.check_array(array, what, array.dtype if _is(layer.dtype, array) else None)
-        return layer.operand(array, f"{what} of the net")
-
-    def stored(self, array: Any) -> Any:
-        """What a step has given, as the next one finds it: on the host bf16 rounds it in place."""
-        if self.precision == "bf16" and not self.device.is_cuda and array is not None:
-            round_bf16(array, array)
-        return array
+        """x, C-contiguous, after checking that the net takes it. ValueError says why not."""
+        return self.layers[0].check_input(x)
 
     def parameters(self) -> list[Parameter]:
         """All learned arrays, first layer first."""
@@ -177,50 +173,17 @@ class Sequential:
         return shapes
 
     def __str__(self) -> str:
-        return self.table()
-
-    def table(self, fused: bool = True) -> str:
-        """The table: layer, output shape, parameters, multiply-adds of one image.
-
-        fused: say of a layer that is computed together with the ones before it "in conv1", and of
-        one whose faster rung is used, what that is called; and in the end the precision, if it
-        is not fp32. Without, the table is the same on every device: the network and not how it is
-        computed.
-        """
-        notes: dict[str, str] = {}
-        for step in self.steps if fused else ():
-            if isinstance(step, FusedStep):
-                notes |= step.notes()
-        shape = self.input_shape
-        header = ("layer", "", "output", "parameters", "multiply-adds")
-        rows = [("input", "", _times(shape), "", "")]
-        parameters = operations = 0
-        for layer in self.layers:
-            count = sum(p.value.size for p in layer.parameters())
-            work = layer.multiply_adds(shape) if shape else 0
-            shape = layer.output_shape(shape) if shape else None
-            parameters, operations = parameters + count, operations + work
-            kind = f"{type(layer).__name__} {notes.get(layer.name, '')}".rstrip()
-            rows.append((layer.name, kind, _times(shape), _number(count), _number(work)))
-        rows.append(("total", "", "", _number(parameters), _number(operations)))
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(5)]
-        lines = []
-        for row in [header, *rows]:
-            left = "  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=False))
-            right = "  ".join(cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True))
-            lines.append(f"{left}  {right}".rstrip())
-        if fused and self.precision != "fp32":
-            lines.append(f"precision {described(self.precision, self.device)}")
-        return "\n".join(lines)
+        return summary(self)
 
 
-def _is(dtype: Any, array: Any) -> bool:
-    return getattr(array, "dtype", None) == dtype
-
-
-def _times(shape: tuple[int, ...] | None) -> str:
-    return "?" if shape is None else "×".join(str(side) for side in shape)
-
-
-def _number(value: int) -> str:
-    return f"{value:,}" if value else ""
+def settle_tier(kernels: str, precision: str, device: Device, dtype: Any) -> tuple[str, str]:
+    """(kernels, precision) for computing on `device`, after checking that they go together."""
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels {kernels!r}: use 'fast' or 'simple'")
+    if kernels == "fast":
+        return kernels, settle(precision, device, dtype)
+    if precision not in ("auto", "fp32"):
+        raise ValueError(
+            f"kernels 'simple' computes in precision 'fp32', not {precision!r}; use kernels 'fast'"
+        )
+    return kernels, "fp32"

@@ -28,8 +28,8 @@ class TrainingStep:
 
     net, loss and optimizer are on one device, the optimizer made of the net's parameters. graph:
     record the step and replay it, where kernels are launched (on a GPU, or simulated) and
-    `net.fuse` is on; elsewhere steps are plain in any case. Attribute `replayed`: whether the last
-    step was a replay.
+    `net.kernels` is "fast"; elsewhere steps are plain in any case. Attribute `replayed`: whether
+    the last step was a replay.
 
     After a replay `loss.value()` and `loss.probabilities` are those of its batch; the layers' `y`
     may be of another. Weights may be changed in place at any time; call `forget()` after any other
@@ -39,7 +39,8 @@ class TrainingStep:
     def __init__(
         self, net: Sequential, loss: SoftmaxCrossEntropy, optimizer: SGD, graph: bool = True
     ) -> None:
-        self.net, self.loss, self.optimizer, self.graph = net, loss, optimizer, graph
+        self.net, self.optimizer, self.graph = net, optimizer, graph
+        self.loss: Any = loss
         self.replayed = False
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
         self._classes: dict[tuple[int, ...], int] = {}  # by shape of a batch seen: its logits'
@@ -79,9 +80,10 @@ class TrainingStep:
         self.net.backward(self.loss.backward())
 
     def _may_record(self) -> bool:
-        # A bare Linear does not announce its products, and a recording has to be cut at them.
-        bare = any(isinstance(layer, Linear) for layer in self.net.steps)
-        return self.graph and self.net.device.is_cuda and not bare
+        # A Linear of the book does not go through `graph.products`, where a recording is cut.
+        bare = any(isinstance(step, Linear) for step in self.net.steps)
+        fast = self.net.kernels == "fast" and self.net.device.is_cuda
+        return self.graph and fast and not bare
 
     def _recording_for(self, x: Any, labels: Any) -> "_Recorded | None":
         """What to replay for this batch, recorded now if need be; None: make a plain step."""
@@ -122,10 +124,11 @@ class _Recorded:
         self.recording = Recording(net.device, work)
         loss = self.loss
         self.results = loss.y, loss.probabilities, loss.losses, loss.mean
+        parts = (*net.steps, *net.layers, loss)
         # Holding the buffers keeps their memory from being given to others. If a layer has made
         # itself a larger one since, it and the recording no longer speak of the same array.
         self.buffers = [
-            (part, part.buffer, dict(part.buffer._flat)) for part in (*net.layers, loss)
+            (part, part.buffer, dict(part.buffer._flat)) for part in parts
         ]
         self.net, self.steps = net, net.steps
         self.input_gradient = net.layers[0].input_gradient
@@ -144,7 +147,7 @@ class _Recorded:
 
     def takes(self, x: Any) -> bool:
         """Whether x can be learned from: it lies where the recording looks, or is copied there."""
-        return self.copies or self.net.device.address(x) == self.net.device.address(self.x)
+        return self.copies or _address(x) == _address(self.x)
 
     def replay(self, x: Any, labels: Any) -> None:
         """Do the step with this batch."""
@@ -156,3 +159,9 @@ class _Recorded:
             self.x[...] = x
         self.recording.replay()
         loss.y, loss.probabilities, loss.losses, loss.mean = self.results
+
+
+def _address(array: Any) -> int:
+    """Where the first element of `array` is in the device's memory."""
+    of_gpu = getattr(array, "__cuda_array_interface__", None)
+    return int((of_gpu or array.__array_interface__)["data"][0])

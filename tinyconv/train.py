@@ -18,7 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from layers import SoftmaxCrossEntropy
 from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
 from tinyconv.diagnose import where_not_finite
@@ -130,8 +129,7 @@ class Training:
         augment.to(net.device, net.dtype)
         net.set_seed(seed)
         net.layers[0].input_gradient = False
-        self.loss = SoftmaxCrossEntropy()
-        self.loss.to(net.device, net.dtype, net.precision)
+        self.loss = net.loss()
         self.optimizer = SGD(net.parameters(), lr, momentum, weight_decay)
         self.training_step = TrainingStep(net, self.loss, self.optimizer, graph)
 

@@ -10,16 +10,18 @@ from importlib.metadata import version
 from typing import Any
 
 from layers import Device
-from layers.fast.precision import PRECISIONS, settle
+from layers.fast.plan import KERNELS
+from layers.fast.precision import PRECISIONS
 from tinyconv.data.open_data import Data
 from tinyconv.parallel.communicator import TIMEOUT
 from tinyconv.recipes import RECIPES
 from tinyconv.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
-from tinyconv.sequential import Sequential
+from tinyconv.sequential import Sequential, settle_tier
+from tinyconv.summary import summary
 
 MAY_CHANGE = {
-    *("data", "device", "precision", "parallel", "no_graph", "epochs", "resume"),
+    *("data", "device", "precision", "kernels", "parallel", "no_graph", "epochs", "resume"),
     *("checkpoint_minutes", "checkpoint_steps", "rank_timeout"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
@@ -53,6 +55,8 @@ def parse(
     add("--precision", choices=PRECISIONS, default="auto", help="fp32; tf32 or bf16: products by "
         "tensor cores, emulated on the host; auto (default): tf32 on a GPU that knows it, else "
         "fp32")  # fmt: skip
+    add("--kernels", choices=KERNELS, default="fast", help="fast (default); simple: every layer "
+        "as its file in layers/ shows it, slower, to read and to debug")  # fmt: skip
     add("--parallel", choices=("none", "columns", "replicas"), default="none",
         help="columns: half of every layer on each of two devices, as in the paper; replicas: the "
         "whole net on each device, and a part of each batch; --device cuda:0,cuda:1")  # fmt: skip
@@ -75,7 +79,8 @@ def parse(
 
 def complete(options: argparse.Namespace, device: Device) -> None:
     """Fill in what depends on the device and on other options, so that run.json says it all."""
-    options.precision = settle(options.precision, device)
+    settled = settle_tier(options.kernels, options.precision, device, "float32")
+    options.kernels, options.precision = settled
     if options.width is None:
         options.width = 1.0 if device.is_cuda else 0.25
     if options.schedule == "steps" and options.drops is None:
@@ -113,7 +118,8 @@ def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[s
         "schedule": make_schedule(options).describe(),
         "seed": options.seed,
         "precision": net.precision,
-        "network": net.table(fused=False).splitlines(),
+        "kernels": net.kernels,
+        "network": summary(net, computed=False).splitlines(),
         "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
     }
 

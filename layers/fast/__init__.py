@@ -1,1 +1,1 @@
-"""What makes a net fast: steps that replace one or several layers, and the plan that chooses them."""
+"""Steps that compute one or several layers faster, and the plan that chooses them."""

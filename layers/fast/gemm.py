@@ -1,4 +1,4 @@
-"""Products of matrices by the vendor's library, in the layer's precision (`precision.py`).
+"""Matrix products by the vendor's library, in a step's precision (`precision.py`).
 
     out = a · b          a (M, K), b (K, N), out (M, N)
 
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from layers.device import Device
-from layers.fast.bfloat16 import round_tf32, to_bits
+from layers.fast.bfloat16 import from_bits, round_tf32, to_bits
 from layers.fast.host import threads
-from layers.fast.precision import BITS, host_values
+from layers.fast.precision import BITS
 
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
@@ -43,7 +43,7 @@ def multiply(device: Device, *triples: tuple[Any, Any, Any], precision: str = "f
 def _simulated(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     def operand(array: np.ndarray) -> np.ndarray:
         if array.dtype == BITS:
-            return host_values(array)
+            return from_bits(array)
         return round_tf32(array, np.empty(array.shape, np.float32))
 
     values = np.matmul(operand(a), operand(b))

@@ -27,7 +27,7 @@ from typing import Any
 
 from layers.device import Device
 from layers.fast.gemm import multiply
-from layers.simulator import launches_taken_down
+from layers.simulator import recorded_launches
 
 _this_thread = threading.local()
 
@@ -87,11 +87,11 @@ class Recording:
         self.pieces.append(self._stream.end_capture().launch)
 
     def _begin_list(self) -> None:
-        self._taking_down = launches_taken_down(self.pieces)
-        self._taking_down.__enter__()
+        self._launches = recorded_launches(self.pieces)
+        self._launches.__enter__()
 
     def _end_list(self) -> None:
-        self._taking_down.__exit__(None, None, None)
+        self._launches.__exit__(None, None, None)
 
     def _give_up(self) -> None:
         """Take the stream out of capture; what went wrong is already on its way to the caller."""

@@ -1,57 +1,61 @@
-"""Fully connected, with what follows it: ReLU, and dropout behind the ReLU (paper §3.5, §4.2).
+"""Fully connected, with the ReLU and the dropout behind it (paper §3.5, §4.2).
 
-    p = x · wᵀ, and then in one pass over p   + b, ReLU, dropout       (`epilogue.py`)
+    p = x · wᵀ, and then in one pass over p   + b, ReLU, dropout       (`bias_relu.py`)
 
     dz and dL/db in one pass over dL/dy;  dL/dw = dzᵀ · x;  dL/dx = dz · w
 
-z = x · wᵀ + b is what enters the ReLU; without one dz is dL/dy. The products are announced
-(`layers/fast/graph.py`), since a recording is cut there. Shapes: x (N, in), y, dy, dz (N, out).
+z = x · wᵀ + b is the input of the ReLU; without one dz is dL/dy. The products go through
+`graph.products`, because a recorded step is cut there. Shapes: x (N, in), y, dy, dz (N, out).
 """
 
 from layers.fast.bias_relu import add_bias, bias_gradient, bias_relu, masked_gradient
 from layers.fast.graph import products
-from layers.fast.step import FusedStep
+from layers.fast.step import Step
 
 
-class LinearStep(FusedStep):
+class LinearStep(Step):
     """A Linear, then perhaps a ReLU, then perhaps a Dropout."""
 
-    def __init__(self, linear, relu=None, dropout=None):
-        super().__init__([layer for layer in (linear, relu, dropout) if layer is not None])
-        self.linear, self.relu, self.dropout = linear, relu, dropout
+    def __init__(self, layers, device, dtype, precision="fp32"):
+        super().__init__(layers, device, dtype, precision)
+        self.linear, self.relu, self.dropout = [*self.layers, None, None][:3]
+        library = "cuBLAS" if device.is_cuda else "BLAS"
+        where = "kernel" if device.is_cuda else "host"
+        parts = [f"bias_relu_{where}", f"bias_relu_dropout_{where}"][len(self.layers) - 2 :][:1]
+        epilogue = f", {parts[0]}, masked_gradient_{where}" if self.relu is not None else ""
+        self.short, self.computed_by = library, library + epilogue
 
     def forward(self, x, train=True):
         """x (N, in) -> y (N, out)."""
-        linear = self.linear
-        device, b = linear.device, linear.bias.value
-        p, y = linear.begin(x)
-        products(device, (linear.x, linear.w.T, p), precision=linear.precision)
+        linear, device = self.linear, self.device
+        x = self.check_input(x)
+        self.x = self.operand(x, "x for products")
+        self.w = self.operand(linear.weight.value, "w for products")
+        y = self.output((x.shape[0], linear.out_features))
+        # In bf16 on a GPU the product is float32 and y is not.
+        p = y if self.storage == self.dtype else self.buffer("product", y.shape)
+        products(device, (self.x, self.w.T, p), precision=self.precision)
         if self.dropout is not None:
             self.dropout.begin_pass(train, linear.out_features)
         if self.relu is not None:
-            bias_relu(device, p, b, y, self.dropout)
+            bias_relu(device, p, linear.bias.value, y, self.dropout)
         else:
-            add_bias(device, p, b, y)
-        for layer in self.layers:
-            layer.y = y
+            add_bias(device, p, linear.bias.value, y)
         return y
 
     def backward(self, dy):
         """dy (N, out) -> dx (N, in), or None if the Linear's `input_gradient` is switched off."""
-        linear = self.linear
-        dz = dy = linear.check_gradient(dy)
-        device, dw, db = linear.device, linear.weight.grad, linear.bias.grad
+        linear, device = self.linear, self.device
+        dz = dy = self.check_gradient(dy)
+        dw, db = linear.weight.grad, linear.bias.grad
         if self.relu is not None:
-            dz = linear.buffer("dz", dy.shape, linear.storage)
-            factor = linear.dtype.type(1) if self.dropout is None else self.dropout.factor
-            masked_gradient(device, linear.y, dy, dz, db, factor, linear.buffer)
+            dz = self.buffer("dz", dy.shape, self.storage)
+            factor = self.dtype.type(1) if self.dropout is None else self.dropout.factor
+            masked_gradient(device, self.y, dy, dz, db, factor, self.buffer)
         else:
-            bias_gradient(device, dy, db, linear.buffer)
-        dz = linear.operand(dz, "dy for products")
-        if not linear.input_gradient:
-            products(device, (dz.T, linear.x, dw), precision=linear.precision)
-            return None
-        dx = linear.buffer("dx", linear.x.shape, linear.storage)
-        pair = (dz.T, linear.x, dw), (dz, linear.w, dx)
-        products(device, *pair, precision=linear.precision)
+            bias_gradient(device, dy, db, self.buffer)
+        dz = self.operand(dz, "dy for products")
+        dx = self.input_gradient(self.x.shape)
+        triples = [(dz.T, self.x, dw)] + ([] if dx is None else [(dz, self.w, dx)])
+        products(device, *triples, precision=self.precision)
         return dx

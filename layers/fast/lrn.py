@@ -1,14 +1,14 @@
-"""Local response normalization, rung 2: each value comes from global memory once.
+"""Local response normalization through shared memory: each value is read from global memory once.
 
-Formulas, shapes and names are those of `layers/lrn.py`, which stays what to read and step through.
-Rung 1 reads each x five times forward, and each of dy, y and scale five times backward, mostly
-from the cache; it also writes the scale s, and reads it again backward. Here
+Replaces the kernels of `layers/lrn.py`, which has the formulas, shapes and names. Those read each x
+five times forward, and each of dy, y and scale five times backward, mostly from the cache; they
+also write the scale s, and read it again backward. Here
 
 * a block copies a run of memory into shared memory, with the `half` elements before and after it,
   and sums its windows there. Channels are last, so a window is a run of neighbours, and the array
-  is simply one group of channels after the other: what the kernel has to know is their width;
-* s is not kept but computed again: α times a sum that is at hand anyway. Forward then moves x and
-  y, backward x, dy and dx: five arrays in place of eight, and a buffer less.
+  is one group of channels after the other: the kernel only needs their width;
+* s is not stored but recomputed. Forward then moves x and y, backward x, dy and dx: five arrays
+  instead of eight, and one buffer less.
 
 With s computed again, dL/dx needs no y either:
 
@@ -21,7 +21,7 @@ import math
 
 from layers.device import THREADS, cuda, grid_of
 from layers.fast.bfloat16 import narrow, wide_type, widen
-from layers.fast.step import FusedStep
+from layers.fast.step import Step
 
 TILE = 4 * THREADS
 """Elements that a block owns: the neighbours it also reads, 2 · half of them, are few beside it."""
@@ -36,8 +36,8 @@ STAGED_TWO = TILE + 4 * MOST_HALF
 #
 # Both: block b owns elements b · TILE to (b + 1) · TILE of the flat arrays, and its thread t those
 # with t, t + THREADS, ... Loads from global memory are coalesced runs, as are the stores. Shared
-# arrays: neighbouring threads are at neighbouring words, no bank conflicts; all threads meet
-# between writing and reading them. Every output has one owner: no races, deterministic.
+# arrays: neighbouring threads access neighbouring words, no bank conflicts; a barrier separates
+# writing from reading. Every output has one owner: no races, deterministic.
 #
 # Backward: term[i] = dy · x · s^−β / s is needed `half` elements beyond the block's own on either
 # side, and its window as far again: x is staged with twice the margin.
@@ -117,43 +117,41 @@ def lrn_rows_backward_kernel(
 # --- step
 
 
-class LRNRowsStep(FusedStep):
-    """A LocalResponseNorm on a GPU by the kernels above; agrees with rung 1 but for roundings."""
+class LRNRows(Step):
+    """A LocalResponseNorm on a GPU by the kernels above."""
 
-    def notes(self):
-        """Which rung this is."""
-        return {self.name: "(by rows)"}
+    short = "shared memory"
+    computed_by = "lrn_rows_forward_kernel, lrn_rows_backward_kernel"
 
     @staticmethod
     def fits(norm):
         """Whether windows reach no further than the shared arrays."""
-        return norm.device.is_cuda and norm.size // 2 <= MOST_HALF
+        return norm.size // 2 <= MOST_HALF
 
     def forward(self, x, train=True):
         """x (N, ..., C) -> y of the same shape."""
-        (norm,) = self.layers
-        norm.x = x = norm.check_input(x)
-        norm.y = y = norm.buffer("y", x.shape, norm.storage)
-        width, reach, constants, quick = self._arguments(norm, x)
+        self.x = x = self.check_input(x)
+        y = self.output(x.shape)
+        width, half, constants, quick = self._arguments(x)
         launch = lrn_rows_forward_kernel[grid_of(-(-x.size // TILE), THREADS)]
-        launch(x.reshape(-1), y.reshape(-1), width, reach, *constants, quick)
+        launch(x.reshape(-1), y.reshape(-1), width, half, *constants, quick)
         return y
 
     def backward(self, dy):
         """dy -> dx, both of x's shape."""
         (norm,) = self.layers
-        dy = norm.check_gradient(dy)
-        dx = norm.buffer("dx", dy.shape, norm.storage)
-        width, reach, constants, quick = self._arguments(norm, dy)
-        factor = norm.dtype.type(2 * norm.alpha * norm.beta)
+        dy = self.check_gradient(dy)
+        dx = self.buffer("dx", dy.shape, self.storage)
+        width, half, constants, quick = self._arguments(dy)
+        factor = self.dtype.type(2 * norm.alpha * norm.beta)
         launch = lrn_rows_backward_kernel[grid_of(-(-dy.size // TILE), THREADS)]
-        arrays = (array.reshape(-1) for array in (norm.x, dy, dx))
-        launch(*arrays, width, reach, *constants, factor, quick)
+        arrays = (array.reshape(-1) for array in (self.x, dy, dx))
+        launch(*arrays, width, half, *constants, factor, quick)
         return dx
 
-    @staticmethod
-    def _arguments(norm, x):
-        width, number = x.shape[-1] // norm.groups, norm.dtype.type
-        reach = min(norm.size // 2, width - 1)
+    def _arguments(self, x):
+        (norm,) = self.layers
+        width, number = x.shape[-1] // norm.groups, self.dtype.type
+        half = min(norm.size // 2, width - 1)
         constants = number(norm.k), number(norm.alpha), number(norm.beta)
-        return width, reach, constants, int(norm.beta == 0.75)
+        return width, half, constants, int(norm.beta == 0.75)

@@ -1,29 +1,30 @@
-"""Max pooling of 3×3 windows at stride 2 (paper §3.4), rung 2: one thread walks along a row.
+"""Max pooling of 3×3 windows at stride 2 (paper §3.4): one thread walks along a row.
 
-Formulas, shapes and names are those of `layers/max_pool.py`, which stays what to read and step
-through, and serves all other windows. Rung 1 gives every output a thread: of its nine inputs, the
-window to the right reads three again, and the window below three. Here a thread has a row of
-outputs and keeps in registers the column that two windows share: each input is asked for 1.5 times
-instead of 2.25, the columns once and only the shared rows twice.
+Replaces the kernels of `layers/max_pool.py` for these windows; formulas, shapes and names are those
+of that file. There every output has a thread: of its nine inputs, the window to the right reads
+three again, and the window below three. Here a thread has a row of outputs and keeps the column
+that two windows share in registers: each input is read 1.5 times instead of 2.25, columns once and
+only the shared rows twice.
 
 The winner is its place in the window, r · 3 + s, in one byte instead of four: at 27×27×96 outputs
 and batch 128 that is 9 MB instead of 36, written forward and read backward.
 
 Backward a thread has a row of inputs, and a window meets a row in three neighbours: the thread
-looks at each winner of the one or two rows of windows over it once, where rung 1 has every pixel
-look at up to four.
+reads each winner of the one or two rows of windows over it once, where `layers/max_pool.py` has
+every pixel read up to four.
 
-Both give rung 1's bits: the first of equals wins, a NaN wins, and sums are added in its order.
+Both give the same bits as `layers/max_pool.py`: the first of equals wins, a NaN wins, and sums are
+added in the same order.
 """
 
 from layers.device import cuda, grid_for
 from layers.fast.bfloat16 import narrow, wide_type, widen
-from layers.fast.step import FusedStep
+from layers.fast.step import Step
 
 # --- kernels
 #
 # Forward: one thread per (n, p, c), c fastest, which owns y[n, p, :, c] and winner[n, p, :, c].
-# Backward: one thread per (n, h, c), which owns dx[n, h, :, c]. At each turn a warp reads and
+# Backward: one thread per (n, h, c), which owns dx[n, h, :, c]. In each iteration a warp reads and
 # writes 32 neighbouring channels of one pixel: coalesced. No races, no atomics, deterministic.
 
 
@@ -115,35 +116,32 @@ def max_pool_rows_backward_kernel(dy, winner, dx):
 # --- step
 
 
-class MaxPoolRowsStep(FusedStep):
+class MaxPoolRows(Step):
     """A MaxPool2D of 3×3 windows at stride 2, on a GPU, by the kernels above; the same bits."""
 
-    def notes(self):
-        """Which rung this is."""
-        return {self.name: "(by rows)"}
+    short = "by rows"
+    computed_by = "max_pool_rows_forward_kernel, max_pool_rows_backward_kernel"
 
     @staticmethod
     def fits(pool):
         """Whether these are the paper's windows."""
-        return pool.device.is_cuda and (pool.kernel_size, pool.stride) == (3, 2)
+        return (pool.kernel_size, pool.stride) == (3, 2)
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, C)."""
         (pool,) = self.layers
-        x = pool.check_input(x)
-        pool.x_shape = x.shape
-        shape = (x.shape[0], *pool.output_shape(x.shape[1:]))
-        pool.y = y = pool.buffer("y", shape, pool.storage)
-        self.places = pool.buffer("places", shape, "uint8")
+        x = self.check_input(x)
+        self.x_shape = x.shape
+        y = self.output((x.shape[0], *pool.output_shape(x.shape[1:])))
+        self.places = self.buffer("places", y.shape, "uint8")
         threads = y.shape[0] * y.shape[1] * y.shape[3]
         max_pool_rows_forward_kernel[grid_for(threads)](x, y, self.places)
         return y
 
     def backward(self, dy):
         """dy (N, P, Q, C) -> dx (N, H, W, C)."""
-        (pool,) = self.layers
-        dy = pool.check_gradient(dy)
-        dx = pool.buffer("dx", pool.x_shape, pool.storage)
+        dy = self.check_gradient(dy)
+        dx = self.buffer("dx", self.x_shape, self.storage)
         threads = dx.shape[0] * dx.shape[1] * dx.shape[3]
         max_pool_rows_backward_kernel[grid_for(threads)](dy, self.places, dx)
         return dx

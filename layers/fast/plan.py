@@ -1,47 +1,209 @@
-"""Which of a net's layers are computed together: the pairs of `layers/fast/step.py`."""
+"""The plan of a net: which layers are computed by faster steps, and by which.
+
+This is the only place where anything faster than the book (`layers/*.py`) is chosen. Most of
+AlexNet's layers do little arithmetic for each number that they read and write; on a GPU each is
+also a launch. So layers that follow each other share a step:
+
+    host    Conv2D(, ReLU)              host/im2col.py      im2col and BLAS
+            Linear(, ReLU(, Dropout))   linear.py           BLAS, one pass after the product
+            LocalResponseNorm           host/lrn.py         vectorized
+            MaxPool2D                   host/max_pool.py    vectorized
+    GPU     Conv2D(, ReLU)              conv/steps.py       tiled; tensor cores in tf32 and bf16
+            Linear(, ReLU(, Dropout))   linear.py           cuBLAS, one pass after the product
+            LocalResponseNorm           lrn.py              each value read once
+            MaxPool2D 3×3, stride 2     max_pool.py         a row a thread
+    loss    SoftmaxCrossEntropy         host/softmax.py, softmax.py
+
+A layer for which there is nothing stays itself and runs from the book: float64 convolutions on a
+GPU, Tanh, Dropout by itself. A subclass may compute something else, so only the layers themselves
+are replaced. In the simulator float32 convolutions run from the book as well: a whole tile takes as
+long there for an image of one pixel. `Conv2D(algorithm=...)` asks for a certain step.
+
+In bf16 conversions stand between steps that take bfloat16 and layers that take float32
+(`conversions.py`).
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from layers.activation import ReLU
 from layers.conv import Conv2D
+from layers.device import Device
 from layers.dropout import Dropout
-from layers.fast.conv_relu import ConvStep
+from layers.fast.conv.steps import SharedMemoryConv, TensorConv, TiledConv
+from layers.fast.conversions import FlattenStep, RoundToBFloat16, ToBFloat16, ToFloat32
+from layers.fast.host.im2col import Im2colConv
+from layers.fast.host.lrn import LRNByDistance
+from layers.fast.host.max_pool import MaxPoolVectorized
+from layers.fast.host.softmax import SoftmaxVectorized
 from layers.fast.linear import LinearStep
-from layers.fast.lrn import LRNRowsStep
-from layers.fast.max_pool import MaxPoolRowsStep
-from layers.fast.step import FusedStep
+from layers.fast.lrn import LRNRows
+from layers.fast.max_pool import MaxPoolRows
+from layers.fast.softmax import SoftmaxRows
+from layers.fast.step import Step
+from layers.flatten import Flatten
 from layers.layer import Layer
 from layers.linear import Linear
 from layers.lrn import LocalResponseNorm
 from layers.max_pool import MaxPool2D
+from layers.softmax_cross_entropy import SoftmaxCrossEntropy
+
+KERNELS = "fast", "simple"
+"""The two tiers: a plan, or the book's layers one by one."""
 
 
-def plan(layers: Sequence[Layer]) -> list[Layer | FusedStep]:
+def plan(
+    layers: Sequence[Layer],
+    device: Device,
+    dtype: Any = np.float32,
+    precision: str = "fp32",
+    float32_ends: bool = True,
+) -> list[Layer | Step]:
     """The steps that compute `layers` in order; each layer is in one of them.
 
-    It looks at the device that the layers are on: plan again when they have moved.
+    device, dtype: those of the layers; precision: "fp32", "tf32" or "bf16" (`precision.settle`).
+    float32_ends: in bf16, whether the first x and the last y are float32 (a net), or bfloat16 as
+    between steps (a part of a net). ValueError for a Conv2D whose `algorithm` does not run there.
     """
-    steps: list[Layer | FusedStep] = []
+    steps: list[Layer | Step] = []
     place = 0
     while place < len(layers):
-        layer: Any = layers[place]
-        # A subclass may compute something else: only the layers themselves are replaced.
-        kinds = tuple(type(following) for following in layers[place : place + 3])
-        count, step = 1, layer
-        if kinds[:2] == (Conv2D, ReLU):
-            count, step = 2, ConvStep(layer, layers[place + 1])
-            step.follow(steps[-1] if steps else None)
-        elif kinds == (Linear, ReLU, Dropout):
-            count, step = 3, LinearStep(*layers[place : place + 3])
-        elif kinds[:2] == (Linear, ReLU):
-            count, step = 2, LinearStep(layer, layers[place + 1])
-        elif kinds[0] is Linear and layer.device.is_cuda:
-            step = LinearStep(layer)
-        elif kinds[0] is LocalResponseNorm and LRNRowsStep.fits(layer):
-            step = LRNRowsStep([layer])
-        elif kinds[0] is MaxPool2D and MaxPoolRowsStep.fits(layer):
-            step = MaxPoolRowsStep([layer])
+        rest = layers[place : place + 3]
+        count, kind = (_on_gpu if device.is_cuda else _on_host)(rest, device, dtype, precision)
+        step = rest[0] if kind is None else kind(rest[:count], device, dtype, precision)
+        if isinstance(step, TensorConv) and steps:
+            step.follow(steps[-1])
         steps.append(step)
         place += count
-    return steps
+    if precision != "bf16":
+        return steps
+    converted = _for_bfloat16 if device.is_cuda else _rounded
+    return converted(steps, layers, device, dtype, float32_ends)
+
+
+def plan_loss(device: Device, dtype: Any = np.float32) -> SoftmaxCrossEntropy:
+    """The loss for a net on `device`: SoftmaxCrossEntropy by its fast kernels or loops."""
+    loss = SoftmaxRows() if device.is_cuda else SoftmaxVectorized()
+    return loss.to(device, dtype)
+
+
+SLOWER = {"host": 0, "simulator": 0}
+"""How many times longer a training step takes with kernels="simple"."""
+
+
+def simple_note(device: Device) -> str:
+    """What kernels="simple" means, and costs, on `device`, in one line."""
+    kind = "simulator" if device.is_simulated else "GPU" if device.is_cuda else "host"
+    cost = "how much slower than --kernels fast has not been measured on a GPU"
+    if kind in SLOWER:
+        cost = f"about {SLOWER[kind]} times slower than --kernels fast"
+    return f"simple, every layer as its file in layers/ shows it; {cost}"
+
+
+# --- how many of the layers become a step of which kind; None: the first one stays itself
+
+
+def _kinds(layers: Sequence[Layer]) -> tuple[type, ...]:
+    return tuple(type(layer) for layer in layers)
+
+
+def _linear(layers: Sequence[Layer]) -> int:
+    kinds = _kinds(layers)
+    return 3 if kinds == (Linear, ReLU, Dropout) else 2 if kinds[1:2] == (ReLU,) else 1
+
+
+def _on_host(
+    layers: Sequence[Layer], device: Device, dtype: Any, precision: str
+) -> tuple[int, type[Step] | None]:
+    first: Any = layers[0]
+    kinds = _kinds(layers)
+    if kinds[0] is Conv2D:
+        if _algorithm(first, device, dtype, precision) == "direct":
+            return 1, None
+        return (2 if kinds[1:2] == (ReLU,) else 1), Im2colConv
+    if kinds[0] is Linear:
+        return _linear(layers), LinearStep
+    if kinds[0] is LocalResponseNorm:
+        return 1, LRNByDistance
+    return 1, MaxPoolVectorized if kinds[0] is MaxPool2D else None
+
+
+def _on_gpu(
+    layers: Sequence[Layer], device: Device, dtype: Any, precision: str
+) -> tuple[int, type[Step] | None]:
+    first: Any = layers[0]
+    kinds = _kinds(layers)
+    if kinds[0] is Conv2D:
+        steps = {"shared": SharedMemoryConv, "tiled": TiledConv, "tensor": TensorConv}
+        step = steps.get(_algorithm(first, device, dtype, precision))
+        return (2 if step and kinds[1:2] == (ReLU,) else 1), step
+    if kinds[0] is Linear:
+        return _linear(layers), LinearStep
+    if kinds[0] is LocalResponseNorm and LRNRows.fits(first):
+        return 1, LRNRows
+    if kinds[0] is MaxPool2D and MaxPoolRows.fits(first):
+        return 1, MaxPoolRows
+    if kinds[0] is Flatten and precision == "bf16":
+        return 1, FlattenStep
+    return 1, None
+
+
+def _algorithm(conv: Conv2D, device: Device, dtype: Any, precision: str) -> str:
+    """What the hint of `conv` comes down to here. ValueError if it does not run here."""
+    hint = conv.algorithm
+    if device.is_cuda and precision != "fp32":
+        fits = {"tensor"}
+    elif device.is_cuda:
+        fits = {"direct", "shared"} | ({"tiled"} if dtype == np.float32 else set())
+    else:
+        fits = {"host"} | ({"direct"} if precision == "fp32" else set())
+    if hint != "auto" and hint not in fits:
+        raise ValueError(
+            f"{conv.name}: algorithm {hint!r} does not run on {device.name} in {np.dtype(dtype)}, "
+            f"precision {precision!r}; use 'auto' or {' or '.join(map(repr, sorted(fits)))}"
+        )
+    if hint != "auto":
+        return hint
+    if not device.is_cuda:
+        return "host"
+    if precision != "fp32":
+        return "tensor"
+    return "tiled" if "tiled" in fits and not device.is_simulated else "direct"
+
+
+# --- bfloat16
+
+
+def _for_bfloat16(
+    steps: list[Layer | Step], layers: Sequence[Layer], device: Device, dtype: Any, ends: bool
+) -> list[Layer | Step]:
+    """On a GPU: conversions wherever float32 and bfloat16 meet."""
+    converted: list[Layer | Step] = []
+    is_float32 = ends
+    for step in steps:
+        wants_float32 = not isinstance(step, Step)
+        if is_float32 != wants_float32:
+            first = None if converted else layers[0]
+            kind = ToFloat32 if wants_float32 else ToBFloat16
+            converted.append(kind(device, dtype, first=first))
+        converted.append(step)
+        is_float32 = wants_float32
+    if is_float32 != ends:
+        last = layers[-1] if ends else None
+        converted.append((ToFloat32 if ends else ToBFloat16)(device, dtype, last=last))
+    return converted
+
+
+def _rounded(
+    steps: list[Layer | Step], layers: Sequence[Layer], device: Device, dtype: Any, ends: bool
+) -> list[Layer | Step]:
+    """On the host: every step's output is rounded, and x and dy of the whole."""
+    converted: list[Layer | Step] = []
+    if ends:
+        converted.append(RoundToBFloat16(device, dtype, first=layers[0]))
+    for step in steps:
+        last = layers[-1] if ends and step is steps[-1] else None
+        converted += [step, RoundToBFloat16(device, dtype, last=last)]
+    return converted if ends else converted[:-1]

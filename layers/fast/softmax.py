@@ -1,16 +1,17 @@
-"""Softmax, cross-entropy and their derivative, rung 2: a block for each image, one launch.
+"""Softmax, cross-entropy and their derivative on a GPU: a block for each image, one launch.
 
-Formulas, shapes and names are those of `layers/softmax_cross_entropy.py`, whose kernels stay what
-to read and step through. Rung 1 gives each image a thread, which walks along 1,000 classes three
-times while the rest of the GPU looks on. Here 128 threads share the walk: thread t takes classes t,
-t + 128, ..., and the largest logit and the sum are found pairwise in shared memory. As soon as the
-sum is known, so is dL/dlogits, which is written in the same pass: the backward pass has no launch.
+Replaces the kernels of `layers/softmax_cross_entropy.py`, which has the formulas, shapes and names.
+There each image has one thread, which walks along 1,000 classes three times while most of the GPU
+idles. Here 128 threads share the row: thread t takes classes t, t + 128, ..., and the largest logit
+and the sum are found pairwise in shared memory. Once the sum is known, dL/dlogits is written in the
+same pass: backward has no launch.
 """
 
 import math
 
 from layers.device import THREADS, cuda, grid_of
-from layers.fast.bfloat16 import narrow, widen
+from layers.fast.reductions import mean
+from layers.softmax_cross_entropy import SoftmaxCrossEntropy
 
 # --- kernel
 #
@@ -24,9 +25,9 @@ from layers.fast.bfloat16 import narrow, widen
 def softmax_rows_kernel(logits, labels, probabilities, losses, dlogits):
     shared = cuda.shared.array(THREADS, losses.dtype)
     n, t = cuda.blockIdx.x, cuda.threadIdx.x
-    largest = widen(logits[n, 0])
+    largest = logits[n, 0]
     for c in range(t, logits.shape[1], THREADS):
-        largest = max(largest, widen(logits[n, c]))
+        largest = max(largest, logits[n, c])
     shared[t] = largest
     cuda.syncthreads()
     active = THREADS // 2
@@ -39,7 +40,7 @@ def softmax_rows_kernel(logits, labels, probabilities, losses, dlogits):
     cuda.syncthreads()
     total = losses.dtype.type(0)
     for c in range(t, logits.shape[1], THREADS):
-        total += math.exp(widen(logits[n, c]) - largest)
+        total += math.exp(logits[n, c] - largest)
     shared[t] = total
     cuda.syncthreads()
     active = THREADS // 2
@@ -51,18 +52,40 @@ def softmax_rows_kernel(logits, labels, probabilities, losses, dlogits):
     total = shared[0]
     images = losses.dtype.type(logits.shape[0])
     for c in range(t, logits.shape[1], THREADS):
-        probability = math.exp(widen(logits[n, c]) - largest) / total
+        probability = math.exp(logits[n, c] - largest) / total
         probabilities[n, c] = probability
         target = losses.dtype.type(1 if c == labels[n] else 0)
-        dlogits[n, c] = narrow((probability - target) / images, dlogits)
+        dlogits[n, c] = (probability - target) / images
     if t == 0:
-        losses[n] = math.log(total) - (widen(logits[n, labels[n]]) - largest)
+        losses[n] = math.log(total) - (logits[n, labels[n]] - largest)
 
 
-# --- launch
+# --- loss
 
 
-def softmax_rows(logits, labels, probabilities, losses, dlogits):
-    """Fill probabilities, losses and dlogits from logits (N, C) and labels (N)."""
-    launch = softmax_rows_kernel[grid_of(logits.shape[0], THREADS)]
-    launch(logits, labels, probabilities, losses, dlogits)
+class SoftmaxRows(SoftmaxCrossEntropy):
+    """SoftmaxCrossEntropy on a GPU by the kernel above, the mean loss on the device as well."""
+
+    computed_by = "softmax_rows_kernel, mean_kernel"
+
+    def compute(self, logits):
+        """Probabilities, losses, their mean and dL/dlogits, for the labels loaded last."""
+        self.y = logits = self.check_array(logits, "logits")
+        self.probabilities = self.buffer("probabilities", logits.shape)
+        self.losses = self.buffer("losses", logits.shape[:1])
+        self.mean = self.buffer("mean", (1,))
+        self.dlogits = self.buffer("dlogits", logits.shape)
+        softmax_rows_kernel[grid_of(logits.shape[0], THREADS)](
+            logits, self.labels, self.probabilities, self.losses, self.dlogits
+        )
+        mean(self.losses, self.mean)
+
+    def value(self):
+        """The mean loss of the last pass, a float; waits until the device has computed it."""
+        return float(self.device.to_host(self.mean)[0])
+
+    def backward(self):
+        """-> dL/dlogits (N, C) of the last forward pass."""
+        if self.y is None:
+            raise RuntimeError(f"{self.name}: backward() needs a forward() before it")
+        return self.dlogits

@@ -1,51 +1,67 @@
-"""Layers that are computed together because they stand together: the plan of a net.
+"""Steps: what a plan puts in the place of layers.
 
-Most of AlexNet's layers do little with each number and read and write it all the same; on a GPU
-each is also a launch, with its price on the host. Where one follows another they can share both:
+A step computes one layer, or several that follow each other, with the same results but for
+roundings. It has `forward` and `backward` like a layer. What it replaces stays in the net:
+parameters, seeds and shapes are the layers', and only the arithmetic is the step's. `plan.py` chooses the steps
+of a net; `tinyconv/sequential.py` walks along them.
 
-    Conv2D, ReLU                conv_step.py      on the host the ReLU works in place
-    the same twice              on tensor cores: the second masks dL/dy for the first
-    Linear, ReLU, Dropout       linear_step.py    one pass after the product
-    LocalResponseNorm           `layers/fast/lrn.py`        on a GPU: each value read once
-    MaxPool2D 3×3, stride 2     `layers/fast/max_pool.py`   on a GPU: a row a thread
-
-`plan.py` finds them. What it gives is a list of steps, some of them plain layers, some of them a
-`FusedStep` that holds its layers; `tinyconv/sequential.py` walks along it. The authors' first
-block, convolution, LRN, pooling and only then ReLU, has no such pair.
-
-Fused or not, a step gives the same result: on the host the same bits; on a GPU too, except for
-LRN, which adds and multiplies in another order, the bias gradients of convolutions, and in bf16
-what fusing does not store in between, and so does not round.
+A step on a GPU whose precision is bf16 takes and returns arrays of `storage`, uint16: the bits of
+bfloat16 (`bfloat16.py`). In every other case activations have the dtype of the arithmetic.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from layers.layer import Layer
+import numpy as np
+
+from layers.device import Device
+from layers.fast.precision import round_into, storage_of
+from layers.layer import Buffers, Layer
 
 
-class FusedStep(ABC):
+class Step(ABC):
     """One or more layers that follow each other, computed together.
 
-    It owns nothing: parameters, buffers, device and dtype are those of `layers`, and after
-    `forward` each layer's `y` is the array of the step's output, since those in between are never
-    stored. A subclass writes `forward` and `backward`, with the same results as its layers one by
-    one.
+    layers: in the net's order, already on `device` and of `dtype`; precision: "fp32", "tf32" or
+    "bf16". A subclass writes `forward` and `backward`, and says in `computed_by` with which
+    kernels or library. Arrays are the step's own; `y` is the last output, also of each layer.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    computed_by = ""
+    """Kernels, host loops or library, for readers of `python -m tinyconv plan`."""
+    short = ""
+    """The same in one or two words, for `print(net)`."""
+
+    def __init__(
+        self, layers: Sequence[Layer], device: Device, dtype: Any, precision: str = "fp32"
+    ) -> None:
         self.layers: list[Any] = list(layers)
+        self.device, self.dtype, self.precision = device, np.dtype(dtype), precision
+        self.storage = storage_of(precision, device, dtype)
+        self.buffer = Buffers(device, dtype)
+        self.y: Any = None
 
     @property
     def name(self) -> str:
         """The layers' names: "conv2+relu2"."""
         return "+".join(layer.name for layer in self.layers)
 
+    @property
+    def file(self) -> str:
+        """Where the step is: "layers/fast/lrn.py"."""
+        return source_file(self)
+
+    @property
+    def replaces(self) -> list[str]:
+        """The files of the layers that it replaces: ["layers/conv.py", "layers/activation.py"]."""
+        return [source_file(layer) for layer in self.layers]
+
     def notes(self) -> dict[str, str]:
-        """What the table of a net says of these layers, by name."""
+        """What `print(net)` adds to each of its layers, by name."""
         first, *others = self.layers
-        return {layer.name: f"(in {first.name})" for layer in others}
+        return {first.name: f"({self.short})"} | {x.name: f"(in {first.name})" for x in others}
 
     @abstractmethod
     def forward(self, x: Any, train: bool = True) -> Any:
@@ -55,5 +71,65 @@ class FusedStep(ABC):
     def backward(self, dy: Any) -> Any:
         """dL/dx of the first layer from dL/dy of the last; fills the parameters' gradients."""
 
+    def check_input(self, x: Any) -> Any:
+        """x, C-contiguous, after checking kind, dtype and shape. ValueError names what is wrong."""
+        x = self._checked(x, "x")
+        if x.ndim < 2 or x.shape[0] < 1:
+            raise ValueError(f"{self.name}: x has shape {x.shape}, expected (N, ...) with N >= 1")
+        self.layers[0].output_shape(x.shape[1:])
+        return x
+
+    def check_gradient(self, dy: Any) -> Any:
+        """dy, C-contiguous, after checking that it fits the last output, `self.y`."""
+        if self.y is None:
+            raise RuntimeError(f"{self.name}: backward() needs a forward() before it")
+        dy = self._checked(dy, "dy")
+        if dy.shape != self.y.shape:
+            raise ValueError(
+                f"{self.name}: dy has shape {dy.shape}, the last output has {self.y.shape}"
+            )
+        return dy
+
+    def _checked(self, array: Any, what: str) -> Any:
+        if self.storage == self.dtype:
+            return self.layers[0].check_array(array, what)
+        if getattr(array, "dtype", None) != self.storage:
+            found = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"{self.name}: {what} is {found}, this step takes bfloat16 as uint16")
+        return self.device.xp.ascontiguousarray(array)
+
+    def output(self, shape: tuple[int, ...]) -> Any:
+        """The buffer for y, noted as the last output of the step and of each layer."""
+        self.y = self.buffer("y", shape, self.storage)
+        for layer in self.layers:
+            layer.y = self.y
+        return self.y
+
+    def input_gradient(self, shape: tuple[int, ...]) -> Any:
+        """The buffer for dx; None where the first layer's `input_gradient` is switched off."""
+        if not self.layers[0].input_gradient:
+            return None
+        return self.buffer("dx", shape, self.storage)
+
+    def operand(self, array: Any, name: str) -> Any:
+        """`array` as a product takes it in this precision: itself, or a copy rounded to it.
+
+        In tf32 the products on a GPU round by themselves. The copy is in buffer `name`.
+        """
+        rounds_itself = self.device.is_cuda and self.precision == "tf32"
+        if self.precision == "fp32" or rounds_itself or array.dtype != self.dtype:
+            return array
+        copy = self.buffer(name, array.shape, self.storage)
+        round_into(self.device, self.precision, array, copy)
+        return copy
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
+
+
+def source_file(thing: Any) -> str:
+    """The file of the class of `thing`, as seen from the project's root: "layers/lrn.py"."""
+    module = type(thing).__module__
+    path = module.replace(".", "/")
+    package = getattr(sys.modules.get(module), "__path__", None)
+    return f"{path}/__init__.py" if package else f"{path}.py"

@@ -1,10 +1,10 @@
-"""What a simulated kernel sees: arrays that check every index, loud fresh memory, and `cuda`.
+"""What a simulated kernel sees: arrays that check every index, poisoned memory, and `cuda`.
 
-NumPy forgives what a GPU does not. `x[-1]` is the last element on the host and somebody else's
-memory on a GPU; `np.empty` often holds zeros, while shared and local memory hold whatever the
-last kernel left there. So inside a simulated kernel every array is a `KernelArray`: a thin
-wrapper that refuses negative and out-of-range indices and names the array. Shared and local
-arrays start *poisoned*, so that an element read before it is written shows in the result:
+NumPy accepts what a GPU does not. `x[-1]` is the last element on the host and memory outside the
+array on a GPU; `np.empty` often holds zeros, while shared and local memory hold whatever the last
+kernel left there. So inside a simulated kernel every array is a `KernelArray`: a thin wrapper
+that rejects negative and out-of-range indices and names the array. Shared and local arrays start
+*poisoned*, so that an element read before it is written shows in the result:
 
     floating point and complex    NaN
     signed integers               the most negative value
@@ -12,11 +12,12 @@ arrays start *poisoned*, so that an element read before it is written shows in t
     booleans                      True
     dynamic shared memory         all bits set (NaN; -1; the largest)
 
-Poison is as loud as arithmetic lets it be: NaN survives every sum, an integer may not.
+Poison shows only as far as arithmetic lets it: NaN survives every sum, an integer may not.
 
-`KernelArray.__getitem__` and `__setitem__` are the one way from a kernel to its memory; where a
-launch is recorded, its arrays are of a subclass that notes each access (`trace.py`).
-`KernelCuda` is what the name `cuda` means there: positions, barriers, shared and local memory.
+A kernel reaches memory only through `KernelArray.__getitem__` and `__setitem__`, and emulated
+intrinsics through `memory`, `read` and `write`. In a recorded launch the arrays are of a subclass
+that notes each access (`recorder.py`). `KernelCuda` replaces the name `cuda` inside a kernel:
+positions, barriers, shared and local memory.
 """
 
 from __future__ import annotations
@@ -35,12 +36,21 @@ WARP = 32
 # --- memory
 
 
+class ArrayIndexError(IndexError):
+    """An index outside a kernel's array: its name, and the index or None if that is no integer."""
+
+    def __init__(self, text: str, array: str, index: tuple[int, ...] | None):
+        super().__init__(text)
+        self.array = array
+        self.index = index
+
+
 class KernelArray:
     """A NumPy array as a kernel sees it: shape and elements, each index checked.
 
     It shares memory with `data`, whatever its strides. Elements are NumPy scalars, so float32
-    stays float32. Fewer indices than dimensions give a row that is checked again; slices are
-    refused.
+    stays float32. Fewer indices than dimensions give a row, which is checked again. Slices raise
+    TypeError.
     """
 
     __slots__ = ("_begin", "data", "dtype", "name", "ndim", "shape", "size", "space", "strides")
@@ -54,12 +64,11 @@ class KernelArray:
         self.shape = data.shape
         self.size = data.size
         self.strides = data.strides
-        self._begin: int | None = None  # its address modulo 16, once somebody has asked
+        self._begin: int | None = None  # its address modulo 16, once computed
 
     def __getitem__(self, index: Any) -> Any:
         try:
-            # A short cut for what tiled kernels do most; the lines after it would do as well,
-            # but slower.
+            # The common case in tiled kernels. The general code below gives the same, slower.
             if self.ndim == 2 and type(index) is tuple:
                 i, j = index
                 if i >= 0 and j >= 0:
@@ -68,7 +77,7 @@ class KernelArray:
                 _check(index)
             value = self.data[index]
         except (IndexError, ValueError) as error:
-            self._refuse(index, error)
+            self._raise(index, error)
         if type(value) is ndarray:
             return KernelArray(value, f"{self.name}[{_text(index)}]", self.space)
         return value
@@ -78,38 +87,50 @@ class KernelArray:
             _check(index)
             self.data[index] = value
         except IndexError as error:
-            self._refuse(index, error)
+            self._raise(index, error)
 
     def memory(self, at: int, count: int) -> ndarray:
-        """The `count` neighbouring elements of a flat array from `at` on."""
+        """Elements at ... at + count - 1 of a flat array, as a view. Not recorded."""
         if self.ndim != 1 or at < 0 or at + count > self.size:
-            self._refuse(f"{at}:{at + count}", IndexError("not all of them are in a flat array"))
+            # The first element outside; `at` itself if that is already outside.
+            first = at if self.ndim != 1 or at < 0 else max(at, self.size)
+            error = IndexError("not all of them are in a flat array")
+            self._raise(first, error, f"{at}:{at + count}")
         return self.data[at : at + count]
 
-    def read(self, at: int, count: int, place: tuple | None = None) -> ndarray:
-        """`memory`, for reading, by an instruction that moves 16 bytes."""
+    def read(self, at: int, count: int, caller: tuple | None = None) -> ndarray:
+        """`memory`, recorded as one vectorized (16-byte) load.
+
+        caller: the code object and bytecode offset it is recorded for; None: the kernel's call.
+        """
         return self.memory(at, count)
 
     def write(
-        self, at: int, values: ndarray, place: tuple | None = None, arrived: bool = False
+        self, at: int, values: ndarray, caller: tuple | None = None, completes: bool = False
     ) -> None:
-        """Neighbouring elements from `at` on, written by an instruction that moves 16 bytes.
+        """Write elements from `at` on, recorded as one vectorized (16-byte) store.
 
-        arrived: it only waits for a copy that was begun elsewhere.
+        caller: as in `read`. completes: the store belongs to an asynchronous copy that another
+        instruction began.
         """
         self.memory(at, len(values))[:] = values
 
     def check_aligned(self, at: int, what: str) -> None:
-        """ValueError unless element `at` lies at a multiple of 16 bytes, as on a GPU it must."""
+        """ValueError unless the address of element `at` is a multiple of 16 bytes."""
         if self._begin is None:
-            # Shared and local memory is aligned there as asked for, here as NumPy has it.
+            # A GPU aligns shared and local memory as requested, so there NumPy's own address says
+            # nothing.
             is_global = self.space == "global"
             self._begin = self.data.__array_interface__["data"][0] % 16 if is_global else 0
         if (self._begin + int(at) * self.data.itemsize) % 16:
             raise ValueError(f"{what} {self.name}[{at}]: not at a multiple of 16 bytes")
 
-    def _refuse(self, index: Any, error: Exception) -> NoReturn:
-        raise IndexError(f"{self.name}[{_text(index)}] of shape {self.shape}: {error}") from None
+    def _raise(self, index: Any, error: Exception, text: str = "") -> NoReturn:
+        raise ArrayIndexError(
+            f"{self.name}[{text or _text(index)}] of shape {self.shape}: {error}",
+            self.name,
+            _integers(index),
+        ) from None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -131,9 +152,14 @@ def _text(index: Any) -> str:
     return ", ".join(map(str, index)) if isinstance(index, tuple) else str(index)
 
 
+def _integers(index: Any) -> tuple[int, ...] | None:
+    items = index if isinstance(index, tuple) else (index,)
+    return tuple(map(int, items)) if all(isinstance(i, (int, np.integer)) for i in items) else None
+
+
 @functools.cache
 def _poison(dtype: Any) -> tuple[np.dtype, Any]:
-    """The NumPy type of a NumPy or Numba `dtype`, and the value fresh memory of it holds."""
+    """The NumPy type of a NumPy or Numba `dtype`, and its poison."""
     try:
         numpy_type = np.dtype(dtype)
     except TypeError:
@@ -147,52 +173,52 @@ def _poison(dtype: Any) -> tuple[np.dtype, Any]:
     return numpy_type, True
 
 
-Make = Callable[[ndarray, str, str], KernelArray]
-"""Turns memory, its name and its space ("global", "shared", "local") into what a kernel sees."""
+Wrap = Callable[[ndarray, str, str], KernelArray]
+"""Wraps memory with its name and its space ("global", "shared", "local") for a kernel."""
 
 
-def unwatched(data: ndarray, name: str, space: str) -> KernelArray:
-    """`data` as a kernel sees it when nobody records what it does."""
+def wrap_unrecorded(data: ndarray, name: str, space: str) -> KernelArray:
+    """The `Wrap` of a launch that is not recorded."""
     return KernelArray(data, name, space)
 
 
-def _fresh(shape: Any, dtype: Any) -> ndarray:
+def _poisoned(shape: Any, dtype: Any) -> ndarray:
     numpy_type, value = _poison(dtype)
     return np.full(shape, value, numpy_type)
 
 
 class LocalMemory:
-    """`cuda.local` in a kernel: every call is one thread's own array."""
+    """`cuda.local` in a kernel: each call makes an array of the running thread."""
 
-    def __init__(self, make: Make):
-        self._make = make
+    def __init__(self, wrap: Wrap):
+        self._wrap = wrap
 
     def array(self, shape: Any, dtype: Any, alignment: Any = None) -> KernelArray:
-        """An array of `shape` that no other thread sees, poisoned. Every alignment is given."""
+        """A poisoned array of `shape`. Any `alignment` is accepted."""
         name = f"local array of line {sys._getframe(1).f_lineno}"
-        return self._make(_fresh(shape, dtype), name, "local")
+        return self._wrap(_poisoned(shape, dtype), name, "local")
 
 
 class SharedMemory:
-    """`cuda.shared` in a kernel: one block's arrays, each known by the call that made it.
+    """`cuda.shared` in a kernel: the arrays of one block, identified by the call that makes them.
 
-    All threads of a block run the same code, so the place of the call in the bytecode says
-    which array is meant; a line number would not, as one line may hold two calls.
+    All threads of a block run the same code, so the bytecode offset of the call identifies the
+    array. A line number would not, as one line may hold two calls.
     """
 
-    def __init__(self, dynamic_bytes: int, make: Make):
-        self._make = make
+    def __init__(self, dynamic_bytes: int, wrap: Wrap):
+        self._wrap = wrap
         self._arrays: dict[tuple[int, int], KernelArray] = {}
         self._dynamic = np.full(dynamic_bytes, 0xFF, np.uint8)
 
     def array(self, shape: Any, dtype: Any, alignment: Any = None) -> KernelArray:
         """The block's array for this call, poisoned; shape 0 is the launch's dynamic memory.
 
-        Every alignment is given.
+        Any `alignment` is accepted.
         """
         caller = sys._getframe(1)
-        place = id(caller.f_code), caller.f_lasti
-        array = self._arrays.get(place)
+        call = id(caller.f_code), caller.f_lasti
+        array = self._arrays.get(call)
         if array is None:
             name = f"shared array of line {caller.f_lineno}"
             if shape == 0:
@@ -200,24 +226,24 @@ class SharedMemory:
                 whole = self._dynamic.size // numpy_type.itemsize * numpy_type.itemsize
                 memory = self._dynamic[:whole].view(numpy_type)
             else:
-                memory = _fresh(shape, dtype)
-            array = self._arrays[place] = self._make(memory, name, "shared")
+                memory = _poisoned(shape, dtype)
+            array = self._arrays[call] = self._wrap(memory, name, "shared")
         return array
 
 
-def as_kernel_sees(value: Any, name: str, make: Make) -> Any:
-    """Arrays, wrapped but not copied, by the name of their parameter; all else as it is."""
+def wrap_argument(value: Any, name: str, wrap: Wrap) -> Any:
+    """Arrays, wrapped but not copied, with the name of their parameter; other values unchanged."""
     from numba.cuda.simulator.args import ArgHint, In
 
     if isinstance(value, ArgHint):
-        # What goes in only must not come out, so that alone is copied.
+        # `In` is copied, as what the kernel writes there must not reach the caller.
         value = np.array(value.value) if isinstance(value, In) else value.value
-    if getattr(value, "__cuda_ndarray__", False):  # of cuda.to_device and its like
+    if getattr(value, "__cuda_ndarray__", False):  # of cuda.to_device and the like
         value = value._ary
     if isinstance(value, np.ndarray):
-        return make(np.asarray(value), name, "global")
+        return wrap(np.asarray(value), name, "global")
     if type(value) is tuple:
-        return tuple(as_kernel_sees(item, f"{name}[{i}]", make) for i, item in enumerate(value))
+        return tuple(wrap_argument(item, f"{name}[{i}]", wrap) for i, item in enumerate(value))
     return value
 
 
@@ -244,10 +270,10 @@ def _stock_cuda() -> Any:
 
 
 class KernelCuda:
-    """What the name `cuda` stands for inside a kernel.
+    """Replaces the name `cuda` inside a kernel.
 
-    The scheduler writes `threadIdx` and `blockIdx` as it goes from thread to thread. What needs
-    no scheduler (`atomic`, `fma`, `popc`, ...) is that of Numba's own simulator.
+    The scheduler sets `threadIdx` and `blockIdx` when it switches threads. What needs no scheduler
+    (`atomic`, `fma`, `popc`, ...) is taken from Numba's own simulator.
     """
 
     warpsize = WARP
@@ -255,12 +281,12 @@ class KernelCuda:
     blockIdx: Dim3
     shared: SharedMemory
 
-    def __init__(self, wait: Callable[..., Any], grid: Dim3, block: Dim3, make: Make):
+    def __init__(self, wait: Callable[..., Any], grid: Dim3, block: Dim3, wrap: Wrap):
         self.gridDim = grid
         self.blockDim = block
-        self.local = LocalMemory(make)
+        self.local = LocalMemory(wrap)
         self.atomic = _stock_cuda().atomic
-        self._wait = wait  # expects to be called by one of the methods below, called by a kernel
+        self._wait = wait  # called by a method below, which a kernel calls
 
     def __getattr__(self, name: str) -> Any:
         if name == "cg":
@@ -269,12 +295,12 @@ class KernelCuda:
 
     @property
     def laneid(self) -> int:
-        """The thread's place in its warp."""
+        """The thread's lane: its number in its warp."""
         size, thread = self.blockDim, self.threadIdx
         return (thread.x + size.x * (thread.y + size.y * thread.z)) % WARP
 
     def grid(self, ndim: int) -> Any:
-        """The thread's place in the whole grid: x, (x, y) or (x, y, z)."""
+        """The thread's position in the whole grid: x, (x, y) or (x, y, z)."""
         block, size, thread = self.blockIdx, self.blockDim, self.threadIdx
         x = block.x * size.x + thread.x
         if ndim == 1:
@@ -295,19 +321,19 @@ class KernelCuda:
         self._wait("syncthreads")
 
     def syncthreads_count(self, predicate: Any) -> int:
-        """Wait for all threads of the block; how many of them came with a true predicate."""
+        """Wait for all threads of the block; the number of true predicates."""
         return self._wait("syncthreads_count", predicate)
 
     def syncthreads_and(self, predicate: Any) -> int:
-        """Wait for all threads of the block; 1 if all of them came with a true predicate."""
+        """Wait for all threads of the block; 1 if every predicate is true, else 0."""
         return self._wait("syncthreads_and", predicate)
 
     def syncthreads_or(self, predicate: Any) -> int:
-        """Wait for all threads of the block; 1 if any of them came with a true predicate."""
+        """Wait for all threads of the block; 1 if any predicate is true, else 0."""
         return self._wait("syncthreads_or", predicate)
 
     def syncwarp(self, mask: int = 0xFFFFFFFF) -> None:
-        """Wait for those lanes of the warp whose bits are set in `mask` (the caller's must be)."""
+        """Wait for the lanes of the warp whose bits are set in `mask`, the caller's among them."""
         mask = int(mask) & 0xFFFFFFFF
         if not mask >> self.laneid & 1:
             raise ValueError(f"syncwarp({mask:#010x}) by lane {self.laneid}, which is not in it")

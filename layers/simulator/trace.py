@@ -1,14 +1,13 @@
-"""What a simulated kernel did, access by access: recorded as it runs, looked at afterwards.
+"""The trace of a simulated kernel: every access, recorded while it runs.
 
     with simulator.record() as traces:
         layer.forward(x)                    # every launch in here leaves a Trace
     traces[0].accesses                      # one row for each read and write, in order
 
-While recording, the arrays of a kernel note every access in one list: which element of which
-array, by which instruction, in which *segment*. A segment is a stretch of one thread between two
-barriers: the scheduler begins a new one whenever it lets a thread go on. What two segments may do
-to each other without being ordered is what the checks in `tinyconv/lab/` are about; so is what
-the accesses of a warp cost. Nothing is judged here; `recorder.py` does the noting.
+In a recorded launch each access is noted: which element of which array, by which instruction, in
+which *segment*. A segment is the part of one thread between two barriers; the scheduler begins a
+new one whenever it resumes a thread. A trace makes no judgement. Tools built on it decide which
+segments may race and what the accesses of a warp cost. `recorder.py` writes it.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ ACCESS = np.dtype(
         ("offset", np.int64),
         ("write", np.bool_),
         ("segment", np.int32),
-        ("place", np.int32),
+        ("instruction", np.int32),
     ]
 )
-"""One read or write. array, segment, place: rows of the trace's tables. offset: of the element in
-memory, counted in elements from the array's first one."""
+"""One read or write. array, segment, instruction: rows of the trace's tables. offset: of the
+element in memory, in elements from the array's first one."""
 
 SEGMENT = np.dtype(
     [("block", np.int32), ("thread", np.int32), ("epoch", np.int32), ("warp_epoch", np.int32)]
 )
-"""A stretch of a thread between barriers. block: x fastest. thread: in its block, x fastest; 32 in
-a row are a warp. epoch: barriers of the whole block passed; warp_epoch: barriers of warps (or parts
-of them) that this thread has passed, in the whole block's life."""
+"""A part of one thread between barriers. block: x fastest. thread: in its block, x fastest; 32 in a
+row are a warp. epoch: block barriers passed so far. warp_epoch: `syncwarp` barriers that this
+thread has passed so far."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,11 @@ class ArrayInfo:
     space: str
     """GLOBAL, SHARED (one for each block) or LOCAL (one for each thread)."""
     data: np.ndarray
-    """The memory itself, as it is after the launch."""
+    """The memory itself, as the launch left it."""
     block: int | None
-    """The block that a shared or local array belongs to."""
+    """The block that owns a shared or local array."""
     thread: int | None
-    """The thread that a local array belongs to."""
+    """The thread that owns a local array."""
 
     def index(self, offset: int) -> tuple[int, ...]:
         """The index of the element at `offset` (see ACCESS)."""
@@ -70,31 +69,30 @@ class ArrayInfo:
 
     @property
     def address(self) -> int:
-        """Of the first element, in bytes."""
+        """The address of the first element, in bytes."""
         return int(self.data.__array_interface__["data"][0])
 
 
 @dataclass(frozen=True)
-class Place:
+class Instruction:
     """An instruction of the source that reads or writes an array."""
 
     file: str
     line: int
     function: str
-    instruction: int
-    """Its offset in the function's bytecode: a line may hold several."""
+    offset: int
+    """In the function's bytecode: a line may hold several instructions."""
     atomic: bool = False
-    """Whether it is a call of `cuda.atomic`, whose reads and writes are one step on a GPU."""
-    wide: bool = False
-    """Whether it moves 16 bytes: a call of `copy_vec4` or its like, which makes several accesses
-    here and is one instruction on a GPU."""
+    """Whether it calls `cuda.atomic`, whose reads and writes are one step on a GPU."""
+    vectorized: bool = False
+    """Whether it moves 16 bytes: several accesses here, one instruction on a GPU."""
     arrival: bool = False
-    """Whether it waits for copies that other places began, whose writes then happen. That they
-    begin is noted there, as a write as well."""
+    """Whether it waits for asynchronous copies, whose writes then happen. The instructions that
+    begin them are recorded as writing, too."""
 
     def width(self, itemsize: int) -> int:
-        """How many neighbouring elements of `itemsize` bytes it moves."""
-        return 16 // itemsize if self.wide else 1
+        """The number of consecutive elements of `itemsize` bytes that it moves."""
+        return 16 // itemsize if self.vectorized else 1
 
     @property
     def source(self) -> str:
@@ -103,8 +101,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """A barrier that opened: `threads` of `block` waited, and went on together."""
+class BarrierEvent:
+    """A barrier that opened: `threads` of `block` waited there and were released together."""
 
     call: str
     """"syncthreads", "syncwarp", ..."""
@@ -113,12 +111,12 @@ class Meeting:
     block: int
     threads: tuple[int, ...]
     after: int
-    """How many accesses had been recorded when it opened."""
+    """The number of accesses recorded before it opened."""
 
 
 @dataclass
 class Trace:
-    """One launch: every access in the order in which the simulator made it."""
+    """One launch: every access, in the order in which the simulator made it."""
 
     kernel: str
     file: str
@@ -126,12 +124,12 @@ class Trace:
     grid: Dim3
     block: Dim3
     arrays: list[ArrayInfo] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    meetings: list[Meeting] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
+    barrier_events: list[BarrierEvent] = field(default_factory=list)
     segments: np.ndarray = field(default_factory=lambda: np.empty(0, SEGMENT))
     accesses: np.ndarray = field(default_factory=lambda: np.empty(0, ACCESS))
     arguments: tuple[Any, ...] = ()
-    """What the kernel was launched with; its arrays are the first of `arrays`, in this order."""
+    """The kernel's arguments; its arrays come first in `arrays`, in this order."""
 
     @property
     def threads(self) -> int:

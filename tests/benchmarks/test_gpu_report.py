@@ -169,7 +169,7 @@ def test_an_old_gpu_is_measured_in_float32_alone(monkeypatch):
     old.is_cuda = True
     bench.device = old
     assert bench.precisions == ["fp32"]
-    assert gpu_convs.rungs(bench) == [("direct", "fp32"), ("tiled", "fp32")]
+    assert gpu_convs.rungs(bench) == [("direct", "fp32"), ("shared", "fp32"), ("tiled", "fp32")]
 
 
 def test_large_arrays_repeat_what_is_drawn(monkeypatch):

@@ -1,4 +1,4 @@
-"""Kernels around single instructions of `conv/ptx.py` and `conv/mma.py`, and their machine code.
+"""Kernels around single instructions of `ptx.py` and `mma.py`, and their machine code.
 
 The tests launch them. Run as a script, with the simulator off, this compiles each for the
 architectures that have the instructions and prints as JSON what came out.
@@ -34,7 +34,7 @@ LANES = 32
 STAGES = 3
 RING = STAGES * LANES * 4
 COUNT = 5
-"""k-tiles that `stream_kernel` moves."""
+"""Slices that `stream_kernel` moves."""
 
 
 def mma_kernel(product):
@@ -76,7 +76,7 @@ def load_kernel(load):
 
 @cuda.jit
 def stream_kernel(x, y, per, end):
-    # y = the COUNT k-tiles of x, each lane's 16 bytes by another lane, through a ring of three;
+    # y = the COUNT slices of x, each lane's 16 bytes by another lane, through a ring of three;
     # zeros from element `end` of x on. per: elements in 16 bytes.
     ring = cuda.shared.array(RING, uint32, alignment=16)
     lane = int32(cuda.threadIdx.x)

@@ -102,13 +102,7 @@ def signatures(stored):
             "layers.fast.conv.tiled_gradients.tiled_filter_vectorized_kernel": filter_gradient,
             "layers.fast.conv.tiled_gradients.tiled_filter_scalar_kernel": filter_gradient,
         }
-    for_activations = {
-        "layers.activation.relu_forward_kernel": (values(1),) * 2,
-        "layers.activation.relu_backward_kernel": (values(1),) * 3,
-        "layers.activation.tanh_forward_kernel": (values(1),) * 2,
-        "layers.activation.tanh_backward_kernel": (values(1),) * 3,
-        "layers.conv.conv_bias_gradient_kernel": (values(2), array(1)),
-        "layers.dropout.dropout_kernel": (values(1), values(1), number, key, keys),
+    fast = {
         "layers.fast.bias_relu.bias_kernel": (array(1), array(1), values(1)),
         "layers.fast.bias_relu.bias_relu_kernel": (array(1), array(1), values(1)),
         "layers.fast.bias_relu.bias_relu_dropout_kernel": (
@@ -119,14 +113,6 @@ def signatures(stored):
             *(*(values(2),) * 3, array(2)),
             *(integer, number),
         ),
-        "layers.lrn.lrn_forward_kernel": (
-            *(values(2), values(2), array(2)),
-            *(integer, integer, *(number,) * 3),
-        ),
-        "layers.lrn.lrn_backward_kernel": (
-            *(values(2), values(2), array(2), values(2), values(2)),
-            *(integer, integer, number, number),
-        ),
         "layers.fast.lrn.lrn_rows_forward_kernel": (
             *(values(1), values(1), integer, integer),
             *(*(number,) * 3, integer),
@@ -135,35 +121,60 @@ def signatures(stored):
             *(*(values(1),) * 3, integer, integer),
             *(*(number,) * 4, integer),
         ),
-        "layers.max_pool.max_pool_forward_kernel": (values(4), values(4), winner, *(integer,) * 2),
-        "layers.max_pool.max_pool_backward_kernel": (values(4), winner, values(4), *(integer,) * 2),
         "layers.fast.max_pool.max_pool_rows_forward_kernel": (values(4), values(4), place),
         "layers.fast.max_pool.max_pool_rows_backward_kernel": (values(4), place, values(4)),
-        "layers.fast.precision.scale_kernel": (values(1), number),
         "layers.fast.reductions.sum_rows_kernel": (values(2), array(2), integer),
-        "layers.softmax_cross_entropy.softmax_forward_kernel": (
-            *(values(2), labels, array(2), array(1)),
-        ),
-        "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, values(2)),
-        "layers.fast.softmax.softmax_rows_kernel": (
-            *(values(2), labels, array(2), array(1), values(2)),
-        ),
     }
     if bf16:
         return {
-            **for_activations,
+            **fast,
             **tensor_signatures(stored),
-            "layers.fast.precision.bits_kernel": (array(1), values(1)),
+            "layers.fast.precision.to_bfloat16_kernel": (array(1), values(1)),
+            "layers.fast.precision.from_bfloat16_kernel": (values(1), array(1)),
         }
     return {
         **only_float32,
-        **for_activations,
+        **fast,
+        "layers.activation.relu_forward_kernel": (array(1),) * 2,
+        "layers.activation.relu_backward_kernel": (array(1),) * 3,
+        "layers.activation.tanh_forward_kernel": (array(1),) * 2,
+        "layers.activation.tanh_backward_kernel": (array(1),) * 3,
+        "layers.conv.conv_bias_gradient_kernel": (array(2), array(1)),
+        "layers.dropout.dropout_kernel": (array(1), array(1), number, key, keys),
+        "layers.lrn.lrn_forward_kernel": (
+            *(array(2), array(2), array(2)),
+            *(integer, integer, *(number,) * 3),
+        ),
+        "layers.lrn.lrn_backward_kernel": (
+            *(array(2), array(2), array(2), array(2), array(2)),
+            *(integer, integer, number, number),
+        ),
+        "layers.max_pool.max_pool_forward_kernel": (array(4), array(4), winner, *(integer,) * 2),
+        "layers.max_pool.max_pool_backward_kernel": (array(4), winner, array(4), *(integer,) * 2),
+        "layers.softmax_cross_entropy.softmax_forward_kernel": (
+            *(array(2), labels, array(2), array(1)),
+        ),
+        "layers.softmax_cross_entropy.softmax_backward_kernel": (array(2), labels, array(2)),
         "layers.conv.conv_forward_kernel": (
             *(array(4), array(4), array(1), array(4)),
             *geometry,
         ),
         "layers.conv.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.conv.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
+        "layers.fast.softmax.softmax_rows_kernel": (
+            *(array(2), labels, array(2), array(1), array(2)),
+        ),
+        "layers.fast.conv.shared_memory.shared_forward_kernel": (
+            *(array(4), array(4), array(1), array(4)),
+            *(*geometry, types.boolean),
+        ),
+        **{
+            f"layers.fast.conv.shared_memory.shared_{name}_gradient_kernel": (
+                *(array(4),) * 3,
+                *geometry,
+            )
+            for name in ("input", "filter")
+        },
         "layers.fast.reductions.sum_parts_kernel": (array(2), array(1)),
         "layers.fast.reductions.mean_kernel": (array(1), array(1)),
         "tinyconv.data.augment.crop_kernel": (

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small import random_photos
 
-from layers.random_bits import permutation
 from tinyconv.data.loader import ORDER, batches_per_epoch
 from tinyconv.data.photos import PhotoSet
+from tinyconv.data.random_arrays import permutation
 
 PHOTOS = random_photos(20, size=4)
 

@@ -219,7 +219,7 @@ def handed_on(y, late):
     if i < 2:
         cuda.syncwarp(0b011)
     if i == 0 and late:
-        note[0] = 7  # after the meeting
+        note[0] = 7  # after the barrier
     if 0 < i < 3:
         cuda.syncwarp(0b110)
     if i == 2:

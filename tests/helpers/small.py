@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from layers.random_bits import normal, words
 from tinyconv import Sequential
 from tinyconv.data import PhotoSet
+from tinyconv.data.random_arrays import normal, words
 from tinyconv.gradient_cases import small_net
 
 

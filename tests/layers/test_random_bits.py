@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from layers.device import cuda
-from layers.random_bits import (
-    normal,
-    normals,
-    permutation,
-    random_words,
-    random_words_device,
-    random_words_host,
-    words,
-)
+from layers.random_bits import random_words, random_words_device, random_words_host
+from tinyconv.data.random_arrays import normal, normals, permutation, words
 
 # Known answers of philox4x32-10, from the Random123 distribution (Salmon et al. 2011): four
 # counter words, two key words, four result words.

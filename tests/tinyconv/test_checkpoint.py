@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from small import random_photos
 
-from layers.random_bits import normal
 from tinyconv import RECIPES, alexnet
 from tinyconv.checkpoint import (
     KIND,
@@ -22,6 +21,7 @@ from tinyconv.checkpoint import (
     save_weights,
 )
 from tinyconv.data.augment import Augment
+from tinyconv.data.random_arrays import normal
 from tinyconv.schedule import Plateau
 from tinyconv.sealed import write_sealed
 from tinyconv.train import Training

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from layers.fast.conv_relu import ConvStep
 
 from layers import (
     Conv2D,
@@ -15,12 +16,11 @@ from layers import (
     SoftmaxCrossEntropy,
 )
 from layers.fast.bfloat16 import round_bf16, to_bits
-from layers.fast.conv_relu import ConvStep
 from layers.fast.precision import host_values
-from layers.random_bits import normal
 from tinyconv import SGD, Sequential, evaluate
 from tinyconv.data.augment import Augment
 from tinyconv.data.photos import PhotoSet
+from tinyconv.data.random_arrays import normal
 from tinyconv.diagnose import where_not_finite
 from tinyconv.evaluate import log_probabilities
 from tinyconv.initialize import initialize

@@ -10,10 +10,10 @@ from layers import (
     ReLU,
 )
 from layers.fast.bfloat16 import round_bf16
-from layers.random_bits import normal
 from tinyconv import Sequential, alexnet
 from tinyconv.checkpoint import load_checkpoint, save_checkpoint
 from tinyconv.data.augment import Augment
+from tinyconv.data.random_arrays import normal
 from tinyconv.initialize import initialize
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.communicator import Communicator

@@ -14,8 +14,8 @@ from layers import (
     SoftmaxCrossEntropy,
 )
 from layers.fast.graph import Recording
-from layers.random_bits import normal, words
 from tinyconv import SGD, Sequential
+from tinyconv.data.random_arrays import normal, words
 from tinyconv.initialize import initialize
 from tinyconv.step import TrainingStep
 

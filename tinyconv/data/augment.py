@@ -33,7 +33,7 @@ from numba import njit, prange
 from layers import Device
 from layers.device import cuda, grid_for
 from layers.layer import Buffers
-from layers.random_bits import normals, words
+from tinyconv.data.random_arrays import normals, words
 
 COLOUR, TOP, LEFT, FLIP = 2**32 - 5, 2**32 - 3, 2**32 - 2, 2**32 - 1
 """Streams of the generator, counted down from the top: a net's layers count up from 0. The one

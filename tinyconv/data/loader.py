@@ -12,7 +12,7 @@ The batches live in a ring of buffers that are used again and again:
 
 so a batch is valid until the next but one is asked for. Keep a copy of what has to last longer.
 On a GPU the buffers are pinned memory, and a ring of three device arrays follows them, filled by
-copies that run beside the computing (`Uploads` in `layers/device.py`).
+copies that run beside the computing (`Uploads` in `layers/fast/streams.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from layers import Device
-from layers.device import Uploads
-from layers.random_bits import permutation
+from layers.fast.streams import Uploads, pinned
 from tinyconv.data.photos import PhotoSet
+from tinyconv.data.random_arrays import permutation
 from tinyconv.data.store import StoredPhotos
 
 ORDER = 2**32 - 4
@@ -102,7 +102,7 @@ class Loader:
         self.waited = 0.0
         """Seconds in all that the consumer has waited for a batch."""
         shape = (min(batch_size, len(photos)), photos.size, photos.size, 3)
-        self._buffers = [self.device.pinned(shape, np.uint8) for _ in range(ahead + 2)]
+        self._buffers = [pinned(self.device, shape, np.uint8) for _ in range(ahead + 2)]
         self._uploads: Uploads | None = None
         if self.device.is_cuda and not self.device.is_simulated:
             self._uploads = Uploads(self.device, UPLOADED, shape, np.uint8)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from layers.random_bits import permutation
 from tinyconv.data import ilsvrc
 from tinyconv.data.cifar10 import list_cifar10
 from tinyconv.data.ilsvrc import TRAIN_ARCHIVE, VAL_ARCHIVE, WNID
 from tinyconv.data.listing import EXPECTED, Found, Listed, Listing, Photo, SourceError, quoted, some
+from tinyconv.data.random_arrays import permutation
 from tinyconv.data.trees import FolderTree, Tree, open_tree
 
 SHARE = 2**32 - 6

@@ -44,7 +44,7 @@ def unwritten(trace: Trace, t: Touches) -> list[Finding]:
     groups: dict[tuple[str, int], list[int]] = {}
     for at in early[np.argsort(t.row[early])].tolist():
         access = trace.accesses[t.row[at]]
-        key = trace.arrays[access["array"]].name, int(lines[access["place"]])
+        key = trace.arrays[access["array"]].name, int(lines[access["instruction"]])
         groups.setdefault(key, []).append(at)
     findings = []
     for (name, _), group in groups.items():
@@ -98,8 +98,8 @@ def _addresses(array: ArrayInfo) -> np.ndarray:
 
 def lines_of(trace: Trace, rows: np.ndarray) -> tuple[Line, ...]:
     """The different lines that made the accesses in `rows`."""
-    places = np.unique(trace.accesses["place"][rows])
-    return tuple(dict.fromkeys(line_at(trace.places[place]) for place in places))
+    numbers = np.unique(trace.accesses["instruction"][rows])
+    return tuple(dict.fromkeys(line_at(trace.instructions[number]) for number in numbers))
 
 
 def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarray) -> list[Finding]:
@@ -128,7 +128,7 @@ def _rewritten(
 ) -> list[Finding]:
     """`rows` are writes of the elements `written`, sorted by these and then by time."""
     again = np.flatnonzero(np.diff(written) == 0)
-    lines = line_numbers(trace)[trace.accesses["place"][rows]]
+    lines = line_numbers(trace)[trace.accesses["instruction"][rows]]
     pairs = np.sort(np.stack([lines[again], lines[again + 1]], axis=1), axis=1)
     keys, which = np.unique(pairs, axis=0, return_inverse=True)
     findings = []

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import linecache
 import os
-import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from layers.simulator import SimulatorError
+from layers.simulator import SimulatorDeadlockError, SimulatorError, SimulatorIndexError
 from layers.simulator.arrays import Dim3
-from layers.simulator.trace import Place, Trace
+from layers.simulator.errors import Position
+from layers.simulator.trace import Instruction, Trace
 
 KINDS = {
     "race": "two threads touch one element, one of them writes, and nothing orders them",
@@ -25,8 +25,6 @@ KINDS = {
     "order": "the result depends on the order of threads or blocks",
 }
 """The kinds of findings, and what each means."""
-
-Position = tuple[int, int, int]
 
 
 class Worker(NamedTuple):
@@ -124,14 +122,14 @@ def position(number: int, size: Dim3) -> Position:
     return number % size.x, number // size.x % size.y, number // (size.x * size.y)
 
 
-def line_at(place: Place) -> Line:
+def line_at(instruction: Instruction) -> Line:
     """The line of a recorded instruction."""
-    return Line(place.file, place.line, place.source)
+    return Line(instruction.file, instruction.line, instruction.source)
 
 
 def line_numbers(trace: Trace) -> np.ndarray:
-    """Of each place of the trace, a number that places of the same line have in common."""
-    lines = [(place.file, place.line) for place in trace.places]
+    """For each instruction of the trace a number, the same for all those of one line."""
+    lines = [(each.file, each.line) for each in trace.instructions]
     return np.array([lines.index(line) for line in lines], np.int64)
 
 
@@ -145,7 +143,7 @@ def worker_of(trace: Trace, row: int) -> Worker:
 
 def line_of(trace: Trace, row: int) -> Line:
     """The line that made the access in `row`."""
-    return line_at(trace.places[trace.accesses["place"][row]])
+    return line_at(trace.instructions[trace.accesses["instruction"][row]])
 
 
 def element_of(trace: Trace, row: int) -> tuple[str, tuple[int, ...]]:
@@ -159,7 +157,7 @@ def told(trace: Trace, row: int) -> str:
     """Who did what, where, in the access in `row`."""
     access = trace.accesses[row]
     does = "writes it" if access["write"] else "reads it"
-    if trace.places[access["place"]].atomic:
+    if trace.instructions[access["instruction"]].atomic:
         does = "changes it atomically"
     return f"{worker_of(trace, row)} {does}\n    at {line_of(trace, row)}"
 
@@ -176,51 +174,31 @@ def more(count: int) -> str:
     return f", and {others} more element{'s' * (others > 1)}" if others else ""
 
 
-# --- what the simulator refuses
-
-_ERROR = re.compile(
-    r"kernel \S+, thread (?P<thread>\(.*?\)) of block (?P<block>\(.*?\)), "
-    r"(?P<file>.*?):(?P<line>\d+): (?P<what>.*)",
-    re.DOTALL,
-)
-_STRAY = re.compile(r"IndexError: (?P<array>.+)\[(?P<index>[^\]]*)\] of shape ")
-_WAIT = re.compile(
-    r"wait at .* in (?P<file>.*):(?P<line>\d+): (?P<count>\d+) threads?: (?P<first>\(.*?\))"
-)
-_BLOCK = re.compile(r"kernel \S+, block (?P<block>\(.*?\)): ")
+# --- errors of the simulator
 
 
 def failure(error: SimulatorError, remark: str = "") -> Finding:
     """The simulator's error as a finding."""
-    text = str(error)
-    waits = list(_WAIT.finditer(text))
-    if waits and (there := _BLOCK.match(text)):
-        block = _position(there["block"])
+    if isinstance(error, SimulatorDeadlockError):
         return Finding(
             kind="barrier",
             array="",
             index=None,
-            lines=tuple(Line.of(wait["file"], int(wait["line"])) for wait in waits),
-            threads=tuple(Worker(block, _position(wait["first"])) for wait in waits),
-            message=text + remark,
-            count=sum(int(wait["count"]) for wait in waits),
+            lines=tuple(Line.of(wait.file, wait.line) for wait in error.waits),
+            threads=tuple(Worker(error.block, wait.threads[0]) for wait in error.waits),
+            message=f"{error}{remark}",
+            count=sum(len(wait.threads) for wait in error.waits),
         )
-    match = _ERROR.match(text)
-    if match is None:
-        return Finding("error", "", None, (), (), text + remark)
-    worker = Worker(_position(match["block"]), _position(match["thread"]))
-    line = Line.of(match["file"], int(match["line"]))
-    stray = _STRAY.match(match["what"])
+    array, index = "", None
+    if isinstance(error, SimulatorIndexError):
+        array, index = error.array, error.index
+    worker = Worker(error.block, error.thread)
+    line = Line.of(error.file, error.line)
     return Finding(
-        kind="index" if stray else "error",
-        array=stray["array"] if stray else "",
-        index=tuple(int(i) for i in stray["index"].split(",") if i.strip()) if stray else None,
+        kind="index" if array else "error",
+        array=array,
+        index=index,
         lines=(line,),
         threads=(worker,),
-        message=f"{match['what']}\n  {worker}\n    at {line}{remark}",
+        message=f"{error.what}\n  {worker}\n    at {line}{remark}",
     )
-
-
-def _position(text: str) -> Position:
-    x, y, z = (int(number) for number in text.strip("()").split(","))
-    return x, y, z

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from layers import simulator
-from layers.simulator.trace import Place
+from layers.simulator.trace import Instruction
 from tinyconv.lab.steps import Block, Launch
 from tinyconv.lab.subjects import Subject, subjects
 
@@ -58,6 +58,7 @@ def recorded(subject: Subject) -> Launch:
 
 DRAWN: dict[str, tuple[int, ...]] = {
     "conv": (1, 5, 6, 8),
+    "shared": (1, 6, 6, 8),
     "tiled": (1, 3, 4, 4),
     "tensor_tf32": (1, 3, 4, 8),
     "tensor_bf16": (1, 3, 4, 8),
@@ -80,6 +81,7 @@ DRAWN: dict[str, tuple[int, ...]] = {
 
 SIDES = {
     "conv": 4,
+    "shared": 4,
     "tiled": 4,
     "tensor_tf32": 4,
     "tensor_bf16": 4,
@@ -144,21 +146,21 @@ def source_of(file: str, line: int, function: str) -> Source:
     )
 
 
-def columns_of(place: Place, function: Callable | None) -> tuple[int, int] | None:
-    """Where in its line the place's expression stands, as far as Python (3.11 on) tells."""
+def columns_of(instruction: Instruction, function: Callable | None) -> tuple[int, int] | None:
+    """Where in its line the instruction's expression is, as far as Python (3.11 on) tells."""
     code = getattr(function, "__code__", None)
-    if code is not None and code.co_name != place.function:
-        function = getattr(function, "__globals__", {}).get(place.function)
+    if code is not None and code.co_name != instruction.function:
+        function = getattr(function, "__globals__", {}).get(instruction.function)
         code = getattr(getattr(function, "fn", function), "__code__", None)
-    if code is None or code.co_filename != place.file or not hasattr(code, "co_positions"):
+    if code is None or code.co_filename != instruction.file or not hasattr(code, "co_positions"):
         return None
     positions = list(code.co_positions())
-    if place.instruction // 2 >= len(positions):
+    if instruction.offset // 2 >= len(positions):
         return None
-    first, last, start, end = positions[place.instruction // 2]
+    first, last, start, end = positions[instruction.offset // 2]
     if first is None or first != last or start is None or end is None:
         return None
-    text = linecache.getline(place.file, first).encode()
+    text = linecache.getline(instruction.file, first).encode()
     return len(text[:start].decode()), len(text[:end].decode())
 
 
@@ -178,14 +180,14 @@ def _launch_data(launch: Launch) -> dict[str, Any]:
     kernel = source_of(trace.file, trace.line + 1, code.co_name if code else trace.kernel)
     sources[kernel] = 0
     places = []
-    for place in trace.places:
-        source = source_of(place.file, place.line, place.function)
+    for instruction in trace.instructions:
+        source = source_of(instruction.file, instruction.line, instruction.function)
         places.append(
             {
                 "source": sources.setdefault(source, len(sources)),
-                "line": place.line,
-                "text": place.source,
-                "columns": columns_of(place, launch.function),
+                "line": instruction.line,
+                "text": instruction.source,
+                "columns": columns_of(instruction, launch.function),
             }
         )
     blocks = [launch.block(number) for number in range(trace.blocks)]
@@ -230,10 +232,10 @@ def _block_data(block: Block) -> dict[str, Any]:
     return {
         "number": block.number,
         "marks": [[m.after, m.call, m.line, short_path(m.file)] for m in block.marks],
-        # Lists without names, for there are many: place, k, whether it writes, requests.
+        # Lists without names, for there are many: instruction, k, whether it writes, requests.
         "steps": [
             [
-                step.place,
+                step.instruction,
                 step.occurrence,
                 int(step.write),
                 [
@@ -254,13 +256,13 @@ def totals(launch: Launch) -> list[dict[str, Any]]:
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in range(launch.trace.blocks):
         for step in launch.block(number).steps:
-            if launch.trace.places[step.place].arrival:
+            if launch.trace.instructions[step.instruction].arrival:
                 continue
             for r in step.requests:
                 row = rows.setdefault(
-                    (step.place, r.array),
+                    (step.instruction, r.array),
                     {
-                        "place": step.place,
+                        "place": step.instruction,
                         "array": r.array,
                         "write": step.write,
                         **dict.fromkeys(("requests", "sectors", "ideal", "ways", "bad"), 0),

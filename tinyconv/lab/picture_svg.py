@@ -259,7 +259,7 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
     """Step `number` of block `block` as the text of an SVG file. ValueError if there is none."""
     step = launch.step(block, number)
     steps = len(launch.block(block).steps)
-    place = launch.trace.places[step.place]
+    instruction = launch.trace.instructions[step.instruction]
     names = ", ".join(dict.fromkeys(launch.arrays[r.array].name for r in step.requests))
     what = f"{'write' if step.write else 'read'} {names}"
     turn = f", turn {step.occurrence + 1}" if step.occurrence else ""
@@ -270,11 +270,11 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
     ]
     y = 44
     for away in (-1, 0, 1):
-        text = linecache.getline(place.file, place.line + away).rstrip()
+        text = linecache.getline(instruction.file, instruction.line + away).rstrip()
         if not text:
             continue
         if away == 0:
-            columns = columns_of(place, launch.function) or (
+            columns = columns_of(instruction, launch.function) or (
                 len(text) - len(text.lstrip()),
                 len(text),
             )
@@ -299,7 +299,7 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
         body.append(f'<g transform="translate({x} {y})">')
         body += grid.ground()
         body += _owned(grid, launch, block, index)
-        body += _touched(grid, step, requests, place.width(array.itemsize))
+        body += _touched(grid, step, requests, instruction.width(array.itemsize))
         body.append("</g>")
         x += grid.width + 18
         tallest = max(tallest, grid.height)

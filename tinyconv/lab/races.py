@@ -21,8 +21,8 @@ noted who touched what, and between which barriers. The accesses are sorted by a
 those of one element are neighbours, and cut into runs of one block and epoch. A run with a write
 and two different threads is a race, unless barriers of lanes came in between. Where there were
 any, each stretch of each lane gets a *vector clock*: how many stretches of every other lane are
-certain to have come before it. At a meeting every lane takes the largest of all clocks; an access
-comes before another if the clock of the second counts the stretch of the first.
+certain to have come before it. At a `syncwarp` every lane takes the largest of all clocks; an
+access comes before another if the clock of the second counts the stretch of the first.
 
 An asynchronous copy (`layers/fast/conv/ptx.py`) writes its target twice here, where it is begun and
 where it is waited for: on a GPU it may be at either moment, and has to be ordered at both.
@@ -157,7 +157,7 @@ def races(trace: Trace, sorted_touches: Touches) -> list[Finding]:
     begins |= np.diff(segments["epoch"], prepend=-1) != 0
     begins[t.starts] = True
     runs = np.flatnonzero(begins)
-    if any(meeting.call == "syncwarp" for meeting in trace.meetings):
+    if any(event.call == "syncwarp" for event in trace.barrier_events):
         pairs.append(_unordered_lanes(trace, t, runs, thread))
     else:
         pairs.append(_conflicts(trace, t, runs, thread))
@@ -183,7 +183,7 @@ def _conflicts(trace: Trace, t: Touches, starts: np.ndarray, who: np.ndarray) ->
     chosen, run = _suspects(t, starts, who)
     if not len(chosen):
         return np.empty((0, 2), np.int64)
-    kind = trace.accesses["place"][t.row[chosen]] * 2 + t.write[chosen]
+    kind = trace.accesses["instruction"][t.row[chosen]] * 2 + t.write[chosen]
     order = np.lexsort((who[chosen], kind, run))
     chosen, run, kind = chosen[order], run[order], kind[order]
     new = (np.diff(run, prepend=-1) != 0) | (np.diff(kind, prepend=-1) != 0)
@@ -203,9 +203,9 @@ def _conflicts(trace: Trace, t: Touches, starts: np.ndarray, who: np.ndarray) ->
 
 def _racing(trace: Trace, t: Touches, pairs: np.ndarray) -> np.ndarray:
     """Those of `pairs` with a write in them, and not both of them atomic."""
-    atomic = np.array([place.atomic for place in trace.places])
+    atomic = np.array([each.atomic for each in trace.instructions])[trace.accesses["instruction"]]
     a, b = pairs[:, 0], pairs[:, 1]
-    both = atomic[trace.accesses["place"][t.row[a]]] & atomic[trace.accesses["place"][t.row[b]]]
+    both = atomic[t.row[a]] & atomic[t.row[b]]
     return pairs[(t.write[a] | t.write[b]) & ~both]
 
 
@@ -226,8 +226,8 @@ def _unordered_lanes(trace: Trace, t: Touches, runs: np.ndarray, thread: np.ndar
         a, b = chosen[np.repeat(part, n)], chosen[np.repeat(first[part], n) + within]
         racing = _racing(trace, t, np.stack([a, b], axis=1)[~ordered(trace, t, a, b)])
         # One pair of each run and pair of instructions is enough.
-        kind = trace.accesses["place"][t.row[racing]] * 2 + t.write[racing]
-        kinds = 2 * len(trace.places)
+        kind = trace.accesses["instruction"][t.row[racing]] * 2 + t.write[racing]
+        kinds = 2 * len(trace.instructions)
         run_of = np.searchsorted(runs, racing[:, 0], "right")
         key = (run_of * kinds + kind[:, 0]) * kinds + kind[:, 1]
         pairs.append(racing[np.unique(key, return_index=True)[1]])
@@ -253,14 +253,14 @@ def _clocks(trace: Trace) -> np.ndarray:
     now: dict[tuple[int, int], np.ndarray] = {}
     nothing = np.zeros(WARP, np.int32)
     stretches: dict[tuple[int, int, int], np.ndarray] = {}
-    for meeting in trace.meetings:
-        if meeting.call != "syncwarp":
+    for event in trace.barrier_events:
+        if event.call != "syncwarp":
             continue
-        met = [(meeting.block, thread) for thread in meeting.threads]
+        met = [(event.block, thread) for thread in event.threads]
         joined = np.max([now.get(who, nothing) for who in met], axis=0)
         for _, thread in met:
-            # Its stretch so far has ended; only its own meetings move a lane's own count.
-            joined[thread % WARP] = now.get((meeting.block, thread), nothing)[thread % WARP] + 1
+            # Its stretch so far has ended; only its own barriers move a lane's own count.
+            joined[thread % WARP] = now.get((event.block, thread), nothing)[thread % WARP] + 1
         for who in met:
             now[who] = joined
             stretches[who[0], who[1], int(joined[who[1] % WARP])] = joined
@@ -282,7 +282,7 @@ def _findings(trace: Trace, t: Touches, pairs: np.ndarray) -> list[Finding]:
     _, first, memory = np.unique(t.memory, return_index=True, return_inverse=True)
     number = np.array([names.index(names[array]) for array in first[memory]])
     name = number[trace.accesses["array"][rows[:, 0]]]
-    does = line_numbers(trace)[trace.accesses["place"][rows]] * 2
+    does = line_numbers(trace)[trace.accesses["instruction"][rows]] * 2
     does = np.sort(does + trace.accesses["write"][rows], axis=1)
     keys, which = np.unique(np.column_stack([name, does]), axis=0, return_inverse=True)
     findings = []

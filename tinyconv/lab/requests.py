@@ -61,8 +61,8 @@ def number_requests(
 
 
 def firsts(accesses: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """The rows that begin a group of `width` accesses, by one thread at one place, in order."""
-    columns = ("place", "segment", "write")
+    """The rows that begin a group of `width` accesses, by one thread's instruction, in order."""
+    columns = ("instruction", "segment", "write")
     order = np.lexsort([accesses[column] for column in columns])  # stable: as in the trace
     fresh = np.ones(len(order), bool)
     if len(order):

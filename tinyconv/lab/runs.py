@@ -22,10 +22,15 @@ from layers import (
 )
 from layers.fast.bfloat16 import to_bits
 from layers.fast.conv import space_to_depth
+from layers.fast.conv.shared_memory import (
+    shared_filter_gradient,
+    shared_forward,
+    shared_input_gradient,
+)
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
-from layers.fast.plan import plan
-from layers.fast.precision import BITS, round_into, scale
+from layers.fast.plan import plan, plan_loss
+from layers.fast.precision import BITS, round_into, widen_into
 from layers.layer import Buffers, Parameter
 from tinyconv.data.augment import Augment
 from tinyconv.sgd import SGD
@@ -56,7 +61,7 @@ def _step(layers: list[Layer], shape: tuple[int, ...]) -> Callable[[], None]:
         layer.to("cuda:0")
         for number, parameter in enumerate(layer.parameters()):
             parameter.value[...] = _random(parameter.value.shape, number)
-    (step,) = plan(layers)
+    (step,) = plan(layers, Device("cuda:0"))
     x = _random(shape, 9)
 
     def run() -> None:
@@ -66,8 +71,9 @@ def _step(layers: list[Layer], shape: tuple[int, ...]) -> Callable[[], None]:
     return run
 
 
-def _loss(shape: tuple[int, ...], fuse: bool = False) -> Callable[[], None]:
-    loss = SoftmaxCrossEntropy(fuse).to("cuda:0")
+def _loss(shape: tuple[int, ...], fast: bool = False) -> Callable[[], None]:
+    device = Device("cuda:0")
+    loss = plan_loss(device) if fast else SoftmaxCrossEntropy().to(device)
 
     def run() -> None:
         loss.forward(_random(shape), np.arange(shape[0]) % shape[1])
@@ -82,7 +88,7 @@ def _bfloat16(shape: tuple[int, ...]) -> Callable[[], None]:
 
     def run() -> None:
         round_into(device, "bf16", x, bits)
-        scale(device, bits, 0.5)
+        widen_into(bits, device.empty(shape, np.float32))
 
     return run
 
@@ -131,6 +137,22 @@ def _tensor(
         tensor_forward(x, w, b, y, *geometry, relu=True, tile=tile)
         tensor_input_gradient(dy, w, dx, *geometry, mask=x, tile=tile)
         tensor_filter_gradient(x, dy, dw, *geometry, tile=tile)
+
+    return run
+
+
+def _shared(conv: Conv2D, shape: tuple[int, ...]) -> Callable[[], None]:
+    """All directions with tiles in shared memory, for a convolution like `conv`."""
+    device = Device("cuda:0")
+    x, dy = _random(shape, 0), _random((shape[0], *conv.output_shape(shape[1:])), 1)
+    w, b = _random(conv.weight.value.shape, 2), _random(conv.bias.value.shape, 3)
+    y, dx, dw = (device.empty(like.shape, like.dtype) for like in (dy, x, w))
+    geometry = conv.stride, conv.before, conv.groups
+
+    def run() -> None:
+        shared_forward(x, w, b, y, *geometry)
+        shared_input_gradient(dy, w, dx, *geometry)
+        shared_filter_gradient(x, dy, dw, *geometry)
 
     return run
 
@@ -186,6 +208,14 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
             f"{kind} in squares of 2×2": _space_to_depth(kind, shape, 2 - channels % 2)
             for kind in ("TF32", "BF16")
         }
+    if name == "shared":
+        groups = 2 - channels % 2
+        return {
+            "Conv2D 3×3, 16 filters": _shared(Conv2D(channels, 16, 3), shape),
+            f"Conv2D 2×2, stride 2, padding (0, 1), 6 filters, groups {groups}": _shared(
+                Conv2D(channels, 6, 2, 2, (0, 1), groups), shape
+            ),
+        }
     if name == "conv":
         layers = {
             "Conv2D 3×3, padding 1": Conv2D(channels, 4, 3, padding=1),
@@ -195,7 +225,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
             ),
         }
     elif name == "tiled":
-        layers = {
+        convolutions = {
             "Conv2D 2×2, padding (0, 1), 4 filters": Conv2D(
                 channels, 4, 2, padding=(0, 1), algorithm="tiled"
             ),
@@ -203,6 +233,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
                 channels, 3, 2, 2, 1, algorithm="tiled"
             ),
         }
+        return {title: _step([conv], shape) for title, conv in convolutions.items()}
     elif name == "max_pool":
         layers = {
             "MaxPool2D 3, stride 2": MaxPool2D(3, 2),
@@ -222,7 +253,7 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     elif name == "dropout":
         layers = {"Dropout 0.5": Dropout(0.5)}
     elif name == "softmax_rows":
-        return {name: _loss(shape, fuse=True)}
+        return {name: _loss(shape, fast=True)}
     elif name == "crop":
         return _crops(shape)
     else:

@@ -101,8 +101,8 @@ def conflict_ways(lanes: Iterable[int], offsets: Iterable[int], itemsize: int) -
 class Step:
     """The `occurrence`-th execution of an instruction since the last barrier, by a whole block."""
 
-    place: int
-    """Of Trace.places."""
+    instruction: int
+    """Of Trace.instructions."""
     occurrence: int
     write: bool
     requests: tuple[Request, ...]
@@ -215,14 +215,14 @@ class Launch:
         orders: dict[int, dict[int, list[tuple]]] = defaultdict(lambda: defaultdict(list))
         rows: list[tuple[int, int, tuple]] = []
         segments = trace.segments.tolist()
-        for row, (array, offset, write, segment, place) in enumerate(accesses.tolist(), first):
-            if array not in self._drawn or (trace.places[place].atomic and not write):
+        for row, (array, offset, write, segment, i) in enumerate(accesses.tolist(), first):
+            if array not in self._drawn or (trace.instructions[i].atomic and not write):
                 continue
             _, thread, epoch, _ = segments[segment]
-            width = trace.places[place].width(trace.arrays[array].data.itemsize)
-            turn, part = divmod(seen[epoch, thread, place, write], width)
-            key = epoch, turn, place, write
-            seen[epoch, thread, place, write] += 1
+            width = trace.instructions[i].width(trace.arrays[array].data.itemsize)
+            turn, part = divmod(seen[epoch, thread, i, write], width)
+            key = epoch, turn, i, write
+            seen[epoch, thread, i, write] += 1
             touched[key].append((thread, array, offset))
             orders[epoch][thread] += [key] if part == 0 else []
             rows.append((row, thread, key))
@@ -235,30 +235,30 @@ class Launch:
         marks = []
         done: Counter = Counter()  # by thread: the steps up to the last it has taken part in
         before = 0
-        for meeting in trace.meetings:  # they and the accesses are in the order of time
-            if meeting.block != number:
+        for event in trace.barrier_events:  # they and the accesses are in the order of time
+            if event.block != number:
                 continue
-            while before < len(rows) and rows[before][0] < meeting.after:
+            while before < len(rows) and rows[before][0] < event.after:
                 _, thread, key = rows[before]
                 done[thread] = max(done[thread], position[key] + 1)
                 before += 1
-            after = max(done[thread] for thread in meeting.threads)
-            marks.append(Mark(after, meeting.call, meeting.file, meeting.line))
+            after = max(done[thread] for thread in event.threads)
+            marks.append(Mark(after, event.call, event.file, event.line))
         return Block(number, steps, tuple(marks))
 
-    def _requests(self, touched: list[tuple[int, int, int]], place: int) -> Iterator[Request]:
+    def _requests(self, touched: list[tuple[int, int, int]], instruction: int) -> Iterator[Request]:
         groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for thread, array, offset in sorted(touched):
             groups[thread // WARP, array].append((thread % WARP, offset))
         for (warp, array), pairs in groups.items():
             info = self.trace.arrays[array]
             drawn = self.arrays[self._drawn[array]]
-            width = self.trace.places[place].width(drawn.itemsize)
+            width = self.trace.instructions[instruction].width(drawn.itemsize)
             lanes, offsets = zip(*pairs, strict=True)
             cells = offsets
             if not drawn.in_order:
-                places = [info.index(offset) for offset in offsets]
-                cells = tuple(int(np.ravel_multi_index(p, drawn.shape)) for p in places)
+                indices = [info.index(offset) for offset in offsets]
+                cells = tuple(int(np.ravel_multi_index(i, drawn.shape)) for i in indices)
             sectors = ideal = ways = 0
             if info.space == GLOBAL:
                 sectors, ideal = sectors_and_ideal(offsets, drawn.itemsize, drawn.skew)
@@ -281,7 +281,7 @@ class Launch:
 
 
 def in_program_order(threads: dict[int, list[tuple]]) -> list[tuple]:
-    """The keys (..., k, place, write) in an order that suits every thread, where one exists."""
+    """The keys (..., k, instruction, write) in an order that suits every thread, if one exists."""
     before: dict[tuple, set[tuple]] = {key: set() for keys in threads.values() for key in keys}
     for keys in threads.values():
         for one, following in zip(keys, keys[1:], strict=False):

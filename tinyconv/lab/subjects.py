@@ -17,6 +17,7 @@ from layers.fast import max_pool as max_pool_rows
 from layers.fast import precision, reductions
 from layers.fast import softmax as softmax_rows
 from layers.fast.conv import (
+    shared_memory,
     space_to_depth,
     tensor_core,
     tensor_gradients,
@@ -35,6 +36,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "conv_forward_kernel": ("y",),
     "conv_input_gradient_kernel": ("dx",),
     "conv_filter_gradient_kernel": ("dw",),
+    "shared_forward_kernel": ("y",),
+    "shared_input_gradient_kernel": ("dx",),
+    "shared_filter_gradient_kernel": ("dw",),
     "conv_bias_gradient_kernel": ("db",),
     "tiled_forward_vectorized_kernel": ("y",),
     "tiled_forward_scalar_kernel": ("y",),
@@ -71,13 +75,13 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "sum_rows_kernel": ("partial",),
     "sum_parts_kernel": ("total",),
     "mean_kernel": ("mean",),
-    "bits_kernel": ("bits",),
-    "scale_kernel": (),
+    "to_bfloat16_kernel": ("bits",),
+    "from_bfloat16_kernel": ("x",),
     "sgd_kernel": (),
     "crop_kernel": ("x",),
 }
-"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v,
-scale_kernel x, and the bias kernels y: they read them before they write them."""
+"""Parameters of each kernel that come in empty and go out full. sgd_kernel updates w and v, and the
+bias kernels y: they read them before they write them."""
 
 REWRITTEN: dict[str, dict[str, str]] = {
     "softmax_forward_kernel": {
@@ -90,7 +94,7 @@ KERNELS: dict[str, Any] = {
     value.__name__: value
     for module in (
         *(activation, direct, tiled, tiled_gradients, tensor_core, tensor_gradients),
-        space_to_depth,
+        *(space_to_depth, shared_memory),
         *(dropout, lrn, lrn_rows, max_pool, max_pool_rows, epilogue, precision),
         *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
     )
@@ -126,6 +130,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "lrn": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
     "max_pool_rows": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn_rows": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
+    "shared": ((2, 5, 6, 5), (1, 3, 3, 1), (1, 4, 3, 18)),
     "tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
     "tensor_tf32": ((2, 3, 5, 12),),
     "tensor_bf16": ((2, 3, 5, 12),),

@@ -44,12 +44,14 @@ What is assumed, and what cannot be seen
       not modelled. The *floor* is what must move whatever the caches do: every byte that is read
       before the kernel itself writes it, once, and every byte that is written, once.
     - An atomic operation counts as one request, not as a read and a write; so does a `copy_vec4`
-      (`layers/fast/conv/ptx.py`), with an element of 16 bytes. An asynchronous copy counts where it
-      is begun; `ldmatrix_x4` (`layers/fast/conv/mma.py`) as a read of 16 bytes by each lane.
+      (`layers/fast/conv/ptx.py`), with an element of 16 bytes. An asynchronous copy counts where
+      it begins; `ldmatrix_x4` (`layers/fast/conv/mma.py`) as a read of 16 bytes by each lane.
     - Local arrays are left out: the compiler keeps small ones in registers.
 """
 
 from __future__ import annotations
+
+from operator import attrgetter
 
 import numpy as np
 
@@ -85,9 +87,9 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
     must_move = floor(addresses[~shared], sizes[~shared], accesses["write"][~shared])
 
     # The simulator reads once or twice for an atomic, and then writes: the last stands for all.
-    atomic = np.array([place.atomic for place in trace.places] or [False])[accesses["place"]]
+    atomic = _flag(trace, "atomic")[accesses["instruction"]]
     goes_on = np.ones(len(accesses), bool)
-    for field in ("array", "offset", "segment", "place"):
+    for field in ("array", "offset", "segment", "instruction"):
         goes_on &= accesses[field] == np.roll(accesses[field], -1)
     goes_on[-1:] = False
     once = ~atomic | accesses["write"] | ~goes_on
@@ -95,19 +97,19 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
     addresses, shared, atomic = addresses[once], shared[once], atomic[once]
 
     # What a copy brings is counted where it began.
-    begun = ~np.array([place.arrival for place in trace.places] or [False])[accesses["place"]]
+    begun = ~_flag(trace, "arrival")[accesses["instruction"]]
     accesses, arrays, sizes = accesses[begun], arrays[begun], sizes[begun]
     addresses, shared, atomic = addresses[begun], shared[begun], atomic[begun]
 
     # Of the accesses of a `copy_vec4` the first stands for all four, with four times the size.
-    wide = np.array([place.wide for place in trace.places] or [False])[accesses["place"]]
-    width = np.where(wide, 16 // sizes, 1)
+    vectorized = _flag(trace, "vectorized")[accesses["instruction"]]
+    width = np.where(vectorized, 16 // sizes, 1)
     first_ones = firsts(accesses, width)
     accesses, arrays, sizes = accesses[first_ones], arrays[first_ones], (sizes * width)[first_ones]
     addresses, shared, atomic = addresses[first_ones], shared[first_ones], atomic[first_ones]
 
     operation = np.where(atomic, OPERATIONS.index("atomic"), accesses["write"])
-    spots = (accesses["place"].astype(np.int64) * len(OPERATIONS) + operation) * 2
+    spots = (accesses["instruction"].astype(np.int64) * len(OPERATIONS) + operation) * 2
     kinds, line = np.unique(spots + shared, return_inverse=True)
     request, thread = number_requests(trace, accesses["segment"], line)
     count = int(request.max(initial=-1)) + 1
@@ -137,14 +139,15 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
         touched = dict.fromkeys(trace.arrays[i].name for i in np.unique(arrays[line == number]))
         lines.append(
             LineTraffic(
-                place=trace.places[kind // 2 // len(OPERATIONS)],
+                instruction=trace.instructions[kind // 2 // len(OPERATIONS)],
                 array=", ".join(touched),
                 space=SHARED if kind % 2 else GLOBAL,
                 op=OPERATIONS[kind // 2 % len(OPERATIONS)],
                 **{name: int(values[number]) for name, values in columns.items()},
             )
         )
-    lines.sort(key=lambda line: (line.place.file, line.place.line, line.place.instruction))
+    where = attrgetter("file", "line", "offset")
+    lines.sort(key=lambda line: where(line.instruction))
     grid, block = trace.grid, trace.block
     return Traffic(
         trace.kernel,
@@ -154,3 +157,8 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
         *must_move,
         flops,
     )
+
+
+def _flag(trace: Trace, name: str) -> np.ndarray:
+    """A flag of each instruction of the trace, as an array; one False if there are none."""
+    return np.array([getattr(each, name) for each in trace.instructions] or [False])

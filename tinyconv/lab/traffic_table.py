@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from layers.simulator.trace import GLOBAL, SHARED, Place
+from layers.simulator.trace import GLOBAL, SHARED, Instruction
 from tinyconv.lab.requests import SECTOR
 
 OPERATIONS = ("read", "write", "atomic")
@@ -26,7 +26,7 @@ WASTEFUL = 0.5
 class LineTraffic:
     """One load or store in the source: what all its requests came to."""
 
-    place: Place
+    instruction: Instruction
     array: str
     """Parameter name; several, with commas, where the instruction reaches several arrays."""
     space: str
@@ -128,7 +128,7 @@ class Traffic:
         lines = []
         for line in self.lines:
             entry = asdict(line)
-            entry["place"]["source"] = line.place.source
+            entry["instruction"]["source"] = line.instruction.source
             entry["efficiency"] = line.efficiency
             entry["sectors_per_request"] = line.sectors_per_request
             entry["wasteful"] = line.wasteful
@@ -181,14 +181,16 @@ def table(traffic: Traffic) -> str:
     left = max(map(len, names), default=0)
     text = [f"{traffic.kernel}, grid {traffic.grid}, block {traffic.block}"]
     text.append(f"{'':{left}}  {rows[0]}")
-    files = {line.place.file for line in traffic.lines}
+    files = {line.instruction.file for line in traffic.lines}
     before = None
     for line, name, row in zip(traffic.lines, names, rows[1:], strict=True):
-        place = line.place
-        if before != (place.file, place.line):
-            where = f"{Path(place.file).name}:{place.line}" if len(files) > 1 else str(place.line)
-            text.append(f"{where}: {place.source}")
-            before = place.file, place.line
+        instruction = line.instruction
+        if before != (instruction.file, instruction.line):
+            where = str(instruction.line)
+            if len(files) > 1:
+                where = f"{Path(instruction.file).name}:{where}"
+            text.append(f"{where}: {instruction.source}")
+            before = instruction.file, instruction.line
         text.append(f"{name:{left}}  {row}".rstrip())
     return "\n".join(text + _sums(traffic))
 

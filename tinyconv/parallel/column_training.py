@@ -139,7 +139,7 @@ class ColumnTraining(Training):
         self.augment = ColumnAugment(augment, net).to(net.device, net.dtype)
         net.set_seed(self.seed)
         net.layers[0].input_gradient = False
-        self.loss.to(net.device, net.dtype, net.precision)
+        self.loss = net.loss()
         self.optimizer: Any = ColumnSGD(net.parameters(), sgd.lr, sgd.momentum, sgd.weight_decay)
 
     def _compute(self, x: Any, labels: Any) -> None:

@@ -25,15 +25,18 @@ function of, and both columns compute the same mask instead of sending one.
 docs/two_gpus.md follows the data through both columns.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from layers import Device
-from layers.fast.precision import settle
+from layers.fast.conversions import RoundToBFloat16, ToBFloat16, ToFloat32
+from layers.layer import OnDevice
 from tinyconv.parallel.convert import copy_weights, stages_of, whole_layer
 from tinyconv.parallel.exchange import Exchange, Join, Share
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.stage import Both, Stage, stored
-from tinyconv.sequential import Sequential
+from tinyconv.sequential import Sequential, settle_tier
+from tinyconv.summary import summary
 
 
 def two_devices(names: str) -> tuple[Device, Device]:
@@ -68,11 +71,11 @@ class Columns(Sequential):
     """
 
     def __init__(self, grouped: Sequential, devices: Any = "cpu,cpu") -> None:
-        super().__init__(stages_of(grouped))
-        self.input_shape = grouped.input_shape
         self.share = Share()
         self.share.name = "share"
-        self.to(devices, grouped.dtype, grouped.precision)
+        super().__init__(stages_of(grouped))
+        self.input_shape = grouped.input_shape
+        self.to(devices, grouped.dtype, grouped.precision, grouped.kernels)
         copy_weights(grouped, self)
 
     @property
@@ -94,12 +97,12 @@ class Columns(Sequential):
         device: Any,
         dtype: Any = None,
         precision: str | None = None,
-        fuse: bool | None = None,
+        kernels: str | None = None,
     ) -> "Columns":
         """Move column 0 to the first of two devices and column 1 to the second. Returns the net.
 
-        device: "cuda:0,cuda:1", two devices or names, or one for both columns. fuse: without
-        effect, since a stage is one layer in each column.
+        device: "cuda:0,cuda:1", two devices or names, or one for both columns. precision, kernels:
+        as `Sequential.to`.
         """
         if isinstance(device, str) and "," in device:
             devices = two_devices(device)
@@ -109,29 +112,53 @@ class Columns(Sequential):
             first, second = device
             second = Device(second)
             devices = (Device(first), second)
-        if precision is not None:
-            precision = settle(precision, devices[0])  # one for both
+        self.kernels, self.precision = settle_tier(
+            self.kernels if kernels is None else kernels,
+            self.precision if precision is None else precision,
+            *(devices[0], self.dtype if dtype is None else dtype),
+        )
         links = (Link(devices[0], devices[1]), Link(devices[1], devices[0]))
         for stage in [self.share, *self.stages()]:
-            stage.to(devices, dtype, precision)
+            stage.to(devices, dtype, self.precision, self.kernels)
             stage.connect(links)
+        if self.precision == "bf16":  # conversions stand before the first stage and the last
+            here = self.device, self.dtype
+            self.ends: tuple[Any, Any] = ToBFloat16(*here), ToFloat32(*here)
+            if not self.device.is_cuda:
+                self.ends = (
+                    RoundToBFloat16(*here, first=self.share),
+                    RoundToBFloat16(*here, last=self.layers[-1]),
+                )
         return self
+
+    def _planned(self) -> list[Any]:
+        return list(self.layers)  # each plans its own steps
+
+    def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:
+        """Forward, stage by stage: (name, output) of each."""
+        if not isinstance(x, Both):
+            x = OnDevice.check_array(self.share, x, "x")
+            if self.precision == "bf16":
+                x = self.ends[0].forward(x)
+        x = self.share.forward(x, train)
+        for stage in self.stages():
+            x = stored(self.share, stage.forward(x, train))
+            yield stage.name, x
+        if self.precision == "bf16":
+            yield "to float32", self.ends[1].forward(x)
 
     def forward(self, x: Any, train: bool = True) -> Any:
         """x (N, H, W, C) on the first device, or Both -> logits (N, classes) on the first."""
-        return super().forward(self.share.forward(self.enter(x), train), train)
+        return list(self.outputs(x, train))[-1][1]
 
     def backward(self, dy: Any) -> Any:
         """dL/d logits on the first device -> dL/dx there, or None; fills all gradients."""
-        return self.stored(self.share.backward(super().backward(dy)))
-
-    def enter(self, array: Any, what: str = "x") -> Any:
-        """As for one device; what is on both already, `share` rounds."""
-        return array if isinstance(array, Both) else super().enter(array, what)
-
-    def stored(self, array: Any) -> Any:
-        """As for one device."""
-        return stored(self.share, array)
+        if self.precision == "bf16":
+            dy = self.ends[1].backward(dy)
+        for stage in reversed(self.stages()):
+            dy = stored(self.share, stage.backward(dy))
+        dx = stored(self.share, self.share.backward(dy))
+        return self.ends[0].backward(dx) if self.precision == "bf16" else dx
 
     def set_seed(self, seed: int) -> None:
         """As the one-device net: a layer's place there chooses its random numbers."""
@@ -167,9 +194,9 @@ class Columns(Sequential):
         layers = [stage for stage in self.stages() if not isinstance(stage, Exchange | Join)]
         return Sequential({each.name: whole_layer(each) for each in layers}, self.input_shape)
 
-    def table(self, fused: bool = False) -> str:
-        """The table of the one-device net: the two forms are one network. No layer is fused."""
-        return self._grouped().table(fused=False)
+    def __str__(self) -> str:
+        """The table of the one-device net: the two forms are one network."""
+        return summary(self._grouped(), computed=False)
 
 
 def from_grouped(grouped: Sequential, devices: Any = "cpu,cpu") -> Columns:

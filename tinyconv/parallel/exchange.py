@@ -136,12 +136,14 @@ class BorderNorm(Stage):
         """The exchange, if there is one, and the normalization."""
         return [self.norms] if self.exchange is None else [self.exchange, self.norms]
 
-    def to(self, device: Any, dtype: Any = None, precision: str | None = None) -> Any:
+    def to(
+        self, device: Any, dtype: Any = None, precision: str = "fp32", kernels: str = "fast"
+    ) -> Any:
         """Move to two devices. Returns itself."""
-        super().to(device, dtype, precision)
+        super().to(device, dtype, precision, kernels)
         for part in self.parts():
             part.name = self.name
-            part.to(device, dtype, precision)
+            part.to(device, dtype, precision, kernels)
         return self
 
     def connect(self, links: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from layers import Device
+from layers.fast.streams import pinned
 
 ALREADY_ENABLED = 704
 """CUDA's error number cudaErrorPeerAccessAlreadyEnabled."""
@@ -84,7 +85,7 @@ class Link:
     def _copy_through_host(self, array: Any, into: Any) -> None:
         if self._staged.size < array.nbytes:
             self._arriving.synchronize()  # the memory that is given back may still be read
-            self._staged = self.source.pinned((array.nbytes,), np.uint8)
+            self._staged = pinned(self.source, (array.nbytes,), np.uint8)
         staged = self._staged[: array.nbytes].view(array.dtype).reshape(array.shape)
         with self.source.current():
             self._leaving.wait_event(self._computed)

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Dropout
-from layers.fast.precision import scale
 from tinyconv.evaluate import Evaluation, evaluate
 from tinyconv.parallel.communicator import Communicator, RankLostError, part
 from tinyconv.parallel.replicas_rows import LoaderOfRows, part_of
@@ -175,10 +174,9 @@ class ReplicaTraining(Training):
 
     def _gather(self, share: float) -> None:
         dy, end = self.loss.backward(), self.optimizer.grads.size
-        scale(self.net.device, dy, share)
-        dy = self.net.stored(dy)
+        dy *= dy.dtype.type(share)
         for step in reversed(self.net.steps):
-            dy = self.net.stored(step.backward(dy))
+            dy = step.backward(dy)
             begin = self._begins.get(step.name.partition("+")[0])  # "fc6+relu6+drop6"
             if begin is not None and (begin == 0 or end - begin >= BUCKET):
                 self._ranks.start(slice(begin, end))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from layers import Device
-from layers.random_bits import permutation
 from tinyconv.data.loader import ORDER, Batch, Loader, batches_per_epoch
 from tinyconv.data.photos import PhotoSet
+from tinyconv.data.random_arrays import permutation
 from tinyconv.parallel.communicator import part
 
 

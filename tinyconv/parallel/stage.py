@@ -12,7 +12,8 @@ import numpy as np
 
 from layers import Device, Layer
 from layers.fast.bfloat16 import round_bf16
-from layers.fast.precision import BITS, round_into
+from layers.fast.plan import plan
+from layers.fast.precision import BITS, round_into, storage_of
 from layers.layer import Buffers
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.split import SplitParameter
@@ -31,12 +32,12 @@ class Both(tuple):
         return self.get() if dtype is None else self.get().astype(dtype)
 
 
-def stored(layer: Layer, arrays: Any) -> Any:
-    """As `Sequential.stored`, for `Both` as well: on the host bf16 rounds them in place.
+def stored(stage: "Stage", arrays: Any) -> Any:
+    """What a stage returned, as the next one reads it: on the host bf16 rounds it in place.
 
-    layer: any, for its device and precision.
+    stage: any, for its device and precision.
     """
-    if layer.precision == "bf16" and not layer.device.is_cuda and arrays is not None:
+    if stage.precision == "bf16" and not stage.device.is_cuda and arrays is not None:
         for array in arrays if isinstance(arrays, Both) else (arrays,):
             round_bf16(array, array)
     return arrays
@@ -46,25 +47,40 @@ class Stage(Layer):
     """A layer over both columns.
 
     Attributes: `devices`, one a column; `links`, links[c] leads from column c to the other one;
-    `place` and `groups`, those of the layer that it stands for in the one-device net.
+    `place` and `groups`, those of the layer that it stands for in the one-device net; `precision`;
+    `storage`, the dtype of what crosses: uint16, the bits of bfloat16, in bf16 on GPUs.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.precision, self.storage = "fp32", self.dtype
         self.place, self.groups = 0, 1
         self.devices = (Device("cpu"), Device("cpu"))
         self.connect((Link(*self.devices), Link(*self.devices)))
 
-    def to(self, device: Any, dtype: Any = None, precision: str | None = None) -> Any:
-        """Move to two devices, a sequence of two; the rest as for every layer. Returns itself.
+    def to(
+        self, device: Any, dtype: Any = None, precision: str = "fp32", kernels: str = "fast"
+    ) -> Any:
+        """Move to two devices, a sequence of two. Returns itself.
 
-        The links stay as they are: `connect` follows, as `Columns.to` has it.
+        precision: "fp32", "tf32" or "bf16"; kernels: "fast" or "simple". The links stay as they
+        are: `Columns.to` calls `connect` next.
         """
         first, second = (Device(each) for each in device)
         self.devices = (first, second)
-        super().to(first, dtype, precision)
+        super().to(first, dtype)
+        self.precision, self.storage = precision, storage_of(precision, first, self.dtype)
         self._forget_buffers()
         return self
+
+    def check_array(self, array: Any, what: str) -> Any:
+        """As `OnDevice.check_array`, of `storage`."""
+        if self.storage == self.dtype:
+            return super().check_array(array, what)
+        if getattr(array, "dtype", None) != self.storage:
+            found = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"{self.name}: {what} is {found}, in bf16 columns exchange uint16")
+        return self.device.xp.ascontiguousarray(array)
 
     def connect(self, links: tuple[Link, Link]) -> None:
         """Copy over these from now on."""
@@ -159,17 +175,25 @@ class Pair(Stage):
             SplitParameter(parts)
             for parts in zip(first.parameters(), second.parameters(), strict=True)
         ]
+        self.steps: list[list[Any]] = [[first], [second]]
         super().__init__()
         if self._parameters:
             self.weight, self.bias = self._parameters
 
-    def to(self, device: Any, dtype: Any = None, precision: str | None = None) -> Any:
-        """Move each layer to its device. Returns itself."""
-        super().to(device, dtype, precision)
+    def to(
+        self, device: Any, dtype: Any = None, precision: str = "fp32", kernels: str = "fast"
+    ) -> Any:
+        """Move each layer to its device, and plan its steps. Returns itself."""
+        super().to(device, dtype, precision, kernels)
+        self.steps = []
         for layer, each in zip(self.columns, self.devices, strict=True):
             layer.name = self.name
             with each.current():
-                layer.to(each, dtype, precision)
+                layer.to(each, dtype)
+                steps: list[Any] = [layer]
+                if kernels == "fast":
+                    steps = plan(steps, each, self.dtype, precision, float32_ends=False)
+                self.steps.append(steps)
         return self
 
     def parameters(self) -> Any:
@@ -201,7 +225,10 @@ class Pair(Stage):
         y = []
         for c in COLUMNS:
             with self.devices[c].current():
-                y.append(self.columns[c].forward(x[c], train))
+                array = x[c]
+                for step in self.steps[c]:
+                    array = step.forward(array, train)
+                y.append(array)
         return Both(y)
 
     def backward(self, dy: Any) -> Any:
@@ -210,5 +237,8 @@ class Pair(Stage):
         for c in COLUMNS:
             with self.devices[c].current():
                 self.columns[c].input_gradient = self.input_gradient
-                dx.append(self.columns[c].backward(dy[c]))
+                array = dy[c]
+                for step in reversed(self.steps[c]):
+                    array = step.backward(array)
+                dx.append(array)
         return None if dx[0] is None else Both(dx)

@@ -55,7 +55,9 @@ from layers.device import SIMULATED
 
 if SIMULATED:
     from layers.fast.bfloat16 import narrow, tf32_bits
-    from layers.simulator import running
+    from layers.simulator import register_intrinsics, running
+
+    register_intrinsics(__name__)
 
     LANES = 8, 4
     """g and t."""

@@ -75,7 +75,9 @@ def add_outer_loops(rows, columns, sums):
 
 
 if SIMULATED:
-    from layers.simulator import running
+    from layers.simulator import register_intrinsics, running
+
+    register_intrinsics(__name__)
 
     def _check_types(target, source):
         if target.dtype != source.dtype:

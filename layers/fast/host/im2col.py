@@ -1,7 +1,8 @@
-"""Convolution on the host: im2col, then one large matrix product that BLAS is good at.
+"""Convolution on the host: im2col, then one large matrix product by BLAS.
 
-Every output is a dot product of a filter with a window of the image. Write each window as a row
-of a matrix, and all outputs are one product (formulas and names as in `layers/conv.py`):
+Replaces the seven loops of `layers/conv.py`, which has the formulas and names. Every output is a
+dot product of a filter with a window of the image. With each window as a row of a matrix, all
+outputs are one product:
 
     columns[(n, p, q), (r, s, c)] = padded[n, p·stride + r, q·stride + s, c]
 
@@ -21,7 +22,9 @@ the backward pass instead of being kept.
 import numpy as np
 from numba import njit
 
+from layers.activation import relu_backward_host, relu_forward_host
 from layers.fast.host.threads import in_parallel, shares
+from layers.fast.step import Step
 
 COLUMN_BYTES = 8 * 2**20
 """Upper limit for a thread's matrix of columns, but one image is always taken whole."""
@@ -118,7 +121,7 @@ def common(x, padded, before):
 
 
 def forward_images(x, w, b, y, stride, before, groups, workspace):
-    """conv_forward_host for one thread's images."""
+    """im2col_forward for one thread's images."""
     filters, size, _, channels = w.shape
     images, rows, width, _ = y.shape
     per_group = filters // groups
@@ -140,7 +143,7 @@ def forward_images(x, w, b, y, stride, before, groups, workspace):
 
 
 def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
-    """conv_backward_host for one thread's images: dw and db are what these add to them."""
+    """im2col_backward for one thread's images: dw and db are what these add to them."""
     filters, size, _, channels = w.shape
     images, rows, width, _ = dy.shape
     per_group = filters // groups
@@ -177,7 +180,7 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
                 d_image[...] = place
 
 
-# The images are divided among the threads (`layers/fast/host/threads.py`); each has arrays of its own.
+# The images are divided among the threads (`threads.py`); each has arrays of its own.
 
 
 def own(workspace, number):
@@ -185,7 +188,7 @@ def own(workspace, number):
     return lambda name, shape: workspace(f"{name} {number}", shape)
 
 
-def conv_forward_host(x, w, b, y, stride, before, groups, workspace):
+def im2col_forward(x, w, b, y, stride, before, groups, workspace):
     """y (N, P, Q, K) from x (N, H, W, C), w (K, R, S, C/groups), b (K).
 
     `workspace(name, shape)` returns a reusable array.
@@ -197,7 +200,7 @@ def conv_forward_host(x, w, b, y, stride, before, groups, workspace):
     in_parallel(work, shares(len(x)))
 
 
-def conv_backward_host(x, w, dy, dx, dw, db, stride, before, groups, workspace):
+def im2col_backward(x, w, dy, dx, dw, db, stride, before, groups, workspace):
     """dx, dw, db from dy, x and w; dx may be None where nobody needs it (the first layer).
 
     What the images add to dw and db is added in their order: the same bits each run.
@@ -220,3 +223,44 @@ def conv_backward_host(x, w, dy, dx, dw, db, stride, before, groups, workspace):
     for more_dw, more_db in sums[1:]:
         dw += more_dw
         db += more_db
+
+
+# --- step
+
+
+class Im2colConv(Step):
+    """A Conv2D on the host, and the ReLU behind it, in place, if there is one."""
+
+    short = "im2col, BLAS"
+    computed_by = "im2col, BLAS, col2im"
+
+    def forward(self, x, train=True):
+        """x (N, H, W, C) -> y (N, P, Q, K)."""
+        conv = self.layers[0]
+        x = self.check_input(x)
+        self.x_product = self.operand(x, "x for products")
+        self.w_product = self.operand(conv.weight.value, "w for products")
+        y = self.output((x.shape[0], *conv.output_shape(x.shape[1:])))
+        geometry = conv.stride, conv.before, conv.groups
+        operands = self.x_product, self.w_product, conv.bias.value, y
+        im2col_forward(*operands, *geometry, self.buffer)
+        if len(self.layers) == 2:
+            relu_forward_host(y.reshape(-1), y.reshape(-1))
+        return y
+
+    def backward(self, dy):
+        """dy (N, P, Q, K) -> dx (N, H, W, C), or None if `input_gradient` is switched off."""
+        conv = self.layers[0]
+        dz = dy = self.check_gradient(dy)
+        if len(self.layers) == 2:
+            dz = self.buffer("dz", dy.shape)
+            relu_backward_host(self.y.reshape(-1), dy.reshape(-1), dz.reshape(-1))
+        dx = self.input_gradient(self.x_product.shape)
+        dw, db = conv.weight.grad, conv.bias.grad
+        rounded = self.operand(dz, "dy for products")
+        geometry = conv.stride, conv.before, conv.groups
+        operands = self.x_product, self.w_product, rounded, dx, dw, db
+        im2col_backward(*operands, *geometry, self.buffer)
+        if rounded is not dz:  # biases are not rounded
+            dz.reshape(-1, db.size).sum(axis=0, out=db)
+        return dx

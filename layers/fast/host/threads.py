@@ -1,21 +1,18 @@
-"""The host's threads: who computes with how many, and one pool for what is split by hand.
+"""The host's threads: how many compute at once, and one pool for work that is split by hand.
 
-Three kinds of threads want the same cores: those of the `prange` loops (Numba's, on OpenMP), those
-of the matrix products (BLAS's own), and those of this file. BLAS's wait for each other several
-times in each product, and busily: if any other program wants a core as well, all of them stand
-still until it is given back, and a product takes ten times as long. So BLAS is told to use one
-thread, and what is worth it is split here instead, into parts that need not wait for each other: a
-convolution by images, a product by rows or columns of its result. And what is small is left to one
-thread, since others would have to be woken first.
+Three kinds of threads compete for the cores: those of the `prange` loops (Numba, OpenMP), those
+inside BLAS, and those of this file. BLAS threads spin at their barriers, several times in each
+product, so one descheduled thread stalls the rest, and a product takes ten times as long. So BLAS
+uses one thread (`layers/threads.py`), and large work is split here into parts that need no barrier:
+a convolution by images, a product by rows or columns of its result. Small work stays in one thread,
+because waking others would take longer.
 
-Both have to be said before NumPy is loaded, which is why `layers/__init__.py` imports this file
-first. Where NumPy was loaded before, or somebody has chosen another number of threads for BLAS,
-nothing is split and BLAS does as it does.
+Where NumPy was imported before `layers`, or the user has chosen another number of threads for BLAS,
+nothing is split and BLAS uses its own threads.
 """
 
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,32 +20,26 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 
-BLAS = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
+import numpy as np
+from numba import get_num_threads, set_num_threads
 
-_in_time = "numpy" not in sys.modules
-for _name in BLAS:
-    os.environ.setdefault(_name, "1")
-# OpenMP's threads go to sleep after their loop, instead of spinning in the way of the next.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from layers.threads import BLAS, IN_TIME
 
-import numpy as np  # noqa: E402
-from numba import get_num_threads, set_num_threads  # noqa: E402
-
-SPLITS = _in_time and all(os.environ[name] == "1" for name in BLAS)
-"""Whether BLAS computes with one thread, so that several can be used here."""
+SPLITS = IN_TIME and all(os.environ[name] == "1" for name in BLAS)
+"""Whether BLAS computes with one thread, so that work is split here."""
 
 WORTH_IT = 2**21
-"""Multiply-adds from which a product is split: some 20 µs of work, the time to wake a thread."""
+"""Multiply-adds above which a product is split: about 20 µs of work, the time to wake a thread."""
 
 WORTH_WAKING = 2**18
-"""Elements from which other threads are woken for a loop that does as little as pooling."""
+"""Elements above which a loop with as little work as pooling uses several threads."""
 
 _pool: ThreadPoolExecutor | None = None
 _own = threading.local()
 
 
 def _forget_pool() -> None:
-    """After a fork: the child has the pool, but not its threads."""
+    """After a fork: the child inherits the pool without its threads."""
     global _pool
     _pool = None
 
@@ -64,9 +55,9 @@ def threads() -> int:
 
 @contextmanager
 def threads_for(elements: int) -> Iterator[None]:
-    """Within it, `prange` loops stay in this thread if they are done before others would be awake.
+    """Within it, short `prange` loops run in this thread alone.
 
-    elements: what such a loop goes through, doing little with each.
+    elements: the length of such a loop, which does little work for each.
     """
     count = get_num_threads()
     if elements < WORTH_WAKING:
@@ -87,14 +78,14 @@ def shares(count: int) -> list[slice]:
 def in_parallel(work: Callable[[int, slice], Any], parts: Sequence[slice]) -> None:
     """work(0, parts[0]), work(1, parts[1]), ...: each in a thread, the first in this one.
 
-    Returns when all are done; raises what one of them raised. They must write to different places.
+    Returns when all are done; raises what one of them raised. No two may write to one place.
     """
     global _pool
     others: list[Future[Any]] = []
     if len(parts) > 1:
         if _pool is None:
             _pool = ThreadPoolExecutor(thread_name_prefix="layers")
-        # Each takes along what holds here, such as `np.errstate`.
+        # Each runs in a copy of this context, with its `np.errstate`.
         others = [
             _pool.submit(copy_context().run, work, number, part)
             for number, part in enumerate(parts)
@@ -109,7 +100,7 @@ def in_parallel(work: Callable[[int, slice], Any], parts: Sequence[slice]) -> No
 
 
 def own_array(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array of this thread's, until it asks for the next; its contents are what was there."""
+    """An array of this thread, valid until its next call; its contents are undefined."""
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if getattr(_own, "memory", None) is None or _own.memory.size < wanted:
         _own.memory = np.empty(wanted, np.uint8)
@@ -120,7 +111,7 @@ def multiply(device: Any, *triples: tuple[Any, Any, Any]) -> None:
     """out = a · b for each (a, b, out) by the vendor's library; on the host with all threads.
 
     a (M, K), b (K, N), out (M, N): arrays of `device`. No product may need another's result: each
-    thread takes a stretch of every `out`, and they meet only at the end.
+    thread computes a part of every `out`, and they join only at the end.
     """
     work = sum(out.size * a.shape[1] for a, _, out in triples)
     if device.is_cuda or work < WORTH_IT:
@@ -139,10 +130,10 @@ def multiply(device: Any, *triples: tuple[Any, Any, Any]) -> None:
 
 
 def by_rows(a: Any, out: Any) -> bool:
-    """Whether out = a · b is divided by rows.
+    """Whether out = a · b is split by rows.
 
     By its longer side, but also wherever there are more rows than terms in a sum (a gradient of
-    weights): then most of the time goes into writing `out`, and rows lie together in memory.
+    weights): then most of the time is spent writing `out`, and rows are contiguous in memory.
     """
     rows, columns = out.shape
     return rows >= columns or rows > a.shape[1]
@@ -154,11 +145,11 @@ def multiply_stretch(a: Any, b: Any, out: Any, part: slice) -> None:
     if by_rows(a, out):
         np.matmul(a[part], b, out=out[part])
     elif b.strides[0] < b.strides[1] and a.shape[1] >= 4 * rows:
-        # A fully connected layer's x · wᵀ. Before it multiplies, BLAS rearranges both operands,
-        # and does so faster with a long one, w, on the other side: outᵀ = w · xᵀ. That saves more
-        # than turning the result costs, unless the sums are short.
-        turned = own_array((part.stop - part.start, rows), out.dtype)
-        np.matmul(b[:, part].T, a.T, out=turned)
-        out[:, part] = turned.T
+        # A fully connected layer's x · wᵀ. BLAS packs both operands before it multiplies, and packs
+        # the longer one, w, faster on the other side: outᵀ = w · xᵀ. That saves more than the
+        # transposition of the result costs, unless the sums are short.
+        transposed = own_array((part.stop - part.start, rows), out.dtype)
+        np.matmul(b[:, part].T, a.T, out=transposed)
+        out[:, part] = transposed.T
     else:
         np.matmul(a, b[:, part], out=out[:, part])

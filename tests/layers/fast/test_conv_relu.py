@@ -3,9 +3,9 @@
 import numpy as np
 import oracles
 import pytest
+from layers.fast.conv_relu import ConvStep
 
 from layers import Conv2D, ReLU
-from layers.fast.conv_relu import ConvStep
 
 # image (N, H, W, C), filters, window, stride, padding, groups
 CASES = {

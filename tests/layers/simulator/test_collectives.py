@@ -36,7 +36,7 @@ def multiply(x, missing):
 def test_one_lane_that_has_returned_is_missing():
     x = np.zeros(64, np.float32)
     text = refusal(multiply, 1, 64, x, 39)
-    assert "no thread can go on" in text
+    assert "no thread can continue" in text
     line = line_of(multiply, "# together")
     assert f"wait at mma_tf32() in {__file__}:{line}: 31 threads: (32, 0, 0), (33, 0, 0)" in text
     assert "have returned: 33 threads" in text and "(39, 0, 0)" not in text
@@ -127,7 +127,7 @@ def neighbour_after_a_collective(x):
 def test_a_collective_is_no_barrier_for_memory():
     with simulator.record() as traces:
         neighbour_after_a_collective[1, 32](np.zeros(32, np.float32))
-    assert traces[0].meetings == []
+    assert traces[0].barrier_events == []
     (race,) = check_trace(traces[0])
     assert race.kind == "race" and race.count == 32
     wanted = [line_of(neighbour_after_a_collective, mark) for mark in ("# written", "# read")]
@@ -204,7 +204,7 @@ def test_misaligned_rows_and_indices_outside(kind, at, said):
     text = refusal(use, 1, 32, kind, at)
     assert said in text
     assert ("not at a multiple of 16 bytes" in text) == (at in (2, 129))
-    # The line is the kernel's, not that of the stand-in.
+    # The line is the kernel's, not that of the intrinsic.
     (line,) = (n for n in [line_of(use, f"if kind == {kind}:") + 1])
     assert f"{__file__}:{line}: " in text
 

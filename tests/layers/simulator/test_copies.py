@@ -135,8 +135,8 @@ def leaves(x, commit, wait):
 @pytest.mark.parametrize(("commit", "wait"), [(False, False), (True, False), (True, True)])
 def test_no_copy_may_be_left_on_its_way(commit, wait):
     text = refusal(leaves, 1, 8, np.zeros(4, np.uint32), commit, wait)
-    assert "returned with 2 asynchronous copies on their way" in text
-    assert "thread (0, 0, 0)" in text and "cp_async_wait_group(0)" in text
+    assert "returned with 2 asynchronous copies pending" in text
+    assert "thread (0, 0, 0)" in text and "cp.async.wait_group 0" in text
     assert f"from line {line_of(leaves, 'cp_async(tile, 4 * t')}: " in text
 
 
@@ -181,10 +181,10 @@ FLOATS, HALVES = np.zeros(33, np.float32), np.zeros(33, np.uint16)
 @pytest.mark.parametrize(
     ("x", "y", "kind", "to", "at", "said"),
     [
-        (FLOATS, FLOATS, 0, 2, 0, "cp_async to shared array of line"),
-        (FLOATS, FLOATS, 0, 0, 5, "cp_async from x[5]: not at a multiple of 16 bytes"),
-        (HALVES, FLOATS, 0, 0, 4, "cp_async from x[4]: not at a multiple of 16 bytes"),
-        (FLOATS[1:], FLOATS, 0, 0, 4, "cp_async from x[4]: not at a multiple of 16 bytes"),
+        (FLOATS, FLOATS, 0, 2, 0, "cp.async to shared array of line"),
+        (FLOATS, FLOATS, 0, 0, 5, "cp.async from x[5]: not at a multiple of 16 bytes"),
+        (HALVES, FLOATS, 0, 0, 4, "cp.async from x[4]: not at a multiple of 16 bytes"),
+        (FLOATS[1:], FLOATS, 0, 0, 4, "cp.async from x[4]: not at a multiple of 16 bytes"),
         (FLOATS, FLOATS, 0, 0, 32, "x[32:36]"),
         (HALVES, FLOATS, 0, 0, 32, "x[32:40]"),
         (FLOATS, FLOATS, 0, 0, -4, "x[-4:0]"),
@@ -205,7 +205,7 @@ FLOATS, HALVES = np.zeros(33, np.float32), np.zeros(33, np.uint16)
 def test_what_is_refused(x, y, kind, to, at, said):
     text = refusal(use, 1, 1, x, y, kind, to, at)
     assert said in text
-    # The line is the kernel's, not that of the stand-in.
+    # The line is the kernel's, not that of the intrinsic.
     assert f"{__file__}:{line_of(use, f'if kind == {kind}:') + 1}: " in text
 
 
@@ -284,16 +284,16 @@ def test_what_a_trace_says_of_copies():
         pass_on[1, 32](x, y, True, True)
     (trace,) = traces
     begins, arrives = (
-        [p for p in trace.places if p.line == line_of(pass_on, f"# {word}")]
+        [p for p in trace.instructions if p.line == line_of(pass_on, f"# {word}")]
         for word in ("begins", "arrives")
     )
-    assert [(p.wide, p.arrival) for p in (*begins, *arrives)] == [(True, False), (True, True)]
+    assert [(p.vectorized, p.arrival) for p in (*begins, *arrives)] == [(True, False), (True, True)]
     assert (begins[0].width(4), begins[0].width(2)) == (4, 8)
     # 32 threads, 2 turns, 4 words: read once, written twice.
     count = {
-        (trace.places[place].line, bool(write)): int(n)
-        for (place, write), n in zip(
-            *np.unique(trace.accesses[["place", "write"]], return_counts=True), strict=True
+        (trace.instructions[number].line, bool(write)): int(n)
+        for (number, write), n in zip(
+            *np.unique(trace.accesses[["instruction", "write"]], return_counts=True), strict=True
         )
     }
     assert count[begins[0].line, False] == count[begins[0].line, True] == 256

@@ -51,12 +51,12 @@ def test_a_trace_has_every_access_in_order():
     assert (segments["epoch"] == 1).all()
 
 
-def test_places_and_meetings_name_their_lines():
+def test_instructions_and_barrier_events_name_their_lines():
     trace, _, _ = recorded()
-    lines = {trace.places[p].line for p in trace.accesses["place"]}
+    lines = {trace.instructions[i].line for i in trace.accesses["instruction"]}
     assert line_of(reverse, "into the tile") in lines and line_of(reverse, "and out") in lines
-    assert any("# and out" in place.source for place in trace.places)
-    assert [(m.call, m.block, m.threads) for m in trace.meetings] == [
+    assert any("# and out" in each.source for each in trace.instructions)
+    assert [(e.call, e.block, e.threads) for e in trace.barrier_events] == [
         ("syncthreads", 0, (0, 1, 2, 3)),
         ("syncthreads", 1, (0, 1, 2, 3)),
     ]

@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from layers.random_bits import normals
 from tinyconv import RECIPES
 from tinyconv.data.augment import COLOUR, Augment, colour_axes
+from tinyconv.data.random_arrays import normals
 from tinyconv.data.statistics import Statistics
 
 SIDE, CROP = 13, 9

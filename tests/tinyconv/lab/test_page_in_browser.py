@@ -94,7 +94,7 @@ def at_turn(launch, block, line, turn):
     trace, turns, cells = launch.trace, defaultdict(int), defaultdict(set)
     for access in trace.accesses:
         segment = trace.segments[access["segment"]]
-        if trace.places[access["place"]].line == line and segment["block"] == block:
+        if trace.instructions[access["instruction"]].line == line and segment["block"] == block:
             thread = int(segment["thread"])
             if turns[thread] == turn:
                 cells[int(access["offset"])].add(thread // WARP)

@@ -45,7 +45,7 @@ def told(launch, block=0):
     """Line, turn, writes?, and for each warp its lanes and cells."""
     return [
         (
-            launch.trace.places[s.place].line,
+            launch.trace.instructions[s.instruction].line,
             s.occurrence,
             s.write,
             [(launch.arrays[r.array].name, r.warp, len(r.lanes), r.cells[0]) for r in s.requests],
@@ -142,7 +142,7 @@ def test_no_access_is_lost_and_none_is_told_twice(name):
         for step in launch.block(0).steps:
             lanes = len({(r.warp, lane) for r in step.requests for lane in r.lanes})
             itemsize = launch.arrays[step.requests[0].array].itemsize
-            width = trace.places[step.place].width(itemsize)
+            width = trace.instructions[step.instruction].width(itemsize)
             assert lanes * width == sum(len(r.lanes) for r in step.requests)
 
 

@@ -157,7 +157,7 @@ def test_masks_of_half_a_warp_order_their_own_lanes():
     assert {thread.thread[0] % 32 // 16 for thread in race.threads} == {0, 1}
 
 
-def test_order_is_handed_on_from_meeting_to_meeting():
+def test_order_is_handed_on_from_barrier_to_barrier():
     kernel, y = planted.handed_on, zeros(1)
     assert not races(kernel, y, False, block=32)
     assert y[0] == 7
@@ -280,5 +280,6 @@ def test_a_trace_worked_out_in_batches_is_the_same(monkeypatch):
     assert (whole.segments == batches.segments).all()
     for column in ("array", "offset", "write", "segment"):
         assert (whole.accesses[column] == batches.accesses[column]).all()
-    for one, other in zip(whole.accesses["place"], batches.accesses["place"], strict=True):
-        assert whole.places[one] == batches.places[other]
+    numbers = (trace.accesses["instruction"] for trace in (whole, batches))
+    for one, other in zip(*numbers, strict=True):
+        assert whole.instructions[one] == batches.instructions[other]

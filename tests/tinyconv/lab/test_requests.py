@@ -51,7 +51,7 @@ def test_rows():
     traffic = traffic_of(first_column, 1, 32, np.zeros((32, 8)), np.zeros(32))
     line = the_line(traffic, "read", "x")
     assert sectors(line) == (1, 32, 8)
-    assert line.place.line == line_of(first_column, "row[0]")
+    assert line.instruction.line == line_of(first_column, "row[0]")
 
 
 @cuda.jit
@@ -153,7 +153,7 @@ def test_an_atomic_is_one_request():
     assert total.tolist() == [192, 192]
     line = the_line(traffic, "atomic", "total")
     assert (sectors(line), line.lanes) == ((12, 12, 12), 384)
-    assert line.place.line == line_of(count, "cuda.atomic.add")
+    assert line.instruction.line == line_of(count, "cuda.atomic.add")
     assert len(traffic.lines) == 1
     assert (traffic.floor_read, traffic.floor_written) == (8, 8)
 

@@ -23,7 +23,7 @@ def test_copy():
         line = the_line(traffic, op, array)
         assert sectors(line) == (125, 500, 500)
         assert (line.lanes, line.bytes, line.efficiency) == (4000, 16000, 1.0)
-        assert line.place.line == line_of(textbook.copy_kernel, "y[i] = x[i]")
+        assert line.instruction.line == line_of(textbook.copy_kernel, "y[i] = x[i]")
     assert (traffic.floor_read, traffic.floor_written) == (16000, 16000)
     assert traffic.traffic_bytes == 32 * 1000 == traffic.floor_bytes
     assert traffic.wasteful == [] and traffic.conflict_ways == 0
@@ -48,8 +48,8 @@ def test_strided_copy_is_flagged_with_its_line():
     assert (line.sectors_per_request, line.efficiency) == (32, 0.125)
     assert sectors(the_line(traffic, "write", "y")) == (32, 128, 128)
     assert traffic.wasteful == [line]
-    assert line.place.line == line_of(textbook.strided_copy_kernel, "x[i * stride]")
-    assert line.place.source == "y[i] = x[i * stride]"
+    assert line.instruction.line == line_of(textbook.strided_copy_kernel, "x[i * stride]")
+    assert line.instruction.source == "y[i] = x[i * stride]"
     # Every element of y, and as many of x.
     assert (traffic.floor_read, traffic.floor_written) == (4096, 4096)
     # With stride 2, 32 lanes reach over 256 bytes: 8 sectors.
@@ -169,7 +169,7 @@ def test_json_round_trip():
     assert everything["totals"]["global_read"]["sectors"] == 512
     assert everything["totals"]["shared_read"]["wavefronts"] == 4096
     line = next(line for line in everything["lines"] if line["wasteful"])
-    assert line["place"]["source"] == "y[column + i, row + tx] = tile[tx, i]"
+    assert line["instruction"]["source"] == "y[column + i, row + tx] = tile[tx, i]"
     assert (line["conflict_ways"], line["efficiency"]) == (32, None)
 
 

@@ -69,7 +69,8 @@ def test_copies_cost_what_the_instruction_costs():
         x = np.ones(COUNT * LANES * 16 // dtype().itemsize, dtype)
         with simulator.record() as traces:
             stream(Device("cuda:0"), x, x.size)
-        lines = [line for line in measure(traces[0]).lines if "cp_async" in line.place.source]
+        measured = measure(traces[0]).lines
+        lines = [line for line in measured if "cp_async" in line.instruction.source]
         told = {(line.space, line.op): line for line in lines}
         read, write = told["global", "read"], told["shared", "write"]
         # In the last two turns the copies are of zeros.
@@ -79,9 +80,8 @@ def test_copies_cost_what_the_instruction_costs():
             *(COUNT + 2, 4 * (COUNT + 2), 1),
         )
         assert read.bytes == COUNT * 512 and write.bytes == (COUNT + 2) * 512
-        assert len(lines) == 2
-        sources = [line.place.source for line in measure(traces[0]).lines]
-        assert not any("cp_async_wait_group" in source for source in sources)
+        waits = [line for line in measured if "cp_async_wait_group" in line.instruction.source]
+        assert len(lines) == 2 and not waits
 
 
 # --- stores
@@ -114,7 +114,7 @@ def test_a_warp_stores_whole_sectors(dtype):
 
     with simulator.record() as traces:
         store(Device("cuda:0"), np.ones(256, np.float32), dtype)
-    (line,) = (line for line in measure(traces[0]).lines if "store_vec8" in line.place.source)
+    (line,) = (line for line in measure(traces[0]).lines if "store_vec8" in line.instruction.source)
     # One request of 16 bytes a lane in bfloat16. In float32 two, each of every second 16 bytes:
     # half of each of 32 sectors.
     per = 16 // np.dtype(dtype).itemsize

@@ -53,13 +53,13 @@ def test_k_tiles_are_copied_in_whole_sectors(lines):
     copied = {line.array: line for line in lines if line.array in ("x", "dy")}
     assert set(copied) == {"x", "dy"}
     for line in copied.values():
-        assert line.place.wide
+        assert line.instruction.vectorized
         assert line.sectors == line.ideal_sectors
 
 
 def test_fragments_of_bf16_are_loaded_16_bytes_at_a_time(kind, lines):
-    vectorized = {line.place.wide for line in lines if line.space == "shared" and line.op == "read"}
-    assert vectorized == {kind == "bf16"}
+    reads = [line for line in lines if line.space == "shared" and line.op == "read"]
+    assert {line.instruction.vectorized for line in reads} == {kind == "bf16"}
 
 
 def test_where_a_tile_is_not_full_nothing_is_read_in_vain(kind):

@@ -205,7 +205,9 @@ def test_a_warp_loads_whole_sectors():
     with simulator.record() as traces:
         oracles.run(layer, x)
     reads = [
-        line for line in measure(traces[0]).lines if line.array in ("x", "w") and line.place.wide
+        line
+        for line in measure(traces[0]).lines
+        if line.array in ("x", "w") and line.instruction.vectorized
     ]
     assert {line.array for line in reads} == {"x", "w"}
     assert all(line.sectors == line.ideal_sectors for line in reads)

@@ -1,0 +1,137 @@
+"""The steps that compute a Conv2D on a GPU, and the ReLU behind it (paper §3.1, §3.5).
+
+    y = relu(z)    z = conv(x) + b
+
+    dz = dL/dy where y > 0, else 0, and dL/db, in one pass over dL/dy;  dL/dw and dL/dx from dz
+    as in `layers/conv.py`
+
+z is not stored: the derivative of the ReLU needs only y, and the kernels apply the ReLU to their
+sums before they write them. Without a ReLU dz is dL/dy. Shapes: x (N, H, W, C), y, dy, dz (N, P, Q,
+K).
+
+    SharedMemoryConv   `shared_memory.py`              float32, float64
+    TiledConv          `tiled.py`, `tiled_gradients.py`          float32
+    TensorConv         `tensor_core.py`, `tensor_gradients.py`   TF32, bfloat16
+
+Where one TensorConv with a ReLU follows another, its x is the other's y, and its dL/dx is what the
+other masks first. It then writes dL/dx masked already, and the other has only dL/db to sum. The
+bits are the same.
+"""
+
+from layers.conv import conv_input_gradient_kernel
+from layers.device import grid_for
+from layers.fast.bias_relu import bias_gradient, masked_gradient
+from layers.fast.conv.shared_memory import (
+    shared_filter_gradient,
+    shared_forward,
+    shared_input_gradient,
+)
+from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
+from layers.fast.conv.tensor_gradients import tensor_filter_gradient
+from layers.fast.conv.tiled import tiled_forward
+from layers.fast.conv.tiled_gradients import tiled_filter_gradient, tiled_input_gradient
+from layers.fast.step import Step
+
+
+class ConvStep(Step):
+    """A Conv2D, then perhaps a ReLU; a subclass has the three products.
+
+    masks_input: mask dL/dx with the ReLU that x came from. dy_is_masked: dL/dy comes masked.
+    """
+
+    masks_input = dy_is_masked = False
+
+    def product(self, x, w, b, y, stride, before, groups, relu):
+        """y = conv(x) + b, or relu of it."""
+        raise NotImplementedError
+
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
+        """dw, and dx unless it is None, from dz and the x of the last forward pass."""
+        raise NotImplementedError
+
+    def forward(self, x, train=True):
+        """x (N, H, W, C) -> y (N, P, Q, K)."""
+        conv = self.layers[0]
+        self.x = x = self.check_input(x)
+        y = self.output((x.shape[0], *conv.output_shape(x.shape[1:])))
+        geometry = conv.stride, conv.before, conv.groups
+        self.product(x, conv.weight.value, conv.bias.value, y, *geometry, len(self.layers) == 2)
+        return y
+
+    def backward(self, dy):
+        """dy (N, P, Q, K) -> dx (N, H, W, C), or None if `input_gradient` is switched off."""
+        conv = self.layers[0]
+        dz = dy = self.check_gradient(dy)
+        db = conv.bias.grad
+        if len(self.layers) == 2 and not self.dy_is_masked:
+            dz = self.buffer("dz", dy.shape, self.storage)
+            rows = (array.reshape(-1, db.size) for array in (self.y, dy, dz))
+            masked_gradient(self.device, *rows, db, self.dtype.type(1), self.buffer)
+        else:
+            bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
+        dx = self.input_gradient(self.x.shape)
+        geometry = conv.stride, conv.before, conv.groups
+        self.gradients(dz, conv.weight.value, dx, conv.weight.grad, *geometry)
+        return dx
+
+
+class SharedMemoryConv(ConvStep):
+    """By tiles of 16×16 in shared memory, one output a thread."""
+
+    short = "shared memory"
+    computed_by = "shared_forward_kernel, shared_{input,filter}_gradient_kernel"
+
+    def product(self, x, w, b, y, stride, before, groups, relu):
+        """As `ConvStep.product`."""
+        shared_forward(x, w, b, y, stride, before, groups, relu)
+
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
+        """As `ConvStep.gradients`."""
+        if dx is not None:
+            shared_input_gradient(dz, w, dx, stride, before, groups)
+        shared_filter_gradient(self.x, dz, dw, stride, before, groups)
+
+
+class TiledConv(ConvStep):
+    """By register tiles in float32; dL/dx with a stride is the book's."""
+
+    short = "tiled"
+    computed_by = "tiled_forward_*_kernel, tiled_filter_*_kernel, sum_parts_kernel"
+
+    def product(self, x, w, b, y, stride, before, groups, relu):
+        """As `ConvStep.product`."""
+        tiled_forward(x, w, b, y, stride, before, groups, relu)
+
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
+        """As `ConvStep.gradients`."""
+        if dx is not None and stride == 1:
+            tiled_input_gradient(dz, w, dx, before, groups, self.buffer)
+        elif dx is not None:
+            conv_input_gradient_kernel[grid_for(dx.size)](dz, w, dx, stride, before, groups)
+        tiled_filter_gradient(self.x, dz, dw, stride, before, groups, self.buffer)
+
+
+class TensorConv(ConvStep):
+    """On tensor cores, in TF32 or bfloat16."""
+
+    short = "tensor cores"
+    computed_by = "tensor_forward_*_kernel, tensor_filter_*_kernel, sum_parts_kernel"
+
+    def follow(self, before):
+        """`before` is the step whose output this one takes: mask dL/dx for its ReLU."""
+        if isinstance(before, TensorConv) and len(before.layers) == 2:
+            self.masks_input = before.dy_is_masked = True
+
+    def product(self, x, w, b, y, stride, before, groups, relu):
+        """As `ConvStep.product`."""
+        self.x_s2d = tensor_forward(x, w, b, y, stride, before, groups, self.buffer, relu)
+
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
+        """As `ConvStep.gradients`."""
+        if dx is not None:
+            mask = self.x if self.masks_input else None
+            tensor_input_gradient(dz, w, dx, stride, before, groups, self.buffer, mask)
+        x_s2d = self.x_s2d
+        tensor_filter_gradient(
+            self.x, dz, dw, stride, before, groups, self.buffer, x_s2d=x_s2d
+        )

@@ -1,0 +1,125 @@
+"""Steps that change how numbers are stored: to bfloat16 and back.
+
+On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So a conversion
+stands wherever the two meet, and at both ends of the net: what a user passes in and gets back is
+float32. On the host bfloat16 is emulated: a step that rounds stands behind every other one.
+
+`backward` of a conversion is the opposite conversion of the gradient.
+"""
+
+from typing import Any
+
+from layers.device import Device
+from layers.fast.bfloat16 import round_bf16
+from layers.fast.precision import BITS, round_into, widen_into
+from layers.fast.step import Step
+from layers.layer import Layer
+
+
+class Conversion(Step):
+    """Stands for no layer. first, last: the net's, where x or dy comes from outside the net."""
+
+    def __init__(
+        self, device: Device, dtype: Any, first: Layer | None = None, last: Layer | None = None
+    ) -> None:
+        super().__init__([], device, dtype, "bf16")
+        self.first, self.last = first, last
+
+    @property
+    def name(self) -> str:
+        """What it does: "to bf16"."""
+        return self.short
+
+    def notes(self) -> dict[str, str]:
+        """Nothing: `print(net)` shows layers."""
+        return {}
+
+    def check_input(self, x: Any) -> Any:
+        """x, after the check of the net's first layer."""
+        return x if self.first is None else self.first.check_input(x)
+
+    def check_gradient(self, dy: Any) -> Any:
+        """dy, after the check of the net's last layer."""
+        return dy if self.last is None else self.last.check_gradient(dy)
+
+    def _to_bits(self, name: str, array: Any) -> Any:
+        if array is None:  # the first layer's `input_gradient` is off
+            return None
+        array = self.device.xp.ascontiguousarray(array)
+        bits = self.buffer(name, array.shape, BITS)
+        round_into(self.device, "bf16", array, bits)
+        return bits
+
+    def _to_float32(self, name: str, bits: Any) -> Any:
+        if bits is None:
+            return None
+        numbers = self.buffer(name, bits.shape)
+        widen_into(bits, numbers)
+        return numbers
+
+
+class ToBFloat16(Conversion):
+    """float32 -> bfloat16 on a GPU; its gradient bfloat16 -> float32."""
+
+    short = "to bf16"
+    computed_by = "to_bfloat16_kernel, from_bfloat16_kernel"
+
+    def forward(self, x: Any, train: bool = True) -> Any:
+        """x float32 -> y uint16."""
+        return self._to_bits("y", self.check_input(x))
+
+    def backward(self, dy: Any) -> Any:
+        """dy uint16 -> dx float32."""
+        return self._to_float32("dx", dy)
+
+
+class ToFloat32(Conversion):
+    """bfloat16 -> float32 on a GPU; its gradient float32 -> bfloat16."""
+
+    short = "to float32"
+    computed_by = "from_bfloat16_kernel, to_bfloat16_kernel"
+
+    def forward(self, x: Any, train: bool = True) -> Any:
+        """x uint16 -> y float32."""
+        return self._to_float32("y", x)
+
+    def backward(self, dy: Any) -> Any:
+        """dy float32 -> dx uint16."""
+        return self._to_bits("dx", self.check_gradient(dy))
+
+
+class RoundToBFloat16(Conversion):
+    """On the host: rounds to bfloat16, in place; a copy of what comes from outside the net."""
+
+    short = "round to bf16"
+    computed_by = "round_bf16"
+
+    def forward(self, x: Any, train: bool = True) -> Any:
+        """x float32 -> y float32, rounded."""
+        x = self.check_input(x)
+        return round_bf16(x, x if self.first is None else self.buffer("y", x.shape))
+
+    def backward(self, dy: Any) -> Any:
+        """dy float32 -> dx float32, rounded."""
+        if dy is None:
+            return None
+        dy = self.check_gradient(dy)
+        return round_bf16(dy, dy if self.last is None else self.buffer("dx", dy.shape))
+
+
+class FlattenStep(Step):
+    """A Flatten of bfloat16: no number moves, so nothing is converted."""
+
+    short = "a view"
+    computed_by = "reshape"
+
+    def forward(self, x: Any, train: bool = True) -> Any:
+        """x (N, ...) -> y (N, product)."""
+        x = self.check_input(x)
+        self.x_shape = x.shape
+        self.y = self.layers[0].y = x.reshape(x.shape[0], -1)
+        return self.y
+
+    def backward(self, dy: Any) -> Any:
+        """dy (N, product) -> dx of x's shape."""
+        return self.check_gradient(dy).reshape(self.x_shape)

@@ -132,9 +132,12 @@ class Sequential:
 
     def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:
         """The same, step by step: (name, output) of each, such as ("conv1+relu1", y)."""
+        name = "the input"
         for step in self.steps:
             x = step.forward(x, train)
-            yield step.name, x
+            if getattr(step, "layers", True):  # else a conversion of what the step before gave
+                name = step.name
+            yield name, x
 
     def backward(self, dy: Any) -> Any:
         """dL/d output -> dL/dx; fills every parameter's `grad`.
@@ -173,7 +176,11 @@ class Sequential:
         return shapes
 
     def __str__(self) -> str:
-        return summary(self)
+        return self.table()
+
+    def table(self, computed: bool = True) -> str:
+        """The table of `print(net)`; computed: say how each layer is computed (`summary.py`)."""
+        return summary(self, computed)
 
 
 def settle_tier(kernels: str, precision: str, device: Device, dtype: Any) -> tuple[str, str]:

@@ -247,7 +247,7 @@ def tiled(tools, compiled_kernels):
 
 def test_the_program_compiles_and_says_the_same(tools, compiled_kernels):
     command = [sys.executable, str(ROOT / "benchmarks" / "kernel_report.py")]
-    command += ["--json", "--only", "conv.direct.conv_forward", "--arch", "75,90"]
+    command += ["--json", "--only", "layers.conv.conv_forward", "--arch", "75,90"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

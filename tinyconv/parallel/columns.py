@@ -194,7 +194,7 @@ class Columns(Sequential):
         layers = [stage for stage in self.stages() if not isinstance(stage, Exchange | Join)]
         return Sequential({each.name: whole_layer(each) for each in layers}, self.input_shape)
 
-    def __str__(self) -> str:
+    def table(self, computed: bool = False) -> str:
         """The table of the one-device net: the two forms are one network."""
         return summary(self._grouped(), computed=False)
 

@@ -56,8 +56,8 @@ def image_to_s2d_kernel(x, x_s2d, side, before, groups):
     j, channel = element // x_s2d.shape[3], element % x_s2d.shape[3]
     channels_per_group, padded = channels // groups, x_s2d.shape[3] // groups
     group, place = channel // padded, channel % padded
-    u, c = place // (side * channels_per_group), place % channels_per_group
-    v = place // channels_per_group % side
+    u = place // (side * channels_per_group)
+    v, c = place // channels_per_group % side, place % channels_per_group
     h, q = i * side + u - before, j * side + v - before
     if u < side and h >= 0 and h < height and q >= 0 and q < width:
         x_s2d[n, i, j, channel] = x[n, h, q, group * channels_per_group + c]
@@ -76,8 +76,8 @@ def filters_to_s2d_kernel(w, w_s2d, side):
     j = index // padded % columns
     i = index // (padded * columns) % rows
     k = index // (padded * columns * rows)
-    u, c = place // (side * channels_per_group), place % channels_per_group
-    v = place // channels_per_group % side
+    u = place // (side * channels_per_group)
+    v, c = place // channels_per_group % side, place % channels_per_group
     r, s = i * side + u, j * side + v
     if u < side and r < size and s < size:
         w_s2d[k, i, j, place] = operand(w[k, r, s, c], w_s2d)
@@ -97,8 +97,8 @@ def flipped_filters_s2d_kernel(w, flipped, side, groups):
     i = index // (padded * columns) % rows
     channel = index // (padded * columns * rows)
     group, place = channel // (channels // groups), channel % (channels // groups)
-    u, c = place // (side * channels_per_group), place % channels_per_group
-    v = place // channels_per_group % side
+    u = place // (side * channels_per_group)
+    v, c = place // channels_per_group % side, place % channels_per_group
     r, s = (rows - 1 - i) * side + u, (columns - 1 - j) * side + v
     if k < filters // groups and u < side and r < size and s < size:
         flipped[channel, i, j, k] = operand(w[group * (filters // groups) + k, r, s, c], flipped)

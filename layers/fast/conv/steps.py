@@ -65,8 +65,8 @@ class ConvStep(Step):
         db = conv.bias.grad
         if len(self.layers) == 2 and not self.dy_is_masked:
             dz = self.buffer("dz", dy.shape, self.storage)
-            rows = (array.reshape(-1, db.size) for array in (self.y, dy, dz))
-            masked_gradient(self.device, *rows, db, self.dtype.type(1), self.buffer)
+            y, dy, dz_rows = (array.reshape(-1, db.size) for array in (self.y, dy, dz))
+            masked_gradient(self.device, y, dy, dz_rows, db, self.dtype.type(1), self.buffer)
         else:
             bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
         dx = self.input_gradient(self.x.shape)

@@ -64,16 +64,16 @@ TILES = BUFFER_STRIDE + B_OFFSET + BK * B_STRIDE
 
 # --- kernels
 #
-# All arrays are flat. grid (tiles of y, groups); tiles of the same windows are neighbours, so that
+# All arrays are flat. grid (tiles of y, groups); tiles of the same pixels are neighbours, so that
 # their k-tiles of x are in the cache. Each y[m, n] is written by the thread that has its sum: no
-# races, no atomics. A thread writes 4 × 4 squares, a warp 32 neighbouring filters of 4 windows at a
+# races, no atomics. A thread writes 4 × 4 squares, a warp 32 neighbouring filters of 4 pixels at a
 # time: coalesced. `t & (THREADS - 1)` is t, and tells the compiler that it is not negative; int32
 # keeps in 32 bits what Numba would widen to 64.
 
 
 def make_forward(name, vec):
     """The kernel called `name`; vec: floats of a load, 4 (vectorized) or 1 (scalar)."""
-    lanes = BK // vec
+    lanes = BK // vec  # threads that load one row of a k-tile
     row_step = THREADS // lanes
     a_loads, b_loads = BM // row_step, BN // row_step
     a_values, b_values = a_loads * vec, b_loads * vec
@@ -95,9 +95,9 @@ def make_forward(name, vec):
         filters_per_group = filters // groups
         channels_per_group = channels // groups
         tiles_n = (filters_per_group + BN - 1) // BN
-        first_row = cuda.blockIdx.x // tiles_n * BM
+        first_pixel = cuda.blockIdx.x // tiles_n * BM
         first_filter = cuda.blockIdx.x % tiles_n * BN
-        windows = y.size // filters
+        pixels = y.size // filters
         depth = int32(size * size * channels_per_group)
         run = int32(channels_per_group if groups > 1 else size * channels)
         num_runs = int32(size if groups > 1 else 1)
@@ -110,10 +110,10 @@ def make_forward(name, vec):
         k = int32(t % lanes * vec)
         first_channel = group * channels_per_group
         for i in range(a_loads):
-            m = first_row + load_row + row_step * i
+            m = first_pixel + load_row + row_step * i
             n, h, column = m // (rows * columns), m // columns % rows, m % columns
             h, column = h * stride - before, column * stride - before
-            top[i] = h if m < windows else OUTSIDE
+            top[i] = h if m < pixels else OUTSIDE
             left[i] = column * channels + first_channel
             base[i] = ((n * height + h) * width + column) * channels + first_channel
         filters_left = filters_per_group - first_filter - load_row
@@ -124,7 +124,7 @@ def make_forward(name, vec):
         a_store = int32(k * A_STRIDE + load_row)
         b_store = int32(B_OFFSET + k * B_STRIDE + load_row)
 
-        # Thread t multiplies ...
+        # A warp multiplies 32 pixels by 64 filters (see `add_outer_product`).
         lane = t % 32
         row = t // 32 * 32 + lane // 8 * 4
         column = lane % 8 * 4
@@ -134,14 +134,14 @@ def make_forward(name, vec):
             sums[i] = float32(0)
 
         num_k_tiles = int32((depth + BK - 1) // BK)
-        k_tile = int32(-1)
+        k_tile = int32(-1)  # the first round only loads
         while k_tile < num_k_tiles:
             # Load the next k-tile into registers.
-            col_offset = int32(s * channels + c)
-            tap_offset = int32(r * line + col_offset)
+            column_offset = int32(s * channels + c)
+            tap_offset = int32(r * line + column_offset)
             for i in range(a_loads):
                 h = int32(top[i] + r)
-                q = int32(left[i] + col_offset)
+                q = int32(left[i] + column_offset)
                 for j in range(vec):
                     a_regs[vec * i + j] = float32(0)
                 if within(h, image_height) and within(q, line):
@@ -154,7 +154,7 @@ def make_forward(name, vec):
             w_offset = int32(w_offset + BK)
             r, s, c = advance_k(r, s, c, BK, run, num_runs, size)
 
-            # Multiply the k-tile in shared memory.
+            # Multiply the current k-tile.
             if k_tile >= 0:
                 multiply_k_tile(tiles, a_read, A_STRIDE, b_read, B_STRIDE, sums)
             # Store the loaded k-tile in the other buffer.
@@ -163,19 +163,20 @@ def make_forward(name, vec):
                     copy_scalar(tiles, a_store + j * A_STRIDE + row_step * i, a_regs, vec * i + j)
                 for i in range(b_loads):
                     copy_scalar(tiles, b_store + j * B_STRIDE + row_step * i, b_regs, vec * i + j)
-            # Wait for the other threads, and swap buffers.
+            # Wait for the other threads.
             cuda.syncthreads()
+            # Swap buffers.
             a_store, b_store = int32(a_store ^ BUFFER_STRIDE), int32(b_store ^ BUFFER_STRIDE)
             a_read, b_read = int32(a_read ^ BUFFER_STRIDE), int32(b_read ^ BUFFER_STRIDE)
             k_tile = int32(k_tile + 1)
 
-        first_n = group * filters_per_group
+        first = group * filters_per_group
         column = first_filter + column
         if epilogue != STORE:
-            add_bias(sums, b, column, filters_per_group, first_n)
+            add_bias(sums, b, column, filters_per_group, first)
         if epilogue == BIAS_RELU:
             relu(sums)
-        store_tile(sums, y, first_row + row, windows, filters, column, filters_per_group, first_n)
+        store_tile(sums, y, first_pixel + row, pixels, filters, column, filters_per_group, first)
 
     kernel.__name__ = kernel.__qualname__ = name
     return cuda.jit(kernel)

@@ -170,7 +170,7 @@ def make_filter_gradient(name, vec):
             sums[i] = float32(0)
 
         num_k_tiles = int32(split_k // BK)
-        k_tile = int32(-1)
+        k_tile = int32(-1)  # the first round only loads
         while k_tile < num_k_tiles:
             # Load the next k-tile into registers.
             for i in range(a_loads):

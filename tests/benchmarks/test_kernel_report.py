@@ -323,7 +323,7 @@ def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_backgr
     assert found["blocks"] == (4 if "128x64" in name and architecture != (12, 0) else 2)
     # A warp's 64 x 32 sums in fragments of 16 x 8, two products deep.
     assert found["loop"]["work"] == {"HMMA": 4 * 4 * 2}
-    if "tensor_forward_large" in name:
+    if "tensor_forward_128x128" in name:
         longer = 6 if architecture == (12, 0) else 0
         assert found["loop"]["instructions"] <= (190 if "tf32" in name else 130) + longer
     memory = found["loop"]["memory"]

@@ -28,8 +28,8 @@ MEMCHECK = """\
 """
 RACECHECK = """\
 ========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at _ZN5tiled25tiled_forward_wide_kernelB2v1
-=========     and Read access at _ZN5tiled25tiled_forward_wide_kernelB2v1+0x90
+========= Error: Race reported between Write access at _ZN5tiled31tiled_forward_vectorized_kernelB2v1
+=========     and Read access at _ZN5tiled31tiled_forward_vectorized_kernelB2v1+0x90
 =========
 ========= Warning: Race reported between Write access at lrn::lrn_forward_kernel[abi:v1]+0x30
 =========

@@ -13,8 +13,8 @@ Row m of A holds the pixels under one window. On the host `im2col` writes A to m
 implicit: a thread that needs a[m, k] computes its offset in x. The direct kernel loads two numbers
 for each multiply-add. This kernel reuses them:
 
-* a block of 128 threads computes BM × BN outputs. It walks along K in k-tiles, and loads a k-tile
-  of A (128 × 8) and of B (64 × 8) into shared memory: 1,536 numbers from global memory for 65,536
+* a block of 128 threads computes BM × BN outputs. For each k-tile it loads 128 × 8 numbers of A and
+  64 × 8 of B into shared memory: 1,536 numbers from global memory for 65,536
   multiply-adds;
 * a thread keeps 8 × 8 sums in registers. For each k it reads 8 + 8 numbers from shared memory, four
   by one instruction (`ptx.py`), for 64 multiply-adds;

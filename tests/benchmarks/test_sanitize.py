@@ -28,8 +28,8 @@ MEMCHECK = """\
 """
 RACECHECK = """\
 ========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at _ZN5tiled31tiled_forward_vectorized_kernelB2v1
-=========     and Read access at _ZN5tiled31tiled_forward_vectorized_kernelB2v1+0x90
+========= Error: Race reported between Write access at _ZN5tiled27tiled_forward_scalar_kernelB2v1
+=========     and Read access at _ZN5tiled27tiled_forward_scalar_kernelB2v1+0x90
 =========
 ========= Warning: Race reported between Write access at lrn::lrn_forward_kernel[abi:v1]+0x30
 =========
@@ -42,7 +42,7 @@ NAMELESS = """\
 """
 KERNELS = {
     *("dropout_kernel", "bias_relu_dropout_kernel", "lrn_forward_kernel"),
-    *("tiled_forward_vectorized_kernel", "conv_forward_kernel"),
+    *("tiled_forward_scalar_kernel", "conv_forward_kernel"),
 }
 
 
@@ -75,7 +75,7 @@ def test_launches_are_made_again_from_a_file(launches, tmp_path, capsys):
     ("log", "found"),
     [
         (MEMCHECK, {"dropout_kernel": 2}),
-        (RACECHECK, {"tiled_forward_vectorized_kernel": 1, "lrn_forward_kernel": 1}),
+        (RACECHECK, {"tiled_forward_scalar_kernel": 1, "lrn_forward_kernel": 1}),
         ("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", {}),
         ("", {}),
     ],

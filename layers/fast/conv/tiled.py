@@ -14,8 +14,7 @@ implicit: a thread that needs a[m, k] computes its offset in x. The direct kerne
 for each multiply-add. This kernel reuses them:
 
 * a block of 128 threads computes BM × BN outputs. For each k-tile it loads 128 × 8 numbers of A and
-  64 × 8 of B into shared memory: 1,536 numbers from global memory for 65,536
-  multiply-adds;
+  64 × 8 of B into shared memory: 1,536 numbers from global memory for 65,536 multiply-adds;
 * a thread keeps 8 × 8 sums in registers. For each k it reads 8 + 8 numbers from shared memory, four
   by one instruction (`ptx.py`), for 64 multiply-adds;
 * k-tiles are double-buffered: while one is multiplied, the next is loaded into registers, and then

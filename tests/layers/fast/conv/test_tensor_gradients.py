@@ -12,6 +12,7 @@ import pytest
 from layers import Conv2D, simulator
 from layers.fast.bfloat16 import from_bits, round_tf32, to_bits
 from layers.fast.conv import tiled_gradients
+from layers.fast.conv.steps import TensorConv
 from layers.fast.conv.tensor_core import has_whole_chunks
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.layer import Buffers
@@ -191,11 +192,12 @@ def test_every_partial_sum_is_written_once(kind, cuda_device):
 
 
 @pytest.mark.parametrize("precision", KINDS)
-def test_a_layer_rearranges_its_images_once_for_both_passes(precision, cuda_device):
+def test_a_step_rearranges_its_images_once_for_both_passes(precision, cuda_device):
     if not simulator.installed:
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
-    conv = Conv2D(3, 8, 3, stride=2).to(cuda_device, precision=precision)
+    conv = Conv2D(3, 8, 3, stride=2).to(cuda_device)
     conv.input_gradient = False
+    step = TensorConv([conv], cuda_device, np.float32, precision)
     rng = np.random.default_rng(6)
     for images in (3, 2, 3):  # a smaller batch comes by, in the same memory
         x = rng.standard_normal((images, 7, 6, 3)).astype(np.float32)
@@ -203,8 +205,8 @@ def test_a_layer_rearranges_its_images_once_for_both_passes(precision, cuda_devi
         if precision == "bf16":
             x, dy = to_bits(x), to_bits(dy)
         with simulator.record() as traces:
-            conv.forward(cuda_device.array(x))
-            conv.backward(cuda_device.array(dy))
+            step.forward(cuda_device.array(x))
+            step.backward(cuda_device.array(dy))
         names = [trace.kernel for trace in traces]
         assert names.count("image_to_s2d_kernel") == 1
         alone = cuda_device.zeros(conv.weight.grad.shape, np.float32)

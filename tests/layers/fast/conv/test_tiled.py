@@ -11,6 +11,7 @@ import pytest
 from layers import Conv2D, Device, simulator
 from layers.device import SIMULATED
 from layers.fast.conv import ptx, tile, tiled, tiled_gradients
+from layers.fast.conv.steps import TiledConv
 from tinyconv.lab.traffic import measure
 
 # image (N, H, W, C), filters, window, stride, padding, groups
@@ -45,12 +46,12 @@ CASES = {
 }
 
 
-def make(case, device, algorithm="tiled"):
-    """The layer of `case` with random weights, x, dy, and what the formula gives for them."""
+def make(case, device):
+    """The step of `case` with random weights, x, dy, and what the formula gives for them."""
     shape, filters, size, stride, padding, groups = case
     before, after = (padding, padding) if isinstance(padding, int) else padding
     rng = np.random.default_rng(5)
-    layer = Conv2D(shape[3], filters, size, stride, padding, groups, algorithm)
+    layer = Conv2D(shape[3], filters, size, stride, padding, groups)
     layer.to(device, np.float32)
     x = rng.standard_normal(shape).astype(np.float32)
     for parameter in layer.parameters():
@@ -62,7 +63,12 @@ def make(case, device, algorithm="tiled"):
     right = oracles.conv(
         x.astype(float), w, b, lambda _: dy.astype(float), stride, before, after, groups
     )
-    return layer, x, dy, right
+    return TiledConv([layer], device, np.float32), x, dy, right
+
+
+def gradients(step):
+    """Host copies of dw and db."""
+    return oracles.gradients(step.layers[0])
 
 
 def launches_of(run):
@@ -78,19 +84,20 @@ def launches_of(run):
 @pytest.mark.parametrize("title", CASES)
 def test_forward_and_all_gradients_follow_the_formula(title, cuda_device):
     vectorized, case = CASES[title]
-    layer, x, dy, right = make(case, cuda_device)
-    y, dx = oracles.run(layer, x, dy)
+    step, x, dy, right = make(case, cuda_device)
+    layer = step.layers[0]
+    y, dx = oracles.run(step, x, dy)
     # Sums of at most a few hundred terms, in another order than the oracle's: see `rounding`.
-    for mine, expected in zip((y, dx, *oracles.gradients(layer)), right, strict=True):
+    for mine, expected in zip((y, dx, *gradients(step)), right, strict=True):
         oracles.assert_close(mine, expected, np.float32)
-    forward = tile.can_vectorize(layer.groups, layer.in_channels, layer.out_channels, layer.x)
+    forward = tile.can_vectorize(layer.groups, layer.in_channels, layer.out_channels, step.x)
     assert forward is vectorized
 
 
 @pytest.mark.parametrize(("stride", "filters"), [(1, 4), (2, 4), (1, 3), (2, 3)])
 def test_which_kernels_run(stride, filters, cuda_device):
-    layer, x, dy, _ = make(((1, 3, 4, 4), filters, 2, stride, 0, 1), cuda_device)
-    names, _ = launches_of(lambda: oracles.run(layer, x, dy))
+    step, x, dy, _ = make(((1, 3, 4, 4), filters, 2, stride, 0, 1), cuda_device)
+    names, _ = launches_of(lambda: oracles.run(step, x, dy))
     if names is None:
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     kind = "vectorized" if filters == 4 else "scalar"
@@ -98,37 +105,38 @@ def test_which_kernels_run(stride, filters, cuda_device):
     input_gradient = ["flip_filters_kernel", forward]
     assert names == [
         forward,
+        *("sum_rows_kernel", "sum_parts_kernel"),  # db
         *(input_gradient if stride == 1 else ["conv_input_gradient_kernel"]),
         f"tiled_filter_{kind}_kernel",
         "sum_parts_kernel",
-        "conv_bias_gradient_kernel",
     ]
 
 
 def test_it_agrees_with_the_direct_kernels(cuda_device):
     case = (1, 5, 4, 8), 8, 2, 1, (1, 0), 2
-    layer, x, dy, _ = make(case, cuda_device)
-    other, _, _, _ = make(case, cuda_device, "direct")
-    mine = *oracles.run(layer, x, dy), *oracles.gradients(layer)
-    theirs = *oracles.run(other, x, dy), *oracles.gradients(other)
-    for one, two in zip(mine, theirs, strict=True):
+    step, x, dy, _ = make(case, cuda_device)
+    tiled_results = *oracles.run(step, x, dy), *gradients(step)
+    layer = step.layers[0]
+    direct_results = *oracles.run(layer, x, dy), *oracles.gradients(layer)
+    for one, two in zip(tiled_results, direct_results, strict=True):
         oracles.assert_close(one, two, np.float32)
 
 
 def test_arrays_that_do_not_begin_at_16_bytes_take_the_scalar_kernels(cuda_device):
-    layer, x, dy, right = make(((1, 3, 4, 4), 4, 2, 1, 0, 1), cuda_device)
+    step, x, dy, right = make(((1, 3, 4, 4), 4, 2, 1, 0, 1), cuda_device)
     memory = cuda_device.empty((x.size + 4,), np.float32)
     start = next(i for i in range(4) if not ptx.is_aligned(memory[i:]))
     moved = memory[start : start + x.size].reshape(x.shape)
     moved[...] = cuda_device.array(x)
-    names, y = launches_of(lambda: cuda_device.to_host(layer.forward(moved)))
+    names, y = launches_of(lambda: cuda_device.to_host(step.forward(moved)))
     oracles.assert_close(y, right[0], np.float32)
     assert names in (None, ["tiled_forward_scalar_kernel"])
 
 
 @pytest.mark.parametrize("filters", [4, 3])
 def test_relu_in_the_same_kernel_keeps_what_is_not_a_number(filters, cuda_device):
-    layer, x, _, (right, *_) = make(((1, 3, 4, 4), filters, 2, 1, 0, 1), cuda_device)
+    step, x, _, (right, *_) = make(((1, 3, 4, 4), filters, 2, 1, 0, 1), cuda_device)
+    layer = step.layers[0]
     x[0, 2, 3, 0] = np.nan
     y = cuda_device.empty(right.shape, np.float32)
     w, b = layer.weight.value, layer.bias.value
@@ -145,10 +153,10 @@ def test_the_filter_gradient_of_several_splits(cuda_device, monkeypatch):
     monkeypatch.setattr(tiled_gradients, "MIN_SPLIT", 30)
     assert tiled_gradients.choose_split_k(90, 1) == (3, 32)
     for filters in (4, 3):
-        layer, x, dy, right = make(((2, 9, 5, 4), filters, 1, 1, 0, 1), cuda_device)
-        oracles.run(layer, x, dy)
-        assert layer.buffer("partial sums of dw", (3, 4 * filters)).shape == (3, 4 * filters)
-        oracles.assert_close(oracles.gradients(layer)[0], right[2], np.float32)
+        step, x, dy, right = make(((2, 9, 5, 4), filters, 1, 1, 0, 1), cuda_device)
+        oracles.run(step, x, dy)
+        assert step.buffer("partial sums of dw", (3, 4 * filters)).shape == (3, 4 * filters)
+        oracles.assert_close(gradients(step)[0], right[2], np.float32)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +181,9 @@ def test_the_constants_fit_each_other():
 
 
 def test_two_runs_give_the_same_bits(cuda_device):
-    layer, x, dy, _ = make(VECTORIZED["one k-tile, of which a half is missing"], cuda_device)
-    first = *oracles.run(layer, x, dy), *oracles.gradients(layer)
-    second = *oracles.run(layer, x, dy), *oracles.gradients(layer)
+    step, x, dy, _ = make(VECTORIZED["one k-tile, of which a half is missing"], cuda_device)
+    first = *oracles.run(step, x, dy), *gradients(step)
+    second = *oracles.run(step, x, dy), *gradients(step)
     for one, two in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -187,9 +195,9 @@ def test_two_runs_give_the_same_bits(cuda_device):
 def test_shared_memory_has_no_bank_conflicts(filters):
     if not SIMULATED or not simulator.installed:
         pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
-    layer, x, dy, _ = make(((1, 3, 4, 4), filters, 2, 1, 0, 1), Device("cuda:0"))
+    step, x, dy, _ = make(((1, 3, 4, 4), filters, 2, 1, 0, 1), Device("cuda:0"))
     with simulator.record() as traces:
-        oracles.run(layer, x, dy)
+        oracles.run(step, x, dy)
     tiles = [trace for trace in traces if trace.kernel.startswith("tiled")]
     assert len(tiles) == 3
     for trace in tiles:
@@ -201,9 +209,9 @@ def test_shared_memory_has_no_bank_conflicts(filters):
 def test_a_warp_loads_whole_sectors():
     if not SIMULATED or not simulator.installed:
         pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
-    layer, x, _, _ = make(((2, 4, 8, 8), 8, 1, 1, 0, 1), Device("cuda:0"))
+    step, x, _, _ = make(((2, 4, 8, 8), 8, 1, 1, 0, 1), Device("cuda:0"))
     with simulator.record() as traces:
-        oracles.run(layer, x)
+        oracles.run(step, x)
     reads = [
         line
         for line in measure(traces[0]).lines
@@ -247,43 +255,9 @@ def test_a_copy_of_four_that_is_not_aligned_is_refused_by_the_simulator():
 # --- what is refused
 
 
-def test_tiled_is_refused_on_the_host():
-    with pytest.raises(ValueError, match="'tiled' does not run on cpu; use 'auto' or 'host'"):
-        Conv2D(4, 4, 3, algorithm="tiled").to("cpu")
-
-
-def test_tiled_is_refused_in_float64(cuda_device):
-    with pytest.raises(ValueError, match="computes in float32, not float64; use 'auto' or"):
-        Conv2D(4, 4, 3, algorithm="tiled").to(cuda_device, np.float64)
-
-
 def test_more_elements_than_32_bits_count_are_refused(cuda_device):
     class Huge:
         size, shape = tile.LARGEST + 1, (2_000_000_001,)
 
     with pytest.raises(ValueError, match="2,000,000,000 elements at most.*2000000001"):
         tile.check_sizes(Huge, Huge)
-
-
-@pytest.mark.parametrize(
-    ("simulated", "dtype", "size", "chosen"),
-    [
-        (False, np.float32, 10, "tiled"),
-        (False, np.float64, 10, "direct"),
-        (False, np.float32, tile.LARGEST + 1, "direct"),
-        (True, np.float32, 10, "direct"),
-    ],
-)
-def test_auto_takes_the_fastest_that_fits(simulated, dtype, size, chosen):
-    class Somewhere:
-        is_cuda, is_simulated = True, simulated
-
-    class Large:
-        pass
-
-    Large.size = size
-    layer = Conv2D(4, 4, 3)
-    layer.device, layer.dtype = Somewhere, np.dtype(dtype)
-    assert layer.chosen(Large) == chosen
-    layer.device = Device("cpu")
-    assert layer.chosen(Large) == "host"

@@ -5,14 +5,14 @@
     bfloat16    sign, 8 bits of exponent,  7 of fraction: the upper half of the word
 
 Both have the range of float32 with a larger step, 2⁻¹⁰ and 2⁻⁷ of a number instead of 2⁻²³. NumPy
-has no such types. Here a bfloat16 is the uint16 of its 16 bits, or a float32 with that value; a TF32
-number is a float32.
+has no such types. Here a bfloat16 is the uint16 of its 16 bits, or a float32 with that value; a
+TF32 number is a float32.
 
 Rounding is to nearest, in integer arithmetic. The bits of a float32, read as an integer, grow with
 its magnitude: half a step is added and the rest cut off. If the fraction overflows, the exponent
-grows by one, and the largest number becomes infinity. Ties go to even in bfloat16 and away from zero
-in TF32, as with a GPU's `cvt.rn.bf16` and `cvt.rna.tf32` (PTX ISA, "cvt"). A NaN becomes a quiet NaN;
-in bfloat16 there is only one.
+grows by one, and the largest number becomes infinity. Ties go to even in bfloat16 and away from
+zero in TF32, as with a GPU's `cvt.rn.bf16` and `cvt.rna.tf32` (PTX ISA, "cvt"). A NaN becomes a
+quiet NaN; in bfloat16 there is only one.
 
 On the host whole arrays are rounded, or converted to bits and back. In a kernel
 

@@ -6,14 +6,14 @@
                dL/db[k] = Σ_row dz[row, k]
 
 Computed one by one, bias, ReLU and dropout read and write y three times with one operation for each
-element: their cost is memory traffic. Backward needs no mask but y: y > 0 exactly where the unit was
-on and was kept. (In testing with mode "paper" y is halved, and the smallest number above 0 becomes
-0.) dz and the first pass of dL/db (`reductions.py`) read dL/dy together.
+element: their cost is memory traffic. Backward needs no mask but y: y > 0 exactly where the unit
+was on and was kept. (In testing with mode "paper" y is halved, and the smallest number above 0
+becomes 0.) dz and the first pass of dL/db (`reductions.py`) read dL/dy together.
 
 Shapes: p, y, dy, dz (rows, K), b, db (K), partial (parts, K). float32 or float64; y, dy and dz may
-be bfloat16 in the kernels. Otherwise p and y are one array, updated in place. The roundings are those
-of the layers one by one, in the same order: on the host the same bits, on a GPU all but db, which is
-summed in another order. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
+be bfloat16 in the kernels. Otherwise p and y are one array, updated in place. The roundings are
+those of the layers one by one, in the same order: on the host the same bits, on a GPU all but db,
+which is summed in another order. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
 """
 
 import numpy as np

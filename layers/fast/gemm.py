@@ -8,8 +8,8 @@
     bf16      rounded a and b                 cuBLAS, a and b bfloat16, out float32 or bfloat16
 
 Sums are float32 (in fp32: of the arrays' dtype). How cuBLAS converts float32 to TF32 is not
-documented. bfloat16 is passed as uint16 to cuBLAS's gemmEx, which takes the types of its matrices as
-arguments. The simulator uses NumPy. Not yet run on a GPU.
+documented. bfloat16 is passed as uint16 to cuBLAS's gemmEx, which takes the types of its matrices
+as arguments. The simulator uses NumPy. Not yet run on a GPU.
 """
 
 from typing import Any

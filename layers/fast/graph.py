@@ -1,7 +1,7 @@
 """A training step recorded once and replayed: CUDA graphs, with matrix products in between.
 
-A launch from Python costs tens of microseconds of host time, many times what a small kernel takes. A
-CUDA graph is a list of launches that the driver keeps and starts with one call. It is made by
+A launch from Python costs tens of microseconds of host time, many times what a small kernel takes.
+A CUDA graph is a list of launches that the driver keeps and starts with one call. It is made by
 *capture*: between begin and end the stream records launches instead of running them, with the
 kernel, its grid, and its arguments: numbers by value, arrays by address. So
 
@@ -36,7 +36,8 @@ class Recording:
     """The launches of `work` on `device`, ready to be replayed.
 
     They do not run while they are recorded. `replay()` queues all of them; `pieces` are the
-    functions that it calls, in order. Whatever `work` raises ends the recording and is raised again.
+    functions that it calls, in order. Whatever `work` raises ends the recording and is raised
+    again.
     """
 
     def __init__(self, device: Device, work: Callable[[], Any]) -> None:

@@ -3,10 +3,10 @@
     total[k] = Σ_row x[row, k]            mean = 1/N Σ_n values[n]
 
 One thread for each k would leave a GPU idle (conv1 has 96 filters and 387,200 rows at batch 128);
-atomic additions would occupy it, but in an order that changes from run to run, and so would the last
-bits. So there are two passes. The rows are split into parts, whose number follows from the shape
-alone; in the first pass a block computes the partial sum of a part, and the second adds the partial
-sums in order.
+atomic additions would occupy it, but in an order that changes from run to run, and so would the
+last bits. So there are two passes. The rows are split into parts, whose number follows from the
+shape alone; in the first pass a block computes the partial sum of a part, and the second adds the
+partial sums in order.
 
 Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64; x may be bfloat16.
 `bias_relu.py` combines the first pass with the mask of the ReLU.

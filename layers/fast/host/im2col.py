@@ -10,9 +10,9 @@ outputs are one product:
     dw = dyᵀ · columns
     dx = col2im(dy · w)        each image element gathers what its windows hold for it
 
-`padded` is x with zeros around it, and only the channels of one group: groups are processed one after
-the other. Every window is inside it, and each of a window's rows (s, c) is one run of memory. So
-im2col copies runs and col2im adds them, and neither has to test for the image's border.
+`padded` is x with zeros around it, and only the channels of one group: groups are processed one
+after the other. Every window is inside it, and each of a window's rows (s, c) is one run of memory.
+So im2col copies runs and col2im adds them, and neither has to test for the image's border.
 
 The matrix holds each pixel up to R·S times: each group of conv2 would need 448 MB at batch 128. So
 the images are taken a few at a time, as many as fit COLUMN_BYTES, and the matrix is built anew in
@@ -195,7 +195,8 @@ def im2col_forward(x, w, b, y, stride, before, groups, workspace):
     """
 
     def work(number, part):
-        forward_images(x[part], w, b, y[part], stride, before, groups, workspace_of(workspace, number))
+        arrays = workspace_of(workspace, number)
+        forward_images(x[part], w, b, y[part], stride, before, groups, arrays)
 
     in_parallel(work, shares(len(x)))
 

@@ -249,7 +249,10 @@ def printed(program, **environment):
     return done.stdout.split()
 
 
-ASK = "import layers.fast.host.threads as t, os; print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
+ASK = (
+    "import layers.fast.host.threads as t, os; "
+    "print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
+)
 
 
 def test_blas_gets_one_thread_if_it_is_told_in_time():

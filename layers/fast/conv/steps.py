@@ -135,6 +135,4 @@ class TensorConv(ConvStep):
             mask = self.x if self.masks_input else None
             tensor_input_gradient(dz, w, dx, stride, before, groups, self.buffer, mask)
         x_s2d = self.x_s2d
-        tensor_filter_gradient(
-            self.x, dz, dw, stride, before, groups, self.buffer, x_s2d=x_s2d
-        )
+        tensor_filter_gradient(self.x, dz, dw, stride, before, groups, self.buffer, x_s2d=x_s2d)

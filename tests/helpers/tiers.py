@@ -4,9 +4,11 @@ What `computing` returns has forward, backward, device and dtype like a layer, s
 `oracles.gradients` take it.
 """
 
+import numpy as np
 import pytest
 
-from layers.fast.plan import plan
+from layers import SoftmaxCrossEntropy
+from layers.fast.plan import plan, plan_loss
 
 TIERS = "simple", "fast"
 
@@ -56,3 +58,8 @@ def computing(layers, tier, precision="fp32", float32_ends=True):
 def layers_of(thing):
     """The layers that a layer, a step or a Chain computes."""
     return getattr(thing, "layers", [thing])
+
+
+def loss_of(tier, device, dtype=np.float64):
+    """The softmax cross-entropy of a tier."""
+    return plan_loss(device, dtype) if tier == "fast" else SoftmaxCrossEntropy().to(device, dtype)

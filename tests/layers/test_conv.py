@@ -1,4 +1,4 @@
-"""Convolution: both tiers' loops and the kernels against the formula, on shapes that fit nothing."""
+"""Convolution: both tiers against the formula written out, on shapes that fit nothing."""
 
 import numpy as np
 import oracles

@@ -37,9 +37,12 @@ def rounding(dtype, terms=100):
 
 
 def assert_close(actual, expected, dtype, terms=100):
-    """`actual` is `expected` but for roundings of `dtype` in sums of `terms` terms."""
+    """`actual` is `expected` but for roundings of `dtype` in sums of `terms` terms.
+
+    NaN and infinities must be where they are in `expected`.
+    """
     error = rounding(dtype, terms)
-    size = float(np.max(np.abs(expected), initial=0))
+    size = float(np.max(np.abs(expected), initial=0, where=np.isfinite(expected)))
     np.testing.assert_allclose(actual, expected, rtol=error, atol=error * size)
 
 

@@ -14,8 +14,9 @@ from gpu_bench import IN_WORDS, MODES, Bench, compare
 from gpu_runner import Case, Job
 
 from layers import Conv2D
+from layers.fast.plan import plan
 
-RUNGS = {"direct": ["fp32"], "tiled": ["fp32"], "tensor": ["tf32", "bf16"]}
+RUNGS = {"direct": ["fp32"], "shared": ["fp32"], "tiled": ["fp32"], "tensor": ["tf32", "bf16"]}
 """On a GPU, from the readable to the fast, and the precisions that each is for."""
 
 RESULTS = "y", "dx", "dw", "db"
@@ -35,32 +36,38 @@ def same_conv(layer: Conv2D, algorithm: str) -> Conv2D:
     )
 
 
-def random_conv(bench: Bench, layer: Conv2D, algorithm: str, precision: str) -> Conv2D:
+def random_conv(bench: Bench, layer: Conv2D, algorithm: str = "auto") -> Conv2D:
     """The same with weights for outputs of about unit size, on the device."""
-    conv = same_conv(layer, algorithm).to(bench.device, precision=precision)
+    conv = same_conv(layer, algorithm).to(bench.device)
     w, b = conv.weight.value, conv.bias.value
     w[...] = bench.random(*w.shape) / np.sqrt(w[0].size).astype(np.float32)
     b[...] = bench.random(*b.shape)
     return conv
 
 
+def planned(bench: Bench, conv: Conv2D, precision: str) -> Any:
+    """What computes `conv` by its algorithm: itself, or a step."""
+    (step,) = plan([conv], bench.device, np.float32, precision, float32_ends=False)
+    return step
+
+
 # --- checks
 
 
-def conv_results(conv: Conv2D, x: Any, dy: Any) -> list[np.ndarray]:
-    """y, dx, dw, db, on the host."""
-    y = conv.forward(x).copy()
-    arrays = y, conv.backward(dy), conv.weight.grad, conv.bias.grad
+def conv_results(step: Any, conv: Conv2D, x: Any, dy: Any) -> list[np.ndarray]:
+    """y, dx, dw, db of `step`, which computes `conv`, on the host."""
+    y = step.forward(x).copy()
+    arrays = y, step.backward(dy), conv.weight.grad, conv.bias.grad
     return [conv.device.to_host(array) for array in arrays]
 
 
-def check(bench: Bench, what: str, conv: Conv2D, x: Any, dy: Any, oracle: Any) -> None:
+def check(bench: Bench, what: str, step: Any, conv: Conv2D, x: Any, dy: Any, oracle: Any) -> None:
     """Our results for x and dy, float32, next to the oracle's of the rounded ones.
 
     oracle(x, w, b, dy), all on the host, gives y, dx and dw.
     """
-    precision = conv.precision
-    mine = conv_results(conv, bench.stored(x, precision), bench.stored(dy, precision))
+    precision = getattr(step, "precision", "fp32")
+    mine = conv_results(step, conv, bench.stored(x, precision), bench.stored(dy, precision))
     factors = [bench.rounded(array, precision) for array in (x, conv.weight.value, dy)]
     right = oracle(*factors[:2], bench.device.to_host(conv.bias.value), factors[2])
     # dL/db is no product: what it adds up is rounded only where it is stored so.
@@ -70,21 +77,21 @@ def check(bench: Bench, what: str, conv: Conv2D, x: Any, dy: Any, oracle: Any) -
         compare(f"{name} of {what}", ours, theirs)
 
 
-def check_against_host(bench: Bench, conv: Conv2D) -> None:
+def check_against_host(bench: Bench, step: Any, conv: Conv2D) -> None:
     """A few windows, next to the host's in float64."""
 
     def oracle(x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
-        host = same_conv(conv, "host").to("cpu", np.float64)
+        host = same_conv(conv, "auto").to("cpu", np.float64)
         host.weight.value[...], host.bias.value[...] = w, b
-        return conv_results(host, x.astype(np.float64), dy.astype(np.float64))[:3]
+        return conv_results(host, host, x.astype(np.float64), dy.astype(np.float64))[:3]
 
     height, width = (conv.kernel_size + steps * conv.stride for steps in (2, 3))
     x = bench.random(3, height, width, conv.in_channels)
     dy = bench.random(3, *conv.output_shape(x.shape[1:]))
-    check(bench, "a small image", conv, x, dy, oracle)
+    check(bench, "a small image", step, conv, x, dy, oracle)
 
 
-def check_against_torch(bench: Bench, conv: Conv2D, x: Any, dy: Any) -> None:
+def check_against_torch(bench: Bench, step: Any, conv: Conv2D, x: Any, dy: Any) -> None:
     """This batch, next to PyTorch's in float32."""
 
     def oracle(x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
@@ -99,7 +106,7 @@ def check_against_torch(bench: Bench, conv: Conv2D, x: Any, dy: Any) -> None:
             results = y.detach(), x.grad, w.grad
             return [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
 
-    check(bench, "the batch", conv, x, dy, oracle)
+    check(bench, "the batch", step, conv, x, dy, oracle)
 
 
 # --- cases
@@ -155,18 +162,20 @@ def our_conv(
     """`make` of one rung."""
 
     def make() -> Job:
-        conv = random_conv(bench, layer, *rung)
+        algorithm, precision = rung
+        conv = random_conv(bench, layer, algorithm)
+        step = planned(bench, conv, precision)
         x = bench.random(bench.batch, *shape)
         dy = bench.random(bench.batch, *layer.output_shape(shape))
         if direction == "forward":
-            check_against_host(bench, conv)
+            check_against_host(bench, step, conv)
             if bench.torch:
-                check_against_torch(bench, conv, x, dy)
-        x, dy = (bench.stored(array, rung[1]) for array in (x, dy))
-        conv.forward(x)
+                check_against_torch(bench, step, conv, x, dy)
+        x, dy = (bench.stored(array, precision) for array in (x, dy))
+        step.forward(x)
         conv.input_gradient = direction == "both gradients"
-        run = (lambda: conv.forward(x)) if direction == "forward" else (lambda: conv.backward(dy))
-        return Job(run, **conv_work(bench, layer, shape, direction, rung[1]))
+        run = (lambda: step.forward(x)) if direction == "forward" else (lambda: step.backward(dy))
+        return Job(run, **conv_work(bench, layer, shape, direction, precision))
 
     return make
 
@@ -184,7 +193,7 @@ def torch_conv(bench: Bench, layer: Conv2D, shape: tuple, name: str, direction: 
         x = bench.image(bench.random(bench.batch, *shape), mode)
         if not even:
             x = torch.nn.functional.pad(x, (layer.before, layer.after) * 2)
-        conv = random_conv(bench, layer, "auto", "fp32")
+        conv = random_conv(bench, layer)
         w, b = (bench.image(parameter.value, mode) for parameter in conv.parameters())
         stride, ones = [layer.stride] * 2, [1, 1]
         dy = bench.image(bench.random(bench.batch, *layer.output_shape(shape)), mode)

@@ -1,9 +1,9 @@
 """The cases of `gpu_report.py` for the layers without a convolution.
 
-Each is timed alone and as the step that it is computed in; before that, its results for two inputs
-are compared with the host's in float64. In BF16 what goes in and comes out is bfloat16; TF32 makes
-a difference to `Linear` alone. Of ReLU and Dropout, which a net computes with the layer before, the
-first one is timed alone.
+Each is timed as `layers/*.py` computes it (simple) and as the step of the plan (fast); before that,
+its results for two inputs are compared with the host's in float64. In BF16 what goes into a step and
+comes out is bfloat16; TF32 makes a difference to `Linear` alone. Of ReLU and Dropout, which the plan
+joins to the layer before, the first one is timed alone.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from gpu_bench import IN_WORDS, MODES, Bench, compare
 from gpu_runner import Case, Job
 
 from layers import Conv2D, Dropout, Flatten, Linear, ReLU
-from layers.fast.step import FusedStep
+from layers.fast.step import Step
 
 PYTORCH = "PyTorch", "PyTorch, channels_last", "PyTorch, BF16, channels_last"
 
 
 class Part(NamedTuple):
-    """A layer, or a fused step, of a net on the device."""
+    """A layer, or a step, of a net on the device."""
 
     step: Any
     layers: list[Any]
@@ -32,27 +32,40 @@ class Part(NamedTuple):
     precision: str
 
     @property
-    def fused(self) -> bool:
-        return isinstance(self.step, FusedStep)
+    def is_fast(self) -> bool:
+        return isinstance(self.step, Step)
 
     @property
     def is_linear(self) -> bool:
         return isinstance(self.layers[0], Linear)
 
 
-def parts_of(bench: Bench, host: Any, precision: str) -> list[Part]:
-    """Layers alone, and then the fused steps, without those of convolutions; `host`: a net."""
-    net = bench.make_net().to(bench.device, precision=precision, fuse=False)
-    shapes = dict(zip(net, [net.input_shape, *net.output_shapes(net.input_shape)], strict=False))
+def simple_parts(bench: Bench, host: Any) -> list[Part]:
+    """The layers one by one, without convolutions; `host`: a net."""
+    net = bench.make_net().to(bench.device, precision="fp32", kernels="simple")
+    shapes = shapes_of(net)
     found, seen = [], set()
     for layer in net:
         again = isinstance(layer, ReLU | Dropout) and type(layer) in seen
         if not isinstance(layer, Conv2D | Flatten) and not again:
-            found.append(Part(layer, [layer], [host[layer.name]], shapes[layer], precision))
+            found.append(Part(layer, [layer], [host[layer.name]], shapes[layer], "fp32"))
         seen.add(type(layer))
-    net.fuse = True
+    return found
+
+
+def shapes_of(net: Any) -> dict[Any, tuple[int, ...]]:
+    """The shape of one input of each layer."""
+    return dict(zip(net, [net.input_shape, *net.output_shapes(net.input_shape)], strict=False))
+
+
+def fast_parts(bench: Bench, host: Any, precision: str) -> list[Part]:
+    """The steps of the plan, without those of convolutions and views; `host`: a net."""
+    net = bench.make_net().to(bench.device, precision=precision)
+    shapes = shapes_of(net)
+    found = []
     for step in net.steps:
-        if isinstance(step, FusedStep) and not isinstance(step.layers[0], Conv2D):
+        stands_for = getattr(step, "layers", None)
+        if stands_for and not isinstance(stands_for[0], Conv2D | Flatten):
             same = [host[layer.name] for layer in step.layers]
             found.append(Part(step, step.layers, same, shapes[step.layers[0]], precision))
     return found
@@ -61,18 +74,19 @@ def parts_of(bench: Bench, host: Any, precision: str) -> list[Part]:
 def layer_cases(bench: Bench) -> Iterator[Case]:
     """Every part, both ways, in every precision, and PyTorch's."""
     host = bench.make_net()
-    by_precision = [parts_of(bench, host, precision) for precision in bench.precisions]
-    for same in zip(*by_precision, strict=True):
+    by_precision = [fast_parts(bench, host, precision) for precision in bench.precisions]
+    simple = [[part] for part in simple_parts(bench, host)]
+    for same in [*simple, *zip(*by_precision, strict=True)]:
         first = same[0]
         for direction in ("forward", "backward"):
             what = f"{first.step.name} {direction}"
             for part in same:
                 if part.precision == "tf32" and not part.is_linear:
                     continue
-                who = "tinyconv, as in the net" if part.fused else "tinyconv, layer alone"
+                who = "tinyconv" if part.is_fast else "tinyconv, simple"
                 who += IN_WORDS[part.precision]
                 yield Case("layers", what, who, our_layer(bench, part, direction))
-            if bench.torch and not first.fused:
+            if bench.torch and not first.is_fast:
                 for name in (*PYTORCH, *(["PyTorch, TF32"] if first.is_linear else [])):
                     yield Case("layers", what, name, torch_layer(bench, first, direction, name))
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_report.py               # writes benchmarks/results/<date>-<gpu>.md, .json
     python benchmarks/gpu_report.py --minutes 3   # fewer repeats, then fewer cases
-    python benchmarks/gpu_report.py --autotune    # instead of it: writes layers/fast/conv/tiles.json
+    python benchmarks/gpu_report.py --autotune    # instead of it: writes .../fast/conv/tiles.json
     python benchmarks/gpu_report.py --rehearse    # the same code without a GPU, on tiny shapes
 
 Needs an NVIDIA GPU, CuPy and numba-cuda; PyTorch (CUDA build) is compared with where it is
@@ -122,7 +122,7 @@ def run_all(
 
 
 def autotune(cases: Iterable[Case], clock: Any, budget: Budget, device: Device) -> int:
-    """Times tiles, and puts the faster ones into layers/fast/conv/tiles.json, but in a rehearsal."""
+    """Times tiles, and writes the faster ones into tiles.json, but not in a rehearsal."""
     results = list(run_cases(list(cases), clock, budget, say))
     print(tuned_table(results))
     if device.is_cuda and not device.is_simulated:

@@ -8,7 +8,6 @@ import numpy as np
 from gpu_bench import IN_WORDS, MODES, Bench, Mode
 from gpu_runner import Case, Job
 
-from layers import SoftmaxCrossEntropy
 from tinyconv import SGD
 from tinyconv.parallel.column_training import ColumnSGD
 from tinyconv.parallel.columns import Columns
@@ -20,12 +19,12 @@ LR, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 class Way(NamedTuple):
     """How a step of ours is made."""
 
-    fuse: bool = True
+    kernels: str = "fast"
     graph: bool = False
 
 
 OURS = {
-    "tinyconv, layer by layer": (Way(fuse=False), ["fp32"]),
+    "tinyconv, simple": (Way("simple"), ["fp32"]),
     "tinyconv": (Way(), list(IN_WORDS)),
     "tinyconv, graph": (Way(graph=True), list(IN_WORDS)),
 }
@@ -41,10 +40,9 @@ COMPILED = {
 
 def on_device(bench: Bench, way: Way, precision: str, lr: float = LR) -> TrainingStep:
     """A fresh net with loss and optimizer, always with the same weights."""
-    net = bench.make_net().to(bench.device, precision=precision, fuse=way.fuse)
+    net = bench.make_net().to(bench.device, precision=precision, kernels=way.kernels)
     net.layers[0].input_gradient = False
-    loss = SoftmaxCrossEntropy(fuse=way.fuse).to(bench.device, precision=precision)
-    return TrainingStep(net, loss, SGD(net.parameters(), lr, MOMENTUM, DECAY), way.graph)
+    return TrainingStep(net, net.loss(), SGD(net.parameters(), lr, MOMENTUM, DECAY), way.graph)
 
 
 def batch_of(bench: Bench, net: Any, count: int) -> tuple[Any, np.ndarray]:
@@ -122,7 +120,7 @@ def column_step(bench: Bench, count: int, precision: str) -> Any:
         net = Columns(grouped, (bench.device, bench.device))
         net.to(bench.device, precision=precision)
         net.layers[0].input_gradient = False
-        loss = SoftmaxCrossEntropy().to(bench.device, precision=precision)
+        loss = net.loss()
         optimizer = ColumnSGD(net.parameters(), LR, MOMENTUM, DECAY)
         x, labels = batch_of(bench, grouped, count)
         (logits,) = grouped.output_shapes(grouped.input_shape)[-1]

@@ -1,11 +1,11 @@
 """`gpu_report.py --autotune`: which tile is faster, for every convolution of the net.
 
 Each of the products of a step (forward, dL/dx, dL/dw) is timed with both tiles of
-`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats with
-the large tile, all with the small one, and again. The best of the medians of a tile counts. What
-was found goes into layers/fast/conv/tiles.json under the GPU's architecture, which the layers read from
-then on; other architectures' entries stay. A product for which one of the two was not timed is
-left to the rule.
+`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats
+with the large tile, all with the small one, and again. The best of the medians of a tile counts.
+What was found goes into layers/fast/conv/tiles.json under the GPU's architecture, which the steps
+read from then on; other architectures' entries stay. A product for which one of the two was not
+timed is left to the rule.
 """
 
 import json
@@ -22,6 +22,7 @@ from layers import Conv2D, Device
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.conv.tile_table import TILES, layer_key, read
+from layers.fast.precision import capability
 from layers.layer import Buffers
 
 ROUNDS = 3
@@ -55,7 +56,7 @@ def one_product(
         x = bench.stored(bench.random(*x_shape), precision)
         y_shape = x_shape[0], *layer.output_shape(x_shape[1:])
         dy = bench.stored(bench.random(*y_shape), precision)
-        conv = random_conv(bench, layer, "tensor", precision)
+        conv = random_conv(bench, layer, "tensor")
         w, b = conv.weight.value, conv.bias.value
         rest = layer.stride, layer.before, layer.groups, Buffers(bench.device, np.float32)
         out = {"forward": dy, "input gradient": x, "filter gradient": w}[direction]
@@ -114,7 +115,7 @@ def tuned_table(results: list[Result]) -> str:
 
 def architecture_of(device: Device) -> str:
     """As the table of tiles calls it: "sm_90"."""
-    return "sm_{}{}".format(*device.capability)
+    return "sm_{}{}".format(*capability(device))
 
 
 def with_tiles(results: list[Result], architecture: str, path: Path) -> str:

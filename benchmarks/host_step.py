@@ -47,6 +47,7 @@ def make(options):
     from tinyconv import alexnet
 
     net = alexnet(options.classes, options.width, options.image_size, "robust")
+    net.to("cpu", kernels=options.kernels)
     net.layers[0].input_gradient = False
     rng = np.random.default_rng(0)
     side = options.image_size
@@ -69,11 +70,10 @@ class Stopwatch:
 
 def our_step(options):
     """Two functions: a step, and a step part by part on a stopwatch."""
-    from layers import SoftmaxCrossEntropy
     from tinyconv import SGD
 
     net, x, labels = make(options)
-    loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr=1e-4)
+    loss, optimizer = net.loss(), SGD(net.parameters(), lr=1e-4)
 
     def step():
         loss.forward(net.forward(x), labels)
@@ -279,6 +279,7 @@ def main(arguments=None):
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--kernels", choices=("fast", "simple"), default="fast", help="of ours")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=2, help="timed steps in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 ARCHITECTURES = tuple(sass.LIMITS)
 
-OF_256 = re.compile(r"(sgd|sum_rows|masked_gradient|tensor_\w+_large_\w+)_kernel$")
+OF_256 = re.compile(r"(sgd|sum_rows|shared_\w+|masked_gradient|tensor_\w+_large_\w+)_kernel$")
 """Kernels whose blocks have 256 threads; the others' have 128."""
 
 

@@ -4,8 +4,8 @@
     python benchmarks/precision.py --data photos.h5 --epochs 20
     python benchmarks/precision.py --seeds 0                          # products only
 
-Computed on the host, where tf32 and bf16 are emulated (`layers/fast/precision.py`): what is measured is
-accuracy, and no time.
+Computed on the host, where tf32 and bf16 are emulated (`layers/fast/precision.py`): what is measured
+is accuracy, not time.
 
 Products: dot products of random numbers, of both signs or all positive, against float64. Training:
 one small AlexNet from the same first weights, with the same photos, crops and masks, in each
@@ -21,9 +21,9 @@ import sys
 import numpy as np
 from machine import machine
 
+from layers import Device
 from layers.fast.gemm import multiply
-from layers.fast.precision import PRECISIONS
-from layers.layer import OnDevice
+from layers.fast.precision import PRECISIONS, round_into
 from tinyconv import RECIPES, alexnet, train
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.open_data import open_data
@@ -41,9 +41,13 @@ def relative_error(precision, length, positive, rows=256, seed=0):
     b = rng.standard_normal((length, rows)).astype(np.float32)
     if positive:
         a, b = np.abs(a), np.abs(b)
-    taker = OnDevice().to("cpu", np.float32, precision)
+    host = Device("cpu")
     out = np.empty((rows, rows), np.float32)
-    multiply(taker.device, (taker.operand(a, "a"), taker.operand(b, "b"), out), precision=precision)
+    operands = a.copy(), b.copy()
+    if precision != "fp32":
+        for operand in operands:
+            round_into(host, precision, operand, operand)
+    multiply(host, (*operands, out), precision=precision)
     exact = a.astype(np.float64) @ b.astype(np.float64)
     return float(np.sqrt(np.mean((out - exact) ** 2) / np.mean(exact**2)))
 

@@ -61,8 +61,9 @@ def every_subject() -> Iterator[Subject]:
     for kind, values in (("TF32", np.copy), ("BF16", to_bits)):
         for tile in TILES:
             yield from recorded(f"tensor cores, {kind}, {tile} tile", tensor_run(values, tile))
-    for fuse in (False, True):
-        yield from recorded(f"a step in bf16{', fused' if fuse else ''}", step_run(fuse))
+    for kernels, precision in (("simple", "fp32"), ("fast", "fp32"), ("fast", "bf16")):
+        run = step_run(kernels, precision)
+        yield from recorded(f"a step, {kernels} kernels, {precision}", run)
 
 
 def recorded(title: str, run: Callable[[], None]) -> Iterator[Subject]:
@@ -99,8 +100,8 @@ def tensor_run(values: Callable[[np.ndarray], np.ndarray], tile: str) -> Callabl
     return run
 
 
-def step_run(fuse: bool) -> Callable[[], None]:
-    """A training step and a test of a net with every kind of layer, in bf16."""
+def step_run(kernels: str, precision: str) -> Callable[[], None]:
+    """A training step and a test of a net with every kind of layer."""
     layers = {
         "conv1": Conv2D(8, 5, 2),
         "relu1": ReLU(),
@@ -113,9 +114,9 @@ def step_run(fuse: bool) -> Callable[[], None]:
         "drop3": Dropout(0.3),
         "fc4": Linear(7, 4),
     }
-    net = initialize(Sequential(layers, (7, 6, 8))).to("cuda:0", precision="bf16", fuse=fuse)
-    loss = SoftmaxCrossEntropy(fuse).to("cuda:0", precision="bf16")
-    step = TrainingStep(net, loss, SGD(net.parameters()), graph=False)
+    net = initialize(Sequential(layers, (7, 6, 8)))
+    net.to("cuda:0", precision=precision, kernels=kernels)
+    step = TrainingStep(net, net.loss(), SGD(net.parameters()), graph=False)
     x = np.random.default_rng(4).standard_normal((2, 7, 6, 8), np.float32)
 
     def run() -> None:

@@ -54,7 +54,7 @@ class Sequential:
         if input_shape is not None:
             self.output_shapes(input_shape)
         self.kernels, self.precision = "fast", "fp32"
-        self._plan()
+        self._steps: list[Any] | None = None
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -103,13 +103,20 @@ class Sequential:
         )
         for layer in self.layers:
             layer.to(device, dtype)
-        self._plan()
+        self._steps = self._planned()
         return self
 
-    def _plan(self) -> None:
-        self.steps: list[Any] = list(self.layers)
-        if self.kernels == "fast":
-            self.steps = plan(self.layers, self.device, self.dtype, self.precision)
+    @property
+    def steps(self) -> list[Any]:
+        """What `forward` and `backward` walk along: layers, or steps in their place."""
+        if self._steps is None:
+            self._steps = self._planned()
+        return self._steps
+
+    def _planned(self) -> list[Any]:
+        if self.kernels == "simple":
+            return list(self.layers)
+        return plan(self.layers, self.device, self.dtype, self.precision)
 
     def loss(self) -> SoftmaxCrossEntropy:
         """A softmax cross-entropy for the net's logits, on its device, of its kernels."""
@@ -125,9 +132,12 @@ class Sequential:
 
     def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:
         """The same, step by step: (name, output) of each, such as ("conv1+relu1", y)."""
+        name = "the input"
         for step in self.steps:
             x = step.forward(x, train)
-            yield step.name, x
+            if getattr(step, "layers", True):  # else a conversion of what the step before gave
+                name = step.name
+            yield name, x
 
     def backward(self, dy: Any) -> Any:
         """dL/d output -> dL/dx; fills every parameter's `grad`.
@@ -166,7 +176,11 @@ class Sequential:
         return shapes
 
     def __str__(self) -> str:
-        return summary(self)
+        return self.table()
+
+    def table(self, computed: bool = True) -> str:
+        """The table of `print(net)`; computed: say how each layer is computed (`summary.py`)."""
+        return summary(self, computed)
 
 
 def settle_tier(kernels: str, precision: str, device: Device, dtype: Any) -> tuple[str, str]:

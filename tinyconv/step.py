@@ -123,7 +123,8 @@ class _Recorded:
 
         self.recording = Recording(net.device, work)
         loss = self.loss
-        self.results = loss.y, loss.probabilities, loss.losses, loss.mean
+        names = ("y", "probabilities", "losses", "mean", "dlogits")
+        self.results = {name: vars(loss)[name] for name in names if name in vars(loss)}
         parts = (*net.steps, *net.layers, loss)
         # Holding the buffers keeps their memory from being given to others. If a layer has made
         # itself a larger one since, it and the recording no longer speak of the same array.
@@ -152,13 +153,13 @@ class _Recorded:
     def replay(self, x: Any, labels: Any) -> None:
         """Do the step with this batch."""
         loss = self.loss
-        loss.load_labels(labels, self.results[1].shape)
+        loss.load_labels(labels, self.results["y"].shape)
         for dropout in self.dropouts:
             dropout.write_key()
         if self.copies:
             self.x[...] = x
         self.recording.replay()
-        loss.y, loss.probabilities, loss.losses, loss.mean = self.results
+        vars(loss).update(self.results)
 
 
 def _address(array: Any) -> int:

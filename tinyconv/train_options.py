@@ -18,7 +18,6 @@ from tinyconv.recipes import RECIPES
 from tinyconv.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential, settle_tier
-from tinyconv.summary import summary
 
 MAY_CHANGE = {
     *("data", "device", "precision", "kernels", "parallel", "no_graph", "epochs", "resume"),
@@ -119,7 +118,7 @@ def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[s
         "seed": options.seed,
         "precision": net.precision,
         "kernels": net.kernels,
-        "network": summary(net, computed=False).splitlines(),
+        "network": net.table(computed=False).splitlines(),
         "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
     }
 

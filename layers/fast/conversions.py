@@ -1,8 +1,8 @@
 """Steps that change how numbers are stored: to bfloat16 and back.
 
-On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So a conversion
-stands wherever the two meet, and at both ends of the net: what a user passes in and gets back is
-float32. On the host bfloat16 is emulated: a step that rounds stands behind every other one.
+On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So conversions
+stand around every layer of the book, and at both ends of the net: what a user passes in and gets
+back is float32. On the host bfloat16 is emulated: a step that rounds stands behind every other one.
 
 `backward` of a conversion is the opposite conversion of the gradient.
 """

@@ -179,21 +179,13 @@ def _algorithm(conv: Conv2D, device: Device, dtype: Any, precision: str) -> str:
 def _for_bfloat16(
     steps: list[Layer | Step], layers: Sequence[Layer], device: Device, dtype: Any, ends: bool
 ) -> list[Layer | Step]:
-    """On a GPU: conversions wherever float32 and bfloat16 meet."""
-    converted: list[Layer | Step] = []
-    is_float32 = ends
+    """On a GPU: conversions at both ends, and around every layer of the book."""
+    here = device, dtype
+    converted: list[Layer | Step] = [ToBFloat16(*here, first=layers[0])] if ends else []
     for step in steps:
-        wants_float32 = not isinstance(step, Step)
-        if is_float32 != wants_float32:
-            first = None if converted else layers[0]
-            kind = ToFloat32 if wants_float32 else ToBFloat16
-            converted.append(kind(device, dtype, first=first))
-        converted.append(step)
-        is_float32 = wants_float32
-    if is_float32 != ends:
-        last = layers[-1] if ends else None
-        converted.append((ToFloat32 if ends else ToBFloat16)(device, dtype, last=last))
-    return converted
+        of_book = not isinstance(step, Step)
+        converted += [ToFloat32(*here), step, ToBFloat16(*here)] if of_book else [step]
+    return converted + ([ToFloat32(*here, last=layers[-1])] if ends else [])
 
 
 def _rounded(

@@ -88,8 +88,9 @@ def test_a_rehearsal_times_and_writes_nothing(bench, monkeypatch, capsys):
 
 def test_on_a_gpu_the_table_is_written(bench, monkeypatch, tmp_path, capsys):
     class Gpu:
-        is_cuda, is_simulated, capability = True, False, (9, 0)
+        is_cuda, is_simulated = True, False
 
+    monkeypatch.setattr(gpu_tune, "capability", lambda device: (9, 0))
     path = tmp_path / "tiles.json"
     path.write_text("{}")
     monkeypatch.setattr(gpu_report, "PATH", path)

@@ -281,6 +281,20 @@ def test_wide_kernels_load_four_numbers_at_a_time(name, architecture, tiled):
     assert loads == {"LDG.128": 3, "LDS.128": 32}
 
 
+@pytest.mark.parametrize("architecture", PINNED, ids=kernel_report.label)
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "filter_gradient"])
+def test_the_loop_of_tiles_in_shared_memory_loads_two_numbers_for_16_multiply_adds(
+    direction, architecture, tools, compiled_kernels
+):
+    name = f"layers.fast.conv.shared_memory.shared_{direction}_kernel"
+    found = of_report(name, architecture, compiled_kernels)
+    assert (found["stack"], found["spills"], found["doubles"]) == (0, 0, [])
+    assert found["blocks"] >= 4 and found["threads"] == 256
+    assert found["loop"]["work"] == {"FFMA": 16}
+    memory = found["loop"]["memory"]
+    assert (memory["LDG.32"], memory["STS.32"]) == (2, 2)
+
+
 DTYPES = {"tf32": "float32", "bf16": "bfloat16"}
 TENSOR = [(name, DTYPES[kind]) for kind, names in TENSOR_KERNELS.items() for name in names]
 

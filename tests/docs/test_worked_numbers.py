@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layers import Conv2D, LocalResponseNorm, MaxPool2D
+from layers import Conv2D, LocalResponseNorm, MaxPool2D, simulator
 from layers.fast.host.im2col import im2col
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.statistics import Statistics
+from tinyconv.lab.runs import runs
+from tinyconv.lab.subjects import checked_shape
+from tinyconv.lab.traffic import measure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROUNDED = 6e-5  # half a unit of the fourth decimal, and the error of a float32 kernel
@@ -252,5 +255,30 @@ def test_the_scale_of_the_papers_colours():
 
 
 def test_the_ladder_of_convolution():
+    shared = 4 + 3 + 1 + 4
     tiles, tensor_cores = 2 + 1 + 3 + 6, 3 + 2 + 2 + 1 + 2 + 1 + 3 + 2 + 1
-    assert check_equations("kernels", {}) == tiles + tensor_cores
+    assert check_equations("kernels", {}) == shared + tiles + tensor_cores
+
+
+def test_the_traffic_of_tiles_in_shared_memory():
+    if not simulator.installed:
+        pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
+    text = " ".join((DOCS / "kernels.md").read_text(encoding="utf-8").split())
+    shape = re.search(r"traffic shared --shape ([\d,]+)", text)[1]
+    run = next(iter(runs("shared", checked_shape("shared", shape)).values()))
+    with simulator.record() as traces:
+        run()
+    lines = measure(traces[0]).lines
+    x, w = (next(line for line in lines if line.array == name) for name in "xw")
+    assert (x.lanes, w.lanes) == (x.requests * 32, w.requests * 32)
+    assert f"{x.requests} requests to x and {w.requests} to w, of 32 lanes each" in text
+    assert f"({x.requests} + {w.requests})·32 = 36,864 / 8" in text
+    assert (x.ideal_sectors, w.ideal_sectors) == (x.sectors, w.sectors)
+    assert f"{x.sectors} sectors for x and {w.sectors} for w, which is the ideal" in text
+    shared = [line for line in lines if line.space == "shared"]
+    requests, wavefronts = (
+        sum(getattr(line, name) for line in shared) for name in ("requests", "wavefronts")
+    )
+    reads = sum(line.requests for line in shared if line.op == "read")
+    assert f"{requests:,} requests to shared memory take {wavefronts:,} wavefronts" in text
+    assert f"{reads:,} of these are reads of the product" in text

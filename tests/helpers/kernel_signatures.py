@@ -16,7 +16,7 @@ NUMBERS = {"float32": types.float32, "float64": types.float64, "bfloat16": types
 
 TENSOR_KERNELS = {
     kind: [
-        f"layers.conv.{module}_{tile}_{kind}_kernel"
+        f"layers.fast.conv.{module}_{tile}_{kind}_kernel"
         for module in ("tensor_core.tensor_forward", "tensor_gradients.tensor_filter")
         for tile in ("large", "small")
     ]
@@ -162,6 +162,17 @@ def signatures(stored):
         "layers.fast.softmax.softmax_rows_kernel": (
             *(array(2), labels, array(2), array(1), array(2)),
         ),
+        "layers.fast.conv.shared_memory.shared_forward_kernel": (
+            *(array(4), array(4), array(1), array(4)),
+            *(*geometry, types.boolean),
+        ),
+        **{
+            f"layers.fast.conv.shared_memory.shared_{name}_gradient_kernel": (
+                *(array(4),) * 3,
+                *geometry,
+            )
+            for name in ("input", "filter")
+        },
         "layers.fast.reductions.sum_parts_kernel": (array(2), array(1)),
         "layers.fast.reductions.mean_kernel": (array(1), array(1)),
         "tinyconv.data.augment.crop_kernel": (

@@ -21,6 +21,11 @@ from layers import (
 )
 from layers.device import SIMULATED
 from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv.shared_memory import (
+    shared_filter_gradient,
+    shared_forward,
+    shared_input_gradient,
+)
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.conv.tile_table import TILES
@@ -148,6 +153,12 @@ def launch_everything(device, dtype, precision):
         for filters in (4, 3):  # the wide kernels, and the narrow ones
             layer = Conv2D(4, filters, 2, algorithm="tiled").to(device, dtype)
             oracles.run(layer, rng.standard_normal((1, 3, 3, 4)), np.ones((1, 2, 2, filters)))
+    if precision == "fp32":
+        x_, y_ = device.zeros((1, 3, 3, 4), dtype), device.zeros((1, 2, 2, 8), dtype)
+        w_, b_ = device.zeros((8, 2, 2, 4), dtype), device.zeros((8,), dtype)
+        shared_forward(x_, w_, b_, y_, 1, 0, 1)
+        shared_input_gradient(y_, w_, x_, 1, 0, 1)
+        shared_filter_gradient(x_, y_, w_, 1, 0, 1)
     net = Sequential([conv])
     SGD(net.parameters()).step()
     # As in training, where weights and gradients are parts of the optimizer's arrays.

@@ -43,7 +43,8 @@ def test_an_overflow_is_traced_to_the_first_layer_whose_output_has_it(net):
     net["conv3"].weight.value[...] = 1e38
     x, _ = batch()
     with np.errstate(all="ignore"):
-        assert where_not_finite(net, x, 3) == "the output of conv3 is the first that is not finite"
+        said = where_not_finite(net, x, 3)
+    assert said == "the output of conv3+relu3 is the first that is not finite"
 
 
 def test_the_same_masks_are_drawn_again(net):

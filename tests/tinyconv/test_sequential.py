@@ -87,8 +87,8 @@ def test_the_table_counts_parameters_and_multiply_adds():
     assert rows[0] == ["layer", "output", "parameters", "multiply-adds"]
     assert rows[1] == ["input", "5×5×3"]
     # 4 filters of 3·3·3 and 4 biases; 5·5 outputs of 4 · 27 products.
-    assert rows[2] == ["conv1", "Conv2D", "5×5×4", "112", "2,700"]
-    assert rows[4] == ["fc", "Linear", "7", "707", "700"]
+    assert rows[2] == ["conv1", "Conv2D", "(im2col,", "BLAS)", "5×5×4", "112", "2,700"]
+    assert rows[4] == ["fc", "Linear", "(BLAS)", "7", "707", "700"]
     assert rows[5] == ["total", "819", "3,400"]
 
 
@@ -96,11 +96,11 @@ def test_the_table_of_a_net_without_an_input_shape_still_counts_parameters():
     assert "112" in str(Sequential({"conv1": Conv2D(3, 4, 3)}))
 
 
-# --- fused and not
+# --- the two tiers
 
 
-def tiny_net(device, fuse, dtype="float64", mode="paper"):
-    """Every kind of step that is fused, in the order of AlexNet; input (7, 6, 3)."""
+def tiny_net(device, kernels, dtype="float64", mode="paper"):
+    """Every kind of step, in the order of AlexNet; input (7, 6, 3)."""
     net = Sequential(
         {
             "conv1": Conv2D(3, 5, 3, padding=(0, 1)),
@@ -121,7 +121,7 @@ def tiny_net(device, fuse, dtype="float64", mode="paper"):
     for parameter in net.parameters():
         if parameter.name.endswith("bias"):
             parameter.value[...] = 0.1
-    return net.to(device, dtype, fuse=fuse)
+    return net.to(device, dtype, kernels=kernels)
 
 
 def passes(net, train):
@@ -136,29 +136,28 @@ def passes(net, train):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("train", [True, False])
-def test_fused_is_unfused(train, dtype, device):
-    plain, fused = (passes(tiny_net(device, fuse, dtype), train) for fuse in (False, True))
-    for mine, right in zip(fused, plain, strict=True):
-        if device.is_cuda:
-            # LRN computes its scale once more, with other roundings; they pass through the net.
-            error = 500 * np.finfo(dtype).eps
-            np.testing.assert_allclose(mine, right, rtol=error, atol=error * np.abs(right).max())
-        else:
-            np.testing.assert_array_equal(mine, right)
+def test_fast_is_simple(train, dtype, device):
+    tiers = (passes(tiny_net(device, kernels, dtype), train) for kernels in ("simple", "fast"))
+    for right, mine in zip(*tiers, strict=True):
+        # Sums in another order, and other roundings of LRN's power, pass through the net.
+        error = 500 * np.finfo(dtype).eps
+        np.testing.assert_allclose(mine, right, rtol=error, atol=error * np.abs(right).max())
 
 
-def test_two_fused_passes_give_the_same_bits(device):
-    net = tiny_net(device, fuse=True, dtype="float32")
+@pytest.mark.parametrize("kernels", ["simple", "fast"])
+def test_two_passes_give_the_same_bits(kernels, device):
+    net = tiny_net(device, kernels, dtype="float32")
     first = passes(net, True)
     net.set_step(0)
     for mine, right in zip(passes(net, True), first, strict=True):
         np.testing.assert_array_equal(mine, right)
 
 
+@pytest.mark.parametrize("kernels", ["simple", "fast"])
 @pytest.mark.parametrize("mode", ["paper", "inverted"])
 @pytest.mark.parametrize("train", [True, False])
-def test_gradients_through_fused_steps(train, mode, device):
-    net = tiny_net(device, fuse=True, mode=mode)
+def test_gradients_through_a_net(train, mode, kernels, device):
+    net = tiny_net(device, kernels, mode=mode)
     x = np.random.default_rng(7).standard_normal((2, 7, 6, 3))
     # Two forward passes for each sample; the simulator takes a tenth of a second for one.
     samples = 3 if device.is_cuda else None
@@ -166,24 +165,69 @@ def test_gradients_through_fused_steps(train, mode, device):
     assert len(rows) == 9 and all(row.ok for row in rows), "\n".join(map(str, rows))
 
 
-def test_fusing_can_be_switched_and_the_layers_stay_the_same(device):
-    net = tiny_net(device, fuse=False)
+def test_the_tier_can_be_switched_and_the_layers_stay_the_same(device):
+    net = tiny_net(device, "simple")
     layers, parameters = list(net.layers), net.parameters()
-    assert net.steps == net.layers and not net.fuse and "(in conv1)" not in str(net)
-    net.fuse = True
-    assert len(net.steps) < len(net.layers) and "ReLU (in conv1)" in str(net)
-    assert net.to(device).fuse and not net.to(device, fuse=False).fuse
+    assert net.steps == net.layers and net.kernels == "simple" and "(in fc2)" not in str(net)
+    assert str(net).endswith("kernels simple: each layer as its file in layers/ shows it")
+    net.to(device, kernels="fast")
+    assert len(net.steps) < len(net.layers) and "ReLU (in fc2)" in str(net)
+    assert net.to(device).kernels == "fast" and net.to(device, kernels="simple").kernels == "simple"
     assert net.to(device).steps == layers == net.layers
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     assert net["relu1"] is layers[1]
 
 
-def test_the_table_without_fusion_is_that_of_the_network_wherever_it_is_computed(cuda_device):
-    """A checkpoint is compared by it: one of a GPU must go on, on a host, and the other way."""
+def test_simple_kernels_hit_the_layers_of_the_book(device, monkeypatch):
+    net = tiny_net(device, "simple", dtype="float32")
+    visited = []
+    for layer in net.layers:
+        forward = layer.forward
+
+        def noted(x, train, layer=layer, forward=forward):
+            visited.append(layer.name)
+            return forward(x, train)
+
+        monkeypatch.setattr(layer, "forward", noted)
+    loss = net.loss()
+    loss.forward(net.forward(device.array(np.ones((2, 7, 6, 3), np.float32))), np.array([0, 1]))
+    assert visited == [layer.name for layer in net.layers]
+    assert type(loss).__module__ == "layers.softmax_cross_entropy"
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"kernels": "quick"}, "kernels 'quick': use 'fast' or 'simple'"),
+        ({"kernels": "simple", "precision": "bf16"}, "'simple' computes in precision 'fp32'"),
+        ({"kernels": "fast", "precision": "fp8"}, "use 'fp32', 'tf32', 'bf16' or 'auto'"),
+    ],
+)
+def test_tiers_that_make_no_sense_are_refused_and_nothing_changes(settings, message, device):
+    net = tiny_net(device, "fast")
+    steps = net.steps
+    with pytest.raises(ValueError, match=message):
+        net.to(device, "float32", **settings)
+    assert net.steps is steps and net.dtype == np.float64
+    assert (net.kernels, net.precision) == ("fast", "fp32")
+
+
+def test_simple_kernels_settle_auto_on_fp32(device):
+    assert tiny_net(device, "simple").to(device, "float32", "auto").precision == "fp32"
+
+
+def test_a_hint_for_a_gpu_does_not_matter_before_the_net_is_there(cuda_device):
+    net = Sequential([Conv2D(3, 4, 3, algorithm="tiled"), ReLU()], (5, 5, 3))
+    with pytest.raises(ValueError, match="'tiled' does not run on cpu.*use 'auto' or"):
+        net.to("cpu")
+    assert "Conv2D (tiled)" in str(net.to(cuda_device))
+
+
+def test_the_table_without_tiers_is_that_of_the_network_wherever_it_is_computed(cuda_device):
+    """A checkpoint is compared by it: one of a GPU must resume on a host, and the other way."""
     net = alexnet(3, 0.05, 64, "robust")
-    plain = net.table(fused=False)
+    plain = net.table(computed=False)
     assert "(in " in net.table() and "(in " not in plain
-    net.fuse = False
-    assert net.table() == plain
-    assert net.to(cuda_device, fuse=True).table(fused=False) == plain != net.table()
+    assert net.to("cpu", kernels="simple").table().startswith(plain)
+    assert net.to(cuda_device, kernels="fast").table(computed=False) == plain != net.table()
     assert Columns(alexnet(3, 0.05, 64, "robust")).table() == plain

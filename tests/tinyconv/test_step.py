@@ -11,7 +11,6 @@ from layers import (
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
-    SoftmaxCrossEntropy,
 )
 from layers.fast.graph import Recording
 from tinyconv import SGD, Sequential
@@ -22,8 +21,8 @@ from tinyconv.step import TrainingStep
 SHAPE = (7, 6, 2)
 
 
-def make(device, graph=True, fuse=True, dtype="float64"):
-    """A tiny net with one of each step that is fused, in training."""
+def make(device, graph=True, kernels="fast", dtype="float64"):
+    """A tiny net with one of each step, in training."""
     net = Sequential(
         {
             "conv1": Conv2D(2, 3, 3),
@@ -38,10 +37,9 @@ def make(device, graph=True, fuse=True, dtype="float64"):
         },
         SHAPE,
     )
-    initialize(net, "robust", seed=11).to(device, dtype, fuse=fuse)
+    initialize(net, "robust", seed=11).to(device, dtype, kernels=kernels)
     net.layers[0].input_gradient = False
-    loss = SoftmaxCrossEntropy().to(device, dtype)
-    return TrainingStep(net, loss, SGD(net.parameters(), lr=0.1), graph)
+    return TrainingStep(net, net.loss(), SGD(net.parameters(), lr=0.1), graph)
 
 
 def seeded_batch(images, seed):
@@ -79,7 +77,7 @@ def test_float32_too_and_the_recording_is_what_runs(cuda_device, monkeypatch):
     recorded, plain = make(cuda_device, dtype="float32"), make(cuda_device, False, dtype="float32")
     data = [(x.astype(np.float32), labels) for x, labels in batches(4)]
     after(recorded, data[:3])
-    # From here on no layer is asked any more.
+    # From here on no step is called any more.
     for layer in recorded.net.steps:
         monkeypatch.setattr(layer, "forward", None)
         monkeypatch.setattr(layer, "backward", None)
@@ -151,7 +149,7 @@ def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cu
 @pytest.mark.parametrize(
     "change",
     [
-        lambda step: setattr(step.net, "fuse", True),
+        lambda step: setattr(step.net, "_steps", step.net._planned()),
         lambda step: setattr(step.net.layers[0], "input_gradient", True),
         lambda step: step.forget(),
     ],
@@ -168,8 +166,8 @@ def test_a_changed_net_is_recorded_anew(change, cuda_device):
     assert step.replayed
 
 
-def test_a_net_that_is_not_fused_is_stepped_plainly(cuda_device):
-    step = make(cuda_device, fuse=False)
+def test_simple_kernels_are_launched_one_by_one(cuda_device):
+    step = make(cuda_device, kernels="simple")
     after(step, batches(3))
     assert not step.replayed
 

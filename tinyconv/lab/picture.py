@@ -58,6 +58,7 @@ def recorded(subject: Subject) -> Launch:
 
 DRAWN: dict[str, tuple[int, ...]] = {
     "conv": (1, 5, 6, 8),
+    "shared": (1, 6, 6, 8),
     "tiled": (1, 3, 4, 4),
     "tensor_tf32": (1, 3, 4, 8),
     "tensor_bf16": (1, 3, 4, 8),
@@ -80,6 +81,7 @@ DRAWN: dict[str, tuple[int, ...]] = {
 
 SIDES = {
     "conv": 4,
+    "shared": 4,
     "tiled": 4,
     "tensor_tf32": 4,
     "tensor_bf16": 4,

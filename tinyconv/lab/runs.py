@@ -22,6 +22,11 @@ from layers import (
 )
 from layers.fast.bfloat16 import to_bits
 from layers.fast.conv import space_to_depth as blocks
+from layers.fast.conv.shared_memory import (
+    shared_filter_gradient,
+    shared_forward,
+    shared_input_gradient,
+)
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.plan import plan, plan_loss
@@ -136,6 +141,22 @@ def _tensor(
     return run
 
 
+def _shared(conv: Conv2D, shape: tuple[int, ...]) -> Callable[[], None]:
+    """All directions with tiles in shared memory, for a convolution like `conv`."""
+    device = Device("cuda:0")
+    x, dy = _random(shape, 0), _random((shape[0], *conv.output_shape(shape[1:])), 1)
+    w, b = _random(conv.weight.value.shape, 2), _random(conv.bias.value.shape, 3)
+    y, dx, dw = (device.empty(like.shape, like.dtype) for like in (dy, x, w))
+    geometry = conv.stride, conv.before, conv.groups
+
+    def run() -> None:
+        shared_forward(x, w, b, y, *geometry)
+        shared_input_gradient(dy, w, dx, *geometry)
+        shared_filter_gradient(x, dy, dw, *geometry)
+
+    return run
+
+
 def _blocks(kind: str, shape: tuple[int, ...], groups: int) -> Callable[[], None]:
     """To squares of 2×2 and back, for filters of 3×3."""
     conv = Conv2D(shape[-1], 4, 3, 2, 1, groups)
@@ -186,6 +207,14 @@ def runs(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
         return {
             f"{kind} in squares of 2×2": _blocks(kind, shape, 2 - channels % 2)
             for kind in ("TF32", "BF16")
+        }
+    if name == "shared":
+        groups = 2 - channels % 2
+        return {
+            "Conv2D 3×3, 16 filters": _shared(Conv2D(channels, 16, 3), shape),
+            f"Conv2D 2×2, stride 2, padding (0, 1), 6 filters, groups {groups}": _shared(
+                Conv2D(channels, 6, 2, 2, (0, 1), groups), shape
+            ),
         }
     if name == "conv":
         layers = {

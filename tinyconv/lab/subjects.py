@@ -16,8 +16,8 @@ from layers.fast import lrn as lrn_rows
 from layers.fast import max_pool as max_pool_rows
 from layers.fast import precision, reductions
 from layers.fast import softmax as softmax_rows
+from layers.fast.conv import shared_memory, tensor_core, tensor_gradients, tiled, tiled_gradients
 from layers.fast.conv import space_to_depth as blocks
-from layers.fast.conv import tensor_core, tensor_gradients, tiled, tiled_gradients
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.lab.runs import runs
@@ -29,6 +29,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "conv_forward_kernel": ("y",),
     "conv_input_gradient_kernel": ("dx",),
     "conv_filter_gradient_kernel": ("dw",),
+    "shared_forward_kernel": ("y",),
+    "shared_input_gradient_kernel": ("dx",),
+    "shared_filter_gradient_kernel": ("dw",),
     "conv_bias_gradient_kernel": ("db",),
     "tiled_forward_wide_kernel": ("y",),
     "tiled_forward_narrow_kernel": ("y",),
@@ -84,7 +87,7 @@ KERNELS: dict[str, Any] = {
     value.__name__: value
     for module in (
         *(activation, direct, tiled, tiled_gradients, tensor_core, tensor_gradients, blocks),
-        *(dropout, lrn, lrn_rows, max_pool, max_pool_rows, epilogue, precision),
+        *(shared_memory, dropout, lrn, lrn_rows, max_pool, max_pool_rows, epilogue, precision),
         *(reductions, softmax_cross_entropy, softmax_rows, sgd, augment),
     )
     for name, value in vars(module).items()
@@ -119,6 +122,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "lrn": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
     "max_pool_rows": ((2, 6, 7, 5), (1, 3, 3, 1), (2, 9, 4, 33)),
     "lrn_rows": ((2, 6, 7, 5), (1, 1, 1, 1), (3, 1, 2, 130)),
+    "shared": ((2, 5, 6, 5), (1, 3, 3, 1), (1, 4, 3, 18)),
     "tiled": ((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
     "tensor_tf32": ((2, 3, 5, 12),),
     "tensor_bf16": ((2, 3, 5, 12),),

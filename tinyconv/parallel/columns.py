@@ -121,20 +121,18 @@ class Columns(Sequential):
         for stage in [self.share, *self.stages()]:
             stage.to(devices, dtype, self.precision, self.kernels)
             stage.connect(links)
-        self._plan()
+        if self.precision == "bf16":  # conversions stand before the first stage and the last
+            here = self.device, self.dtype
+            self.ends: tuple[Any, Any] = ToBFloat16(*here), ToFloat32(*here)
+            if not self.device.is_cuda:
+                self.ends = (
+                    RoundToBFloat16(*here, first=self.share),
+                    RoundToBFloat16(*here, last=self.layers[-1]),
+                )
         return self
 
-    def _plan(self) -> None:
-        """The stages; in bf16 conversions stand before the first and behind the last."""
-        self.steps = list(self.layers)
-        if self.precision == "bf16":
-            here = self.device, self.dtype
-            if self.device.is_cuda:
-                self.ends: tuple[Any, Any] = ToBFloat16(*here), ToFloat32(*here)
-            else:
-                join = self.layers[-1]
-                ends = RoundToBFloat16(*here, first=self.share), RoundToBFloat16(*here, last=join)
-                self.ends = ends
+    def _planned(self) -> list[Any]:
+        return list(self.layers)  # each plans its own steps
 
     def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:
         """Forward, stage by stage: (name, output) of each."""
@@ -196,7 +194,7 @@ class Columns(Sequential):
         layers = [stage for stage in self.stages() if not isinstance(stage, Exchange | Join)]
         return Sequential({each.name: whole_layer(each) for each in layers}, self.input_shape)
 
-    def __str__(self) -> str:
+    def table(self, computed: bool = False) -> str:
         """The table of the one-device net: the two forms are one network."""
         return summary(self._grouped(), computed=False)
 

@@ -41,11 +41,11 @@ class ConvStep(Step):
 
     masks_input = dy_is_masked = False
 
-    def product(self, x, w, b, y, geometry, relu):
-        """y = conv(x) + b, or relu of it; geometry: (stride, before, groups)."""
+    def product(self, x, w, b, y, stride, before, groups, relu):
+        """y = conv(x) + b, or relu of it."""
         raise NotImplementedError
 
-    def gradients(self, dz, w, dx, dw, geometry):
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
         """dw, and dx unless it is None, from dz and the x of the last forward pass."""
         raise NotImplementedError
 
@@ -55,7 +55,7 @@ class ConvStep(Step):
         self.x = x = self.check_input(x)
         y = self.output((x.shape[0], *conv.output_shape(x.shape[1:])))
         geometry = conv.stride, conv.before, conv.groups
-        self.product(x, conv.weight.value, conv.bias.value, y, geometry, len(self.layers) == 2)
+        self.product(x, conv.weight.value, conv.bias.value, y, *geometry, len(self.layers) == 2)
         return y
 
     def backward(self, dy):
@@ -65,13 +65,13 @@ class ConvStep(Step):
         db = conv.bias.grad
         if len(self.layers) == 2 and not self.dy_is_masked:
             dz = self.buffer("dz", dy.shape, self.storage)
-            rows = (array.reshape(-1, db.size) for array in (self.y, dy, dz))
-            masked_gradient(self.device, *rows, db, self.dtype.type(1), self.buffer)
+            y, dy, dz_rows = (array.reshape(-1, db.size) for array in (self.y, dy, dz))
+            masked_gradient(self.device, y, dy, dz_rows, db, self.dtype.type(1), self.buffer)
         else:
             bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
         dx = self.input_gradient(self.x.shape)
         geometry = conv.stride, conv.before, conv.groups
-        self.gradients(dz, conv.weight.value, dx, conv.weight.grad, geometry)
+        self.gradients(dz, conv.weight.value, dx, conv.weight.grad, *geometry)
         return dx
 
 
@@ -81,15 +81,15 @@ class SharedMemoryConv(ConvStep):
     short = "shared memory"
     computed_by = "shared_forward_kernel, shared_{input,filter}_gradient_kernel"
 
-    def product(self, x, w, b, y, geometry, relu):
+    def product(self, x, w, b, y, stride, before, groups, relu):
         """As `ConvStep.product`."""
-        shared_forward(x, w, b, y, *geometry, relu)
+        shared_forward(x, w, b, y, stride, before, groups, relu)
 
-    def gradients(self, dz, w, dx, dw, geometry):
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
         """As `ConvStep.gradients`."""
         if dx is not None:
-            shared_input_gradient(dz, w, dx, *geometry)
-        shared_filter_gradient(self.x, dz, dw, *geometry)
+            shared_input_gradient(dz, w, dx, stride, before, groups)
+        shared_filter_gradient(self.x, dz, dw, stride, before, groups)
 
 
 class TiledConv(ConvStep):
@@ -98,18 +98,17 @@ class TiledConv(ConvStep):
     short = "tiled"
     computed_by = "tiled_forward_*_kernel, tiled_filter_*_kernel, sum_parts_kernel"
 
-    def product(self, x, w, b, y, geometry, relu):
+    def product(self, x, w, b, y, stride, before, groups, relu):
         """As `ConvStep.product`."""
-        tiled_forward(x, w, b, y, *geometry, relu)
+        tiled_forward(x, w, b, y, stride, before, groups, relu)
 
-    def gradients(self, dz, w, dx, dw, geometry):
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
         """As `ConvStep.gradients`."""
-        stride, before, groups = geometry
         if dx is not None and stride == 1:
             tiled_input_gradient(dz, w, dx, before, groups, self.buffer)
         elif dx is not None:
-            conv_input_gradient_kernel[grid_for(dx.size)](dz, w, dx, *geometry)
-        tiled_filter_gradient(self.x, dz, dw, *geometry, self.buffer)
+            conv_input_gradient_kernel[grid_for(dx.size)](dz, w, dx, stride, before, groups)
+        tiled_filter_gradient(self.x, dz, dw, stride, before, groups, self.buffer)
 
 
 class TensorConv(ConvStep):
@@ -123,13 +122,16 @@ class TensorConv(ConvStep):
         if isinstance(before, TensorConv) and len(before.layers) == 2:
             self.masks_input = before.dy_is_masked = True
 
-    def product(self, x, w, b, y, geometry, relu):
+    def product(self, x, w, b, y, stride, before, groups, relu):
         """As `ConvStep.product`."""
-        self.x_s2d = tensor_forward(x, w, b, y, *geometry, self.buffer, relu)
+        self.x_s2d = tensor_forward(x, w, b, y, stride, before, groups, self.buffer, relu)
 
-    def gradients(self, dz, w, dx, dw, geometry):
+    def gradients(self, dz, w, dx, dw, stride, before, groups):
         """As `ConvStep.gradients`."""
         if dx is not None:
             mask = self.x if self.masks_input else None
-            tensor_input_gradient(dz, w, dx, *geometry, self.buffer, mask)
-        tensor_filter_gradient(self.x, dz, dw, *geometry, self.buffer, blocks_of_x=self.x_s2d)
+            tensor_input_gradient(dz, w, dx, stride, before, groups, self.buffer, mask)
+        x_s2d = self.x_s2d
+        tensor_filter_gradient(
+            self.x, dz, dw, stride, before, groups, self.buffer, blocks_of_x=x_s2d
+        )

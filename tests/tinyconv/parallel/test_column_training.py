@@ -135,7 +135,7 @@ def test_a_loss_that_is_no_number_ends_it_with_its_layer():
 
 def test_the_walk_for_the_first_nan_goes_through_both_columns(monkeypatch):
     net = Columns(alexnet(3, 0.05, 64, "robust"))
-    second = net["conv4"].columns[1]
+    second = net["conv4"].steps[1][0]
     forward = second.forward
 
     def spoilt(x, train=True):

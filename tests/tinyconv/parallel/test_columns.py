@@ -219,7 +219,7 @@ def test_conversions_both_ways_keep_every_bit_and_every_choice():
     grouped = alexnet(7, 0.05, 64, "authors", seed=2)
     back = to_grouped(from_grouped(grouped))
     assert str(back) == str(grouped)
-    assert str(from_grouped(grouped)) == grouped.table(fused=False)
+    assert str(from_grouped(grouped)) == grouped.table(computed=False)
     for old, new in zip(grouped.parameters(), back.parameters(), strict=True):
         assert (old.name, old.lr_multiplier) == (new.name, new.lr_multiplier)
         assert old.decay_multiplier == new.decay_multiplier

@@ -12,10 +12,9 @@ from layers import (
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
-    SoftmaxCrossEntropy,
 )
-from layers.fast.bfloat16 import round_bf16, to_bits
-from layers.fast.precision import BITS, host_values
+from layers.fast.bfloat16 import from_bits, round_bf16, to_bits
+from layers.fast.precision import BITS
 from tinyconv import SGD, Sequential, initialize
 from tinyconv.parallel.column_training import ColumnSGD
 from tinyconv.parallel.columns import Columns
@@ -53,7 +52,7 @@ def training(net, both=False, steps=2):
     """The losses of a few steps, and all weights after them, on the host."""
     sgd = ColumnSGD if isinstance(net, Columns) else SGD
     optimizer = sgd(net.parameters(), 0.1)
-    loss = SoftmaxCrossEntropy().to(net.device, net.dtype, net.precision)
+    loss = net.loss()
     losses = []
     for step in range(steps):
         x = net.device.array(batch(step))
@@ -68,7 +67,7 @@ def training(net, both=False, steps=2):
 @pytest.mark.parametrize("both", [False, True])
 def test_training_steps_are_those_of_one_device(both):
     """But for roundings: what crosses back is rounded before the columns' gradients are added."""
-    nets = (small_net().to("cpu", precision=name, fuse=False) for name in ("bf16", "fp32"))
+    nets = (small_net().to("cpu", precision=name) for name in ("bf16", "fp32"))
     (right_losses, right), (_, single) = map(training, nets)
     losses, weights = training(Columns(small_net()).to("cpu", precision="bf16"), both)
     assert losses == pytest.approx(right_losses, rel=1e-3)
@@ -98,7 +97,7 @@ def test_what_the_columns_exchange_is_bfloat16_and_is_added_in_float32(cuda_devi
     dx = exchange.backward(Both(cuda_device.array(to_bits(each)) for each in dy))
     assert all(array.dtype == BITS for array in (*y, *dx))
     for c in range(2):
-        np.testing.assert_array_equal(host_values(y[c]), np.concatenate(x, axis=-1))
+        np.testing.assert_array_equal(from_bits(y[c]), np.concatenate(x, axis=-1))
         mine = slice(3 * c, 3 * c + 3)
         total = dy[c][..., mine] + dy[1 - c][..., mine]
-        np.testing.assert_array_equal(host_values(dx[c]), round_bf16(total, total))
+        np.testing.assert_array_equal(from_bits(dx[c]), round_bf16(total, total))

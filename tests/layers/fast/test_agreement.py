@@ -107,6 +107,23 @@ def test_register_tiles_give_what_the_direct_kernels_give(title, relu, cuda_devi
 
 
 @both_dtypes
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("title", ["stride 2, padding only after", "three groups", "one number"])
+def test_shared_memory_gives_the_bits_of_the_direct_kernels(title, relu, dtype, cuda_device):
+    layers = [conv_of(title, "shared")] + [ReLU()] * relu
+    prepare(layers, cuda_device, dtype)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(CONV[title][0]).astype(dtype)
+    dy = rng.standard_normal((len(x), *output_shape(layers, x.shape[1:]))).astype(dtype)
+    _, right = results(layers, "simple", x, dy)
+    step, mine = results(layers, "fast", x, dy)
+    assert step.layers == layers
+    for actual, expected in zip(mine[:3], right[:3], strict=True):  # y, dx, dw
+        np.testing.assert_array_equal(actual, expected)
+    oracles.assert_close(mine[3], right[3], dtype)  # db is summed in another order
+
+
+@both_dtypes
 def test_by_default_the_simulated_gpu_runs_the_book(dtype, cuda_device):
     if not cuda_device.is_simulated:
         pytest.skip("a GPU takes register tiles")

@@ -18,7 +18,8 @@ from layers import (
     SoftmaxCrossEntropy,
     Tanh,
 )
-from layers.fast.conv.steps import TensorConv, TiledConv
+from layers.conv import ALGORITHMS
+from layers.fast.conv.steps import SharedMemoryConv, TensorConv, TiledConv
 from layers.fast.conversions import Conversion
 from layers.fast.host.im2col import Im2colConv
 from layers.fast.host.softmax import SoftmaxVectorized
@@ -207,18 +208,20 @@ def test_a_layer_of_the_book_between_bfloat16_steps_has_conversions_around_it(cu
     ]
 
 
-def test_layers_of_the_book_in_a_row_share_their_conversions(cuda_device):
-    layers = [Tanh(), MaxPool2D(2, 2), LocalResponseNorm(3), Tanh(), ReLU()]
-    assert kinds(layers, cuda_device, "bf16") == [
-        *("Tanh", "MaxPool2D", "ToBFloat16", "LRNRows", "ToFloat32", "Tanh", "ReLU"),
-    ]
+def test_what_stands_between_layers_of_the_book_is_rounded_too(cuda_device):
+    """Each layer's output is bfloat16, whoever computes it."""
+    layers = [Tanh(), MaxPool2D(2, 2), LocalResponseNorm(3)]
+    around = "ToFloat32", "{}", "ToBFloat16"
+    wanted = [part.format(kind) for kind in ("Tanh", "MaxPool2D") for part in around]
+    assert kinds(layers, cuda_device, "bf16") == ["ToBFloat16", *wanted, "LRNRows", "ToFloat32"]
 
 
 def test_a_part_of_a_net_begins_and_ends_in_bfloat16(cuda_device):
     part = {"float32_ends": False}
     assert kinds([LocalResponseNorm(3)], cuda_device, "bf16", **part) == ["LRNRows"]
-    assert kinds([Tanh()], cuda_device, "bf16", **part) == ["ToFloat32", "Tanh", "ToBFloat16"]
-    assert kinds([Tanh()], cuda_device, "bf16") == ["Tanh"]
+    alone = ["ToFloat32", "Tanh", "ToBFloat16"]
+    assert kinds([Tanh()], cuda_device, "bf16", **part) == alone
+    assert kinds([Tanh()], cuda_device, "bf16") == ["ToBFloat16", *alone, "ToFloat32"]
     layers = [Tanh(), LocalResponseNorm(3), ReLU()]
     assert kinds(layers, cuda_device, "bf16", **part) == [
         *("ToFloat32", "Tanh", "ToBFloat16", "LRNRows", "ToFloat32", "ReLU", "ToBFloat16"),
@@ -254,11 +257,11 @@ FITS = {  # by device kind and precision: what runs, and in which dtypes
     ("cpu", "fp32"): {"direct": None, "host": Im2colConv},
     ("cpu", "tf32"): {"host": Im2colConv},
     ("cpu", "bf16"): {"host": Im2colConv},
-    ("cuda:0", "fp32"): {"direct": None, "tiled": TiledConv},
+    ("cuda:0", "fp32"): {"direct": None, "shared": SharedMemoryConv, "tiled": TiledConv},
     ("cuda:0", "tf32"): {"tensor": TensorConv},
     ("cuda:0", "bf16"): {"tensor": TensorConv},
 }
-HINTS = "direct", "host", "tiled", "tensor"
+HINTS = [hint for hint in ALGORITHMS if hint != "auto"]
 
 
 def the_conv(steps):
@@ -291,6 +294,8 @@ def test_register_tiles_are_refused_in_float64(cuda_device):
     conv = Conv2D(3, 4, 3, algorithm="tiled").to(cuda_device, np.float64)
     with pytest.raises(ValueError, match=r"'tiled' .* in float64, .*; use 'auto' or 'direct'"):
         plan([conv], cuda_device, np.float64)
+    conv.algorithm = "shared"
+    assert type(the_conv(plan([conv], cuda_device, np.float64))) is SharedMemoryConv
 
 
 def test_a_net_refuses_a_hint_and_the_simple_kernels_do_not(device):
@@ -327,9 +332,10 @@ def test_a_direct_convolution_leaves_its_relu_alone(device):
 def every_step(device):
     """A step of every class that a plan has on `device`."""
     found = {}
-    tiled = [Conv2D(3, 4, 3, algorithm="tiled"), ReLU()] if device.is_cuda else []
+    hints = ("tiled", "shared") if device.is_cuda else ("host",)
     lists = [
-        ([*tiled, Linear(3, 4)], "fp32"),
+        *(([Conv2D(3, 4, 3, algorithm=hint), ReLU()], "fp32") for hint in hints),
+        ([Linear(3, 4)], "fp32"),
         ([Linear(3, 4), ReLU()], "fp32"),
         ([Conv2D(3, 4, 3), ReLU(), LocalResponseNorm(), MaxPool2D(3, 2), Flatten()], "bf16"),
         ([Tanh(), Linear(3, 4), ReLU(), Dropout(0.5), Tanh(), Linear(3, 4)], "bf16"),
@@ -363,8 +369,8 @@ def test_what_steps_say_of_themselves_is_true(device):
     seen = {kind for kind, _ in steps}
     common = {"LinearStep"}
     if device.is_cuda:
-        wanted = {"TiledConv", "TensorConv", "LRNRows", "MaxPoolRows", "FlattenStep"}
-        wanted |= {"ToBFloat16", "ToFloat32"}
+        wanted = {"SharedMemoryConv", "TiledConv", "TensorConv", "LRNRows", "MaxPoolRows"}
+        wanted |= {"FlattenStep", "ToBFloat16", "ToFloat32"}
     else:
         wanted = {"Im2colConv", "LRNByDistance", "MaxPoolVectorized", "RoundToBFloat16"}
     assert seen == wanted | common

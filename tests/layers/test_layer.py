@@ -40,6 +40,7 @@ LAYERS = {
     "Linear": ([lambda: Linear(7, 5)], (7,)),
     # What only the fast tier computes together:
     "Conv2D, ReLU": ([lambda: Conv2D(5, 4, 3, stride=2, padding=(0, 2)), ReLU], (6, 7, 5)),
+    "Conv2D, ReLU, shared": ([lambda: Conv2D(2, 3, 2, algorithm="shared"), ReLU], (3, 4, 2)),
     "Conv2D, ReLU, tiled": (
         [lambda: Conv2D(5, 4, 3, 2, (0, 2), algorithm="tiled"), ReLU],
         (6, 7, 5),
@@ -59,7 +60,7 @@ FAST = {
     ],
     "cuda:0": [
         *("MaxPool2D", "LocalResponseNorm", "LocalResponseNorm in groups", "Linear"),
-        *("Conv2D, ReLU, tiled", "Linear, ReLU", "Linear, ReLU, Dropout"),
+        *("Conv2D, ReLU, shared", "Linear, ReLU", "Linear, ReLU, Dropout"),
     ],
 }
 """By device: what has a step there."""
@@ -68,6 +69,8 @@ EVERY = [
     *[(title, "simple", device) for title in SINGLE for device in FAST],
     *[(title, "fast", device) for device, titles in FAST.items() for title in titles],
 ]
+TILED = ("Conv2D, ReLU, tiled", "fast", "cuda:0")
+"""Takes seconds in the simulator: only where the buffers that it adds could matter."""
 OWN_OUTPUT = [each for each in EVERY if each[0] != "Flatten"]  # a view of its input
 
 
@@ -167,7 +170,7 @@ def test_strided_arrays_give_the_same_as_contiguous_ones(title, tier, device):
             np.testing.assert_array_equal(mine, right)
 
 
-@every_layer
+@over([*EVERY, TILED])
 def test_x_and_dy_are_left_as_they_were(title, tier, device):
     layer, draw = make(title, tier, device)
     x, dy = draw(2)
@@ -276,7 +279,7 @@ def test_batches_of_changing_size_do_not_disturb_each_other(title, tier, device)
             np.testing.assert_array_equal(mine, right)
 
 
-@every_layer
+@over([*EVERY, TILED])
 def test_nothing_depends_on_what_the_buffers_held(title, tier, device):
     layer, draw = make(title, tier, device)
     x, dy = draw(2)
@@ -287,7 +290,7 @@ def test_nothing_depends_on_what_the_buffers_held(title, tier, device):
         np.testing.assert_array_equal(mine, right)
 
 
-@over(OWN_OUTPUT)
+@over([*OWN_OUTPUT, TILED])
 def test_results_stay_in_the_same_memory_from_step_to_step(title, tier, device):
     layer, draw = make(title, tier, device)
     x, dy = (device.array(array) for array in draw(3))

@@ -4,8 +4,8 @@
     python benchmarks/precision.py --data photos.h5 --epochs 20
     python benchmarks/precision.py --seeds 0                          # products only
 
-Computed on the host, where tf32 and bf16 are emulated (`layers/fast/precision.py`): what is measured
-is accuracy, not time.
+Computed on the host, where tf32 and bf16 are emulated (`layers/fast/precision.py`): what is
+measured is accuracy, not time.
 
 Products: dot products of random numbers, of both signs or all positive, against float64. Training:
 one small AlexNet from the same first weights, with the same photos, crops and masks, in each

@@ -26,7 +26,6 @@ from layers import (  # noqa: E402
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
-    SoftmaxCrossEntropy,
     Tanh,
     simulator,
 )

@@ -3,6 +3,7 @@
     doctor        can this machine train, and if not, why?
     prepare       decode photos once, into one file that is made for training
     gradcheck     compare every derivative with the slope of its function
+    plan          which file computes which layer, and by what kernel or library
     check         look for races, stray accesses, and outputs not written, in every kernel
     traffic       what a kernel's memory accesses cost
     draw-kernel   a page that shows a kernel at work, step by step
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     from tinyconv import draw_command
     from tinyconv.data import prepare_command
     from tinyconv.lab import check_command, picture_command, traffic_command
+    from tinyconv.tools import plan_command
 
     parser = argparse.ArgumentParser(
         prog="python -m tinyconv", description="tinyconv's tools. COMMAND --help tells more."
@@ -79,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
         default="simple",
         help="simple (default): the layers as their files in layers/ show them; fast: the plan's",
     )
+    purpose = "which file computes which layer, and by what kernel or library"
+    plan_command.options(
+        commands.add_parser("plan", help=purpose, description=plan_command.__doc__)
+    )
     laboratory = {
         "check": (check_command, "look for races, stray accesses and outputs not written"),
         "traffic": (traffic_command, "what a kernel's memory accesses cost"),
@@ -98,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
             return prepare_command.main(options)
         if options.command == "gradcheck":
             return gradcheck(options.device, options.kernels)
+        if options.command == "plan":
+            return plan_command.main(options)
         if options.command == "draw":
             return draw_command.main(options)
         if not SIMULATED:

@@ -1,29 +1,29 @@
-"""bfloat16 and TF32: float32 with fewer bits of its fraction, for the products of tensor cores.
+"""bfloat16 and TF32: float32 with fewer fraction bits, for the products of tensor cores.
 
     float32     sign, 8 bits of exponent, 23 of fraction
     TF32        sign, 8 bits of exponent, 10 of fraction; the other 13 bits of the word are 0
-    bfloat16    sign, 8 bits of exponent,  7 of fraction: the upper half of the word, alone
+    bfloat16    sign, 8 bits of exponent,  7 of fraction: the upper half of the word
 
-Both have the range of float32; only their steps are wider, 2⁻¹⁰ and 2⁻⁷ of a number instead of
-2⁻²³. NumPy has no such types. Here a bfloat16 is the uint16 of its 16 bits, or the float32 that
-it also is; a TF32 number is a float32.
+Both have the range of float32 with a larger step, 2⁻¹⁰ and 2⁻⁷ of a number instead of 2⁻²³. NumPy
+has no such types. Here a bfloat16 is the uint16 of its 16 bits, or a float32 with that value; a
+TF32 number is a float32.
 
 Rounding is to nearest, in integer arithmetic. The bits of a float32, read as an integer, grow with
-its magnitude: half a step is added and the rest cut off. Should the fraction overflow, the exponent
-grows by one, and from the largest number that leads to infinity. What lies in the middle goes to
-the even neighbour in bfloat16, away from zero in TF32, as with a GPU's `cvt.rn.bf16` and
-`cvt.rna.tf32` (PTX ISA, "cvt"). A NaN stays a NaN, and is quiet; in bfloat16 there is but one.
+its magnitude: half a step is added and the rest cut off. If the fraction overflows, the exponent
+grows by one, and the largest number becomes infinity. Ties go to even in bfloat16 and away from
+zero in TF32, as with a GPU's `cvt.rn.bf16` and `cvt.rna.tf32` (PTX ISA, "cvt"). A NaN becomes a
+quiet NaN; in bfloat16 there is only one.
 
-On the host whole arrays are rounded, or turned into bits and back. In a kernel
+On the host whole arrays are rounded, or converted to bits and back. In a kernel
 
-    widen(value)            the float32 of bfloat16 bits; a float as it is
-    narrow(value, array)    the bfloat16 bits of a float, if `array` is of uint16; else as it is
+    widen(value)            the float32 of bfloat16 bits; a float unchanged
+    narrow(value, array)    the bfloat16 bits of a float, if `array` is of uint16; else unchanged
     wide_type(array)        the dtype of widened elements: float32 for uint16, else `array`'s
 
-let one source serve arrays of float32, of float64 and of bfloat16. The bits are the same on the
-host, simulated and on a GPU.
+let one source serve arrays of float32, float64 and bfloat16. The bits are the same on the host,
+simulated and on a GPU.
 
-This file reaches behind `layers/device.py`: instructions are written with `numba.cuda.extending`.
+This file imports `numba.cuda.extending`, past `layers/device.py`, to define instructions.
 """
 
 import numpy as np
@@ -32,14 +32,14 @@ from numba import njit, prange, types
 from layers.device import SIMULATED
 
 NAN = 0x7FFF
-"""The only NaN that is made in bfloat16."""
+"""The only NaN in bfloat16."""
 
 
 def bf16_bits(word):
     """The bfloat16 bits of a float32; both as integers."""
     if word & 0x7FFFFFFF > 0x7F800000:
         return NAN
-    # Half a step less one, and one more where the last bit to stay is set: ties go to even.
+    # Half a step less one, and one more if the last remaining bit is set: ties go to even.
     return (word + 0x7FFF + (word >> 16 & 1)) >> 16
 
 
@@ -83,7 +83,7 @@ def _round_tf32(words, rounded):
 def _flat(array, dtype, word):
     """The elements of `array` in a row, as unsigned integers; ValueError if not of `dtype`."""
     if array.dtype != dtype:
-        raise ValueError(f"an array of {np.dtype(dtype)} is wanted, not of {array.dtype}")
+        raise ValueError(f"expected an array of {np.dtype(dtype)}, not of {array.dtype}")
     return np.ascontiguousarray(array).reshape(-1).view(word)
 
 
@@ -149,8 +149,8 @@ if SIMULATED:
         return np.dtype(np.float32) if array.dtype == np.uint16 else array.dtype
 
 else:
-    # The same arithmetic as LLVM's instructions: without a GPU at hand Numba compiles no function
-    # that a kernel calls only for some types of its arguments.
+    # The same arithmetic as LLVM instructions: without a GPU Numba compiles no device function that
+    # a kernel calls only for some types of its arguments.
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 

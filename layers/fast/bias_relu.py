@@ -1,19 +1,19 @@
-"""What follows a matrix product, in one pass over its result: bias, ReLU, dropout; and back.
+"""The epilogue of a matrix product in one pass: bias, ReLU, dropout; and its derivative.
 
     forward    y = relu(p + b)                              p: the product x · wᵀ
                y = m · factor · relu(p + b)                 with dropout, whose mask is m
     backward   dz = factor · dL/dy where y > 0, else 0      z: what entered the ReLU
                dL/db[k] = Σ_row dz[row, k]
 
-One after the other, bias, ReLU and dropout read and write y three times and do one operation for
-each element: memory is all they cost. Backward needs no mask but y itself: y > 0 exactly where the
-unit was on and was kept. (In testing with mode "paper" y is halved, and the smallest number above
-0 becomes 0.) dz and the first pass of dL/db (`layers/fast/reductions.py`) read dL/dy together.
+Computed one by one, bias, ReLU and dropout read and write y three times with one operation for each
+element: their cost is memory traffic. Backward needs no mask but y: y > 0 exactly where the unit
+was on and was kept. (In testing with mode "paper" y is halved, and the smallest number above 0
+becomes 0.) dz and the first pass of dL/db (`reductions.py`) read dL/dy together.
 
 Shapes: p, y, dy, dz (rows, K), b, db (K), partial (parts, K). float32 or float64; y, dy and dz may
-be bfloat16 in the kernels. Otherwise p and y are one array, written in place. The same roundings
-in the same order as the layers by themselves: on the host the same bits, on a GPU but for the
-order in which db is summed. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
+be bfloat16 in the kernels. Otherwise p and y are one array, updated in place. The roundings are
+those of the layers one by one, in the same order: on the host the same bits, on a GPU all but db,
+which is summed in another order. "not y <= 0" keeps a NaN, as in `layers/activation.py`.
 """
 
 import numpy as np
@@ -58,14 +58,14 @@ def bias_relu_dropout_host(y, b, factor, threshold, key):
 
 @njit(parallel=True, cache=True)
 def masked_gradient_host(y, dy, dz, db, factor):
-    # Each thread has some columns and takes the rows in order, as NumPy's sum over rows does.
+    # Each thread owns some columns and adds the rows in order, as NumPy's sum over rows does.
     columns = y.shape[1]
     for part in prange((columns + LANES - 1) // LANES):
-        mine = slice(part * LANES, min((part + 1) * LANES, columns))
-        total = db[mine]
+        owned = slice(part * LANES, min((part + 1) * LANES, columns))
+        total = db[owned]
         total[:] = 0
         for row in range(y.shape[0]):
-            out, gradient, result = y[row, mine], dy[row, mine], dz[row, mine]
+            out, gradient, result = y[row, owned], dy[row, owned], dz[row, owned]
             for k in range(total.size):
                 result[k] = gradient[k] * factor if not out[k] <= 0 else y.dtype.type(0)
                 total[k] += result[k]
@@ -74,9 +74,9 @@ def masked_gradient_host(y, dy, dz, db, factor):
 # --- kernels
 #
 # Forward: one thread per element of the flat p and y, coalesced; neighbours read neighbours of b.
-# A thread reads and writes elements of its own alone, so p may be y. Backward: blocks, threads and
-# sums are those of `sum_rows_kernel`; on its way each element is masked and written, coalesced. One
-# owner for each output, sums in a fixed order: no races, deterministic.
+# A thread reads and writes only its own element, so p may be y. Backward: blocks, threads and sums
+# are those of `sum_rows_kernel`; each element is also masked and written, coalesced. One owner for
+# each output, sums in a fixed order: no races, deterministic.
 
 
 @cuda.jit
@@ -140,7 +140,7 @@ def add_bias(device, p, b, y):
 
 
 def bias_relu(device, p, b, y, dropout=None):
-    """y (rows, K) = relu(p + b); with a Dropout in a pass that has begun, that too.
+    """y (rows, K) = relu(p + b), and dropout if one is given, after its `begin_pass`.
 
     On the host p is y.
     """
@@ -159,7 +159,7 @@ def bias_relu(device, p, b, y, dropout=None):
 
 
 def bias_gradient(device, dy, db, buffer):
-    """db (K) = the sum of the rows of dy (rows, K); `buffer` has room for partial sums."""
+    """db (K) = the sum of the rows of dy (rows, K); `buffer` provides the partial sums."""
     if device.is_cuda:
         sum_rows(dy, db, buffer)
     else:
@@ -167,7 +167,7 @@ def bias_gradient(device, dy, db, buffer):
 
 
 def masked_gradient(device, y, dy, dz, db, factor, buffer):
-    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` has room for partial sums."""
+    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` provides the partial sums."""
     if not device.is_cuda:
         with threads_for(y.size):
             masked_gradient_host(y, dy, dz, db, factor)

@@ -7,10 +7,9 @@
     tf32      the same: the caller has        cuBLAS, float32 operands, rounded by tensor cores
     bf16      rounded a and b                 cuBLAS, a and b bfloat16, out float32 or bfloat16
 
-Sums are float32 (in fp32: of the arrays' dtype). How cuBLAS comes from float32 to TF32 it does not
-say. CuPy has no bfloat16, and so the bits travel as uint16 and cuBLAS is told what they are: by its
-function gemmEx, which takes the types of its matrices as arguments. In the simulator NumPy does it.
-Not yet run on a GPU.
+Sums are float32 (in fp32: of the arrays' dtype). How cuBLAS converts float32 to TF32 is not
+documented. bfloat16 is passed as uint16 to cuBLAS's gemmEx, which takes the types of its matrices
+as arguments. The simulator uses NumPy. Not yet run on a GPU.
 """
 
 from typing import Any
@@ -57,14 +56,14 @@ def _tensor_cores(cupy: Any, a: Any, b: Any, out: Any) -> None:
         return runtime.CUDA_R_16BF if array.dtype == BITS else runtime.CUDA_R_32F
 
     def layout(array: Any) -> tuple[int, int]:
-        # cuBLAS takes memory column by column, and so sees the transpose of a C-contiguous array.
+        # cuBLAS is column-major: it reads the transpose of a C-contiguous array.
         if array.flags.c_contiguous:
             return cublas.CUBLAS_OP_N, array.shape[1]
         if array.T.flags.c_contiguous:
             return cublas.CUBLAS_OP_T, array.shape[0]
-        raise ValueError(f"product: an operand of {array.shape} lies in pieces; copy it first")
+        raise ValueError(f"product: an operand of {array.shape} is not contiguous; copy it first")
 
-    # outᵀ = bᵀ · aᵀ: column by column that is out, row by row.
+    # outᵀ = bᵀ · aᵀ: column-major that is out, row-major.
     (rows, depth), columns = a.shape, b.shape[1]
     (of_a, stride_a), (of_b, stride_b) = layout(a), layout(b)
     only_bits = a.dtype == BITS

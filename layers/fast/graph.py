@@ -1,22 +1,22 @@
-"""A training step recorded once and replayed: CUDA graphs, with products in between.
+"""A training step recorded once and replayed: CUDA graphs, with matrix products in between.
 
-A launch from Python costs tens of microseconds of the host's time, many times what a small kernel
-takes. A CUDA graph is a list of launches that the driver keeps and starts with one call. It is
-made by *capture*: between begin and end the stream takes launches down instead of making them,
-with the kernel, its grid, and its arguments as they are, numbers by value, arrays by address. So
+A launch from Python costs tens of microseconds of host time, many times what a small kernel takes.
+A CUDA graph is a list of launches that the driver keeps and starts with one call. It is made by
+*capture*: between begin and end the stream records launches instead of running them, with the
+kernel, its grid, and its arguments: numbers by value, arrays by address. So
 
-* every array has to be where it was: all buffers are made before, and none may grow after;
-* what changes from step to step has to be read from memory, not passed as a number: learning
-  rate, the key of the dropout masks, the labels;
-* nothing in between may wait for the GPU or look at a result.
+* every array must stay where it was: all buffers are allocated before, and none may grow after;
+* what changes from step to step is read from device memory, not passed as a number: learning rate,
+  the key of the dropout masks, the labels;
+* nothing in between may wait for the GPU or read a result.
 
-CuPy captures kernels and refuses to capture cuBLAS (CuPy 14). So a recording is cut at each
-matrix product: a graph, a product, a graph, and so on; a layer announces its products by calling
-`products` below. AlexNet's three fully connected layers make six cuts, hence seven graphs.
+CuPy captures kernels and refuses to capture cuBLAS (CuPy 14). So a recording is cut at each matrix
+product: a graph, a product, a graph, and so on; a step multiplies by calling `products` below.
+AlexNet's three fully connected layers make six cuts, hence seven graphs.
 
-In the simulator there is no driver; a recording is then the list of launches itself (kernel,
-grid, block, arguments by reference), and to replay it is to make them again. That shows, without a
-GPU, whether a replay does what the step does. On a GPU none of this has been run yet.
+In the simulator there is no driver; a recording is then the list of launches (kernel, grid, block,
+arguments by reference), and a replay runs them again. That shows, without a GPU, whether a replay
+computes what the step does. Not yet run on a GPU.
 """
 
 import threading
@@ -33,10 +33,11 @@ _this_thread = threading.local()
 
 
 class Recording:
-    """What `work` would do on `device`, ready to be done again and again.
+    """The launches of `work` on `device`, ready to be replayed.
 
-    The work is not done while it is recorded. `replay()` queues all of it; `pieces` are the
-    functions it calls, in order. Whatever the work raises ends the recording and is raised again.
+    They do not run while they are recorded. `replay()` queues all of them; `pieces` are the
+    functions that it calls, in order. Whatever `work` raises ends the recording and is raised
+    again.
     """
 
     def __init__(self, device: Device, work: Callable[[], Any]) -> None:
@@ -63,19 +64,19 @@ class Recording:
             _this_thread.recording = None
 
     def replay(self) -> None:
-        """Queue all that was recorded, on the current stream."""
+        """Queue everything that was recorded, on the current stream."""
         for piece in self.pieces:
             piece()
 
     def cut(self, call: Callable[[], Any]) -> None:
-        """End the graph here; `call` is made at each replay, and then the next graph goes on."""
+        """End the graph here; each replay makes `call`, and continues with the next graph."""
         self._end()
         self.pieces.append(call)
         self._begin()
 
     def _begin_capture(self) -> None:
-        # A stream of its own, which neither waits for CUDA's default stream nor makes it wait: a
-        # capture may depend on no other stream. It is made current, so that launches go there.
+        # A non-blocking stream, which is not ordered with CUDA's default stream: a capture must not
+        # depend on another stream. It is made current, so that launches go there.
         cuda = self.device.xp.cuda
         self._home = cuda.get_current_stream()
         self._stream = self._stream or cuda.Stream(non_blocking=True)
@@ -94,8 +95,8 @@ class Recording:
         self._launches.__exit__(None, None, None)
 
     def _give_up(self) -> None:
-        """Take the stream out of capture; what went wrong is already on its way to the caller."""
-        with suppress(Exception):  # a capture that has failed says so once more at its end
+        """End the capture after an error, which is already being raised."""
+        with suppress(Exception):  # a failed capture raises again at its end
             self._end()
 
 

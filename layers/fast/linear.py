@@ -19,11 +19,11 @@ class LinearStep(Step):
     def __init__(self, layers, device, dtype, precision="fp32"):
         super().__init__(layers, device, dtype, precision)
         self.linear, self.relu, self.dropout = [*self.layers, None, None][:3]
-        library = "cuBLAS" if device.is_cuda else "BLAS"
-        where = "kernel" if device.is_cuda else "host"
-        parts = [f"bias_relu_{where}", f"bias_relu_dropout_{where}"][len(self.layers) - 2 :][:1]
-        epilogue = f", {parts[0]}, masked_gradient_{where}" if self.relu is not None else ""
-        self.short, self.computed_by = library, library + epilogue
+        self.short, where = ("cuBLAS", "kernel") if device.is_cuda else ("BLAS", "host")
+        epilogue = "bias_relu" if self.dropout is None else "bias_relu_dropout"
+        self.computed_by = f"{self.short}, {epilogue}_{where}, masked_gradient_{where}"
+        if self.relu is None:
+            self.computed_by = "cuBLAS, bias_kernel, sum_rows_kernel" if device.is_cuda else "BLAS"
 
     def forward(self, x, train=True):
         """x (N, in) -> y (N, out)."""

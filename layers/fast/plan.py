@@ -85,8 +85,12 @@ def plan(
 
 def plan_loss(device: Device, dtype: Any = np.float32) -> SoftmaxCrossEntropy:
     """The loss for a net on `device`: SoftmaxCrossEntropy by its fast kernels or loops."""
-    loss = SoftmaxRows() if device.is_cuda else SoftmaxVectorized()
-    return loss.to(device, dtype)
+    return loss_kind(device)().to(device, dtype)
+
+
+def loss_kind(device: Device) -> type[SoftmaxCrossEntropy]:
+    """The class of that loss."""
+    return SoftmaxRows if device.is_cuda else SoftmaxVectorized
 
 
 SLOWER = {"host": 0, "simulator": 0}

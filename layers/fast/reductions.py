@@ -1,15 +1,15 @@
-"""Sums over many rows, the same bits every time: partial sums first, then their sum.
+"""Sums over many rows in two passes, the same bits every time.
 
     total[k] = Σ_row x[row, k]            mean = 1/N Σ_n values[n]
 
 One thread for each k would leave a GPU idle (conv1 has 96 filters and 387,200 rows at batch 128);
-atomic additions would use it, in an order that changes from run to run, and with it the last
-bits. So there are two passes. The rows are cut into parts, whose number follows from the shape
-alone; the first pass gives every part a block and writes its sum down, the second adds the parts'
-sums in order.
+atomic additions would occupy it, but in an order that changes from run to run, and so would the
+last bits. So there are two passes. The rows are split into parts, whose number follows from the
+shape alone; in the first pass a block computes the partial sum of a part, and the second adds the
+partial sums in order.
 
 Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64; x may be bfloat16.
-`layers/fast/` joins the first pass to the mask of the ReLU, whose output it sums.
+`bias_relu.py` combines the first pass with the mask of the ReLU.
 """
 
 from layers.device import cuda, grid_for, grid_of
@@ -19,7 +19,7 @@ LANES = 32
 """Columns of a block: a warp reads 32 neighbours of one row."""
 
 WARPS = 8
-"""Rows that a block reads at a time."""
+"""Rows that a block reads at once."""
 
 FEWEST_ROWS, MOST_PARTS = 64, 256
 MEAN_THREADS = 128
@@ -31,7 +31,7 @@ def rows_in_part(rows: int) -> int:
 
 
 def parts_of(rows: int) -> int:
-    """How many parts `rows` rows are cut into."""
+    """Into how many parts `rows` rows are split."""
     return -(-rows // rows_in_part(rows))
 
 
@@ -44,7 +44,7 @@ def parts_grid(rows: int, columns: int):
 #
 # First pass: thread (lane, warp) of a block adds up rows warp, warp + 8, ... of the block's part,
 # in one column; neighbouring lanes read neighbouring elements: coalesced. The eight sums of a
-# column meet in shared memory, where warp 0 adds them up in order. Second pass: one thread per
+# column are written to shared memory, where warp 0 adds them in order. Second pass: one thread per
 # column, over the parts in order, coalesced. Mean: one block; thread t adds values t, t + 128, ...
 # and then the sums are added pairwise. All orders are fixed: deterministic.
 
@@ -100,7 +100,7 @@ def mean_kernel(values, mean):
 
 
 def sum_rows(x, total, buffer):
-    """total (K) = the sum of the rows of x (rows, K); `buffer` gives the partial sums a place."""
+    """total (K) = the sum of the rows of x (rows, K); `buffer` provides the partial sums."""
     rows, columns = x.shape
     partial = buffer("partial", (parts_of(rows), columns))
     sum_rows_kernel[parts_grid(rows, columns)](x, partial, rows_in_part(rows))

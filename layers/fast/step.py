@@ -2,8 +2,8 @@
 
 A step computes one layer, or several that follow each other, with the same results but for
 roundings. It has `forward` and `backward` like a layer. What it replaces stays in the net:
-parameters, seeds and shapes are the layers', and only the arithmetic is the step's. `plan.py` chooses the steps
-of a net; `tinyconv/sequential.py` walks along them.
+parameters, seeds and shapes are the layers', and only the arithmetic is the step's. `plan.py`
+chooses the steps of a net; `tinyconv/sequential.py` walks along them.
 
 A step on a GPU whose precision is bf16 takes and returns arrays of `storage`, uint16: the bits of
 bfloat16 (`bfloat16.py`). In every other case activations have the dtype of the arithmetic.
@@ -33,6 +33,8 @@ class Step(ABC):
     """Kernels, host loops or library, for readers of `python -m tinyconv plan`."""
     short = ""
     """The same in one or two words, for `print(net)`."""
+    source = ""
+    """The file of the kernels, where it is not that of the class."""
 
     def __init__(
         self, layers: Sequence[Layer], device: Device, dtype: Any, precision: str = "fp32"
@@ -50,8 +52,8 @@ class Step(ABC):
 
     @property
     def file(self) -> str:
-        """Where the step is: "layers/fast/lrn.py"."""
-        return source_file(self)
+        """Where the step is computed: "layers/fast/lrn.py"."""
+        return self.source or source_file(self)
 
     @property
     def replaces(self) -> list[str]:
@@ -128,8 +130,8 @@ class Step(ABC):
 
 
 def source_file(thing: Any) -> str:
-    """The file of the class of `thing`, as seen from the project's root: "layers/lrn.py"."""
-    module = type(thing).__module__
+    """The file of a class, or of an object's class, from the project's root: "layers/lrn.py"."""
+    module = (thing if isinstance(thing, type) else type(thing)).__module__
     path = module.replace(".", "/")
     package = getattr(sys.modules.get(module), "__path__", None)
     return f"{path}/__init__.py" if package else f"{path}.py"

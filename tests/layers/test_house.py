@@ -23,6 +23,7 @@ CHOICES = {
     "tinyconv/parallel/stage.py": "on the host bf16 is rounded in place",
     "tinyconv/sgd.py": "a kernel or a host loop of its own: the update",
     "tinyconv/step.py": "only a GPU's launches are recorded",
+    "tinyconv/tools/plan_command.py": "prints the kernels or the host loops of a layer",
     "tinyconv/train_options.py": "the default width",
 }
 """Files of tinyconv/ that ask whether a device is a GPU, and what for."""

@@ -65,8 +65,8 @@ SIGHTS: dict[str, tuple[str, int, int]] = {
     "softmax_forward_kernel": ("softmax", 0, 2),
     "softmax_backward_kernel": ("softmax", 0, 0),
     "softmax_rows_kernel": ("softmax_rows", 1, 0),
-    "bits_kernel": ("bfloat16", 0, 1),
-    "scale_kernel": ("bfloat16", 0, 0),
+    "to_bfloat16_kernel": ("bfloat16", 0, 1),
+    "from_bfloat16_kernel": ("bfloat16", 1, 1),
     "sgd_kernel": ("sgd", 1, 3),
     "crop_kernel": ("crop", 0, 3),
 }

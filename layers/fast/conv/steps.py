@@ -79,6 +79,7 @@ class SharedMemoryConv(ConvStep):
     """By tiles of 16×16 in shared memory, one output a thread."""
 
     short = "shared memory"
+    source = "layers/fast/conv/shared_memory.py"
     computed_by = "shared_forward_kernel, shared_{input,filter}_gradient_kernel"
 
     def product(self, x, w, b, y, stride, before, groups, relu):
@@ -96,6 +97,7 @@ class TiledConv(ConvStep):
     """By register tiles in float32; dL/dx with a stride is the book's."""
 
     short = "tiled"
+    source = "layers/fast/conv/tiled.py"
     computed_by = "tiled_forward_*_kernel, tiled_filter_*_kernel, sum_parts_kernel"
 
     def product(self, x, w, b, y, stride, before, groups, relu):
@@ -115,6 +117,7 @@ class TensorConv(ConvStep):
     """On tensor cores, in TF32 or bfloat16."""
 
     short = "tensor cores"
+    source = "layers/fast/conv/tensor_core.py"
     computed_by = "tensor_forward_*_kernel, tensor_filter_*_kernel, sum_parts_kernel"
 
     def follow(self, before):

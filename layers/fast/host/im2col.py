@@ -10,9 +10,9 @@ outputs are one product:
     dw = dyᵀ · columns
     dx = col2im(dy · w)        each image element gathers what its windows hold for it
 
-`padded` is x with the padding's zeros around it, and only the channels of one group: groups take
-turns. Every window lies inside it, and each of a window's rows (s, c) is one run of memory. So
-im2col copies runs and col2im adds them up, and neither has to ask where the image ends.
+`padded` is x with zeros around it, and only the channels of one group: groups are processed one
+after the other. Every window is inside it, and each of a window's rows (s, c) is one run of memory.
+So im2col copies runs and col2im adds them, and neither has to test for the image's border.
 
 The matrix holds each pixel up to R·S times: each group of conv2 would need 448 MB at batch 128. So
 the images are taken a few at a time, as many as fit COLUMN_BYTES, and the matrix is built anew in
@@ -27,7 +27,7 @@ from layers.fast.host.threads import in_parallel, shares
 from layers.fast.step import Step
 
 COLUMN_BYTES = 8 * 2**20
-"""Upper limit for a thread's matrix of columns, but one image is always taken whole."""
+"""Upper limit of a thread's matrix of columns, but at least one image."""
 
 # Both loops take a slice for each run. Numba works on such a run at full speed, since its index
 # cannot be negative, where `columns[row, base + i]` would be checked element by element.
@@ -137,8 +137,8 @@ def forward_images(x, w, b, y, stride, before, groups, workspace):
             image, place = common(x_part[..., g * channels : (g + 1) * channels], part, before)
             place[...] = image
             im2col(part, columns, size, stride, rows, width)
-            mine = slice(g * per_group, (g + 1) * per_group)
-            np.matmul(columns, w[mine].T, out=y_rows[:, mine])
+            filters_of_group = slice(g * per_group, (g + 1) * per_group)
+            np.matmul(columns, w[filters_of_group].T, out=y_rows[:, filters_of_group])
         add_bias(y_rows, b)
 
 
@@ -148,8 +148,8 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
     images, rows, width, _ = dy.shape
     per_group = filters // groups
     flat_w, flat_dw = w.reshape(filters, -1), dw.reshape(filters, -1)
-    share = workspace("share", (per_group, flat_w.shape[1]))
-    share_db = workspace("share of db", db.shape)
+    partial = workspace("partial dw", (per_group, flat_w.shape[1]))
+    partial_db = workspace("partial db", db.shape)
     dw[...] = 0
     db[...] = 0
     batch = images_at_once(x.shape, dy.shape, w.shape, x.itemsize)
@@ -158,19 +158,19 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
         x_part = x[start : start + batch]
         part = padded[: len(x_part)]
         dy_rows = dy[start : start + batch].reshape(-1, filters)
-        column_sums(dy_rows, share_db)
-        db += share_db
+        column_sums(dy_rows, partial_db)
+        db += partial_db
         columns = workspace("columns", (dy_rows.shape[0], flat_w.shape[1]))
         for g in range(groups):
             group = slice(g * channels, (g + 1) * channels)
             image, place = common(x_part[..., group], part, before)
             place[...] = image
             im2col(part, columns, size, stride, rows, width)
-            mine = slice(g * per_group, (g + 1) * per_group)
-            np.matmul(dy_rows[:, mine].T, columns, out=share)
-            flat_dw[mine] += share
+            filters_of_group = slice(g * per_group, (g + 1) * per_group)
+            np.matmul(dy_rows[:, filters_of_group].T, columns, out=partial)
+            flat_dw[filters_of_group] += partial
             if dx is not None:
-                np.matmul(dy_rows[:, mine], flat_w[mine], out=columns)
+                np.matmul(dy_rows[:, filters_of_group], flat_w[filters_of_group], out=columns)
                 d_part = workspace("d_padded", part.shape)
                 col2im(columns, d_part, size, stride, rows, width)
                 dx_part = dx[start : start + batch, ..., group]
@@ -180,11 +180,11 @@ def backward_images(x, w, dy, dx, dw, db, stride, before, groups, workspace):
                 d_image[...] = place
 
 
-# The images are divided among the threads (`threads.py`); each has arrays of its own.
+# The images are split among the threads (`threads.py`), each with its own arrays.
 
 
-def own(workspace, number):
-    """The workspace of thread `number`."""
+def workspace_of(workspace, number):
+    """The arrays of thread `number`."""
     return lambda name, shape: workspace(f"{name} {number}", shape)
 
 
@@ -195,18 +195,19 @@ def im2col_forward(x, w, b, y, stride, before, groups, workspace):
     """
 
     def work(number, part):
-        forward_images(x[part], w, b, y[part], stride, before, groups, own(workspace, number))
+        arrays = workspace_of(workspace, number)
+        forward_images(x[part], w, b, y[part], stride, before, groups, arrays)
 
     in_parallel(work, shares(len(x)))
 
 
 def im2col_backward(x, w, dy, dx, dw, db, stride, before, groups, workspace):
-    """dx, dw, db from dy, x and w; dx may be None where nobody needs it (the first layer).
+    """dx, dw, db from dy, x and w; dx may be None where it is not needed (the first layer).
 
     What the images add to dw and db is added in their order: the same bits each run.
     """
     parts = shares(len(x))
-    # The first thread's sums are in dw and db themselves.
+    # The first thread adds to dw and db themselves.
     sums = [(dw, db)] + [
         (workspace(f"dw {number}", dw.shape), workspace(f"db {number}", db.shape))
         for number in range(1, len(parts))
@@ -216,8 +217,8 @@ def im2col_backward(x, w, dy, dx, dw, db, stride, before, groups, workspace):
         dx_part = None if dx is None else dx[part]
         part_dw, part_db = sums[number]
         geometry = stride, before, groups
-        mine = own(workspace, number)
-        backward_images(x[part], w, dy[part], dx_part, part_dw, part_db, *geometry, mine)
+        arrays = workspace_of(workspace, number)
+        backward_images(x[part], w, dy[part], dx_part, part_dw, part_db, *geometry, arrays)
 
     in_parallel(work, parts)
     for more_dw, more_db in sums[1:]:

@@ -22,8 +22,8 @@ from layers.fast.step import Step
 def power_host(s, beta, out):
     """out[i] = s[i]^−β."""
     if beta == 0.75:
-        # A power is a function call for each channel; square roots are vectorized. They are taken in
-        # float64, so that the result is the power, rounded once.
+        # A power is a function call for each channel; square roots are vectorized. They are taken
+        # in float64, so that the result is the power, rounded once.
         for i in range(s.size):
             root = math.sqrt(np.float64(s[i]))
             out[i] = 1 / (root * math.sqrt(root))

@@ -129,17 +129,17 @@ def test_any_shape_in_place_and_not_contiguous():
 def test_other_types_shapes_and_layouts_are_refused():
     x = np.zeros((4, 3), np.float32)
     for function in (bfloat16.round_bf16, bfloat16.round_tf32):
-        with pytest.raises(ValueError, match="float32 is wanted, not of float64"):
+        with pytest.raises(ValueError, match="an array of float32, not of float64"):
             function(x.astype(np.float64), x)
-        with pytest.raises(ValueError, match="float32 is wanted, not of float16"):
+        with pytest.raises(ValueError, match="an array of float32, not of float16"):
             function(x, x.astype(np.float16))
         with pytest.raises(ValueError, match=r"out \(3, 4\) must be contiguous.*x \(4, 3\)"):
             function(x, np.empty((3, 4), np.float32))
         with pytest.raises(ValueError, match=r"out \(4, 3\) must be contiguous"):
             function(x, np.empty((3, 4), np.float32).T)
-    with pytest.raises(ValueError, match="float32 is wanted, not of float64"):
+    with pytest.raises(ValueError, match="an array of float32, not of float64"):
         bfloat16.to_bits(x.astype(np.float64))
-    with pytest.raises(ValueError, match="uint16 is wanted, not of int16"):
+    with pytest.raises(ValueError, match="an array of uint16, not of int16"):
         bfloat16.from_bits(x.astype(np.int16))
 
 

@@ -231,16 +231,15 @@ def printed(program, **environment):
     return done.stdout.split()
 
 
-ASK = """
-import os
-import layers.fast.host.threads as t
-print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])
-"""
+ASK = (
+    "import layers.fast.host.threads as t, os; "
+    "print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
+)
 
 
 def test_blas_gets_one_thread_if_it_is_told_in_time():
-    assert printed(f"import layers\n{ASK}") == ["True", "2", "1"]
-    assert printed(f"import numpy\n{ASK}") == ["False", "1", "1"]
+    assert printed(f"import layers; {ASK}") == ["True", "2", "1"]
+    assert printed(f"import numpy; {ASK}") == ["False", "1", "1"]
 
 
 def test_a_number_of_threads_that_somebody_chose_is_kept():

@@ -1,0 +1,1 @@
+"""Commands of `python -m tinyconv` that look at a net or a machine."""

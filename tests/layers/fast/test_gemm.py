@@ -180,7 +180,9 @@ def test_an_operand_that_is_not_contiguous_is_refused():
     cupy = FakeCupy()
     a = np.zeros((4, 6), np.float32).view(FakeArray)[::2, ::2]
     out = np.zeros((2, 2), np.float32).view(FakeArray)
-    with pytest.raises(ValueError, match=r"an operand of \(2, 3\) is not contiguous; copy it first"):
+    with pytest.raises(
+        ValueError, match=r"an operand of \(2, 3\) is not contiguous; copy it first"
+    ):
         multiply(
             cupy.device(), (a, np.zeros((3, 2), np.float32).view(FakeArray), out), precision="tf32"
         )

@@ -232,8 +232,7 @@ def printed(program, **environment):
 
 
 ASK = (
-    "import layers.fast.host.threads as t, os; "
-    "print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
+    "import layers.fast.host.threads as t, os; print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
 )
 
 

@@ -399,7 +399,7 @@ def test_what_steps_say_of_themselves_is_true(device):
             assert f"class {type(layer).__name__}(" in (ROOT / file).read_text(encoding="utf-8")
             assert "/fast/" not in file
         assert 0 < len(step.short) <= 20 and step.computed_by
-        for name in set(step.computed_by.split(", ")) - LIBRARIES:
+        for name in sorted(set(step.computed_by.split(", ")) - LIBRARIES):
             found = functions_like(name, modules_from(module))
             assert found, f"{type(step).__name__}: there is no {name}"
 

@@ -37,7 +37,8 @@ LONGEST = (
     "layers/test_kernels_compile.py",
     "layers/test_layer.py",  # compiles the host loops, which other processes find in the cache
     "tinyconv/parallel/test_launch.py",
-    "layers/test_conv_tiled.py",
+    "layers/fast/conv/test_tiled.py",
+    "layers/fast/test_agreement.py",
     "tinyconv/parallel/test_replicas.py",
     "benchmarks/test_gpu_report.py",
     "tinyconv/test_sequential.py",

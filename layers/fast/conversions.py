@@ -45,14 +45,20 @@ class Conversion(Step):
     def _to_bits(self, name: str, array: Any) -> Any:
         if array is None:  # the first layer's `input_gradient` is off
             return None
-        array = self.device.xp.ascontiguousarray(array)
+        array = self._of_dtype(array, self.dtype)
         bits = self.buffer(name, array.shape, BITS)
         round_into(self.device, "bf16", array, bits)
         return bits
 
+    def _of_dtype(self, array: Any, dtype: Any) -> Any:
+        if array.dtype != dtype:
+            raise ValueError(f"{self.name}: an array of {array.dtype}, expected {dtype}")
+        return self.device.xp.ascontiguousarray(array)
+
     def _to_float32(self, name: str, bits: Any) -> Any:
         if bits is None:
             return None
+        bits = self._of_dtype(bits, BITS)
         numbers = self.buffer(name, bits.shape)
         widen_into(bits, numbers)
         return numbers

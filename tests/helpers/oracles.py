@@ -1,4 +1,4 @@
-"""The layers' formulas written out once more, and how the tests run a layer and compare.
+"""The layers' formulas written out once more, and how the tests run a layer or step and compare.
 
 Plain loops in float64 which follow the formulas in the layers' docstrings letter by letter. Where
 a layer gathers (each output asks who contributes), the loops here scatter (each product goes where
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def run(layer, x, dy=None, train=True):
-    """(y, dx) of one pass of `layer` on its device, as copies on the host; no dy, no dx."""
+    """(y, dx) of one pass of a layer or step on its device, as host copies; no dy, no dx."""
     device = layer.device
     y = device.to_host(layer.forward(device.array(x, layer.dtype), train)).copy()
     if dy is None:
@@ -21,8 +21,10 @@ def run(layer, x, dy=None, train=True):
 
 
 def gradients(layer):
-    """Host copies of all the layer's parameter gradients."""
-    return [layer.device.to_host(parameter.grad).copy() for parameter in layer.parameters()]
+    """Host copies of the parameter gradients of a layer, or of all layers of a step."""
+    layers = getattr(layer, "layers", [layer])
+    parameters = [parameter for each in layers for parameter in each.parameters()]
+    return [layer.device.to_host(parameter.grad).copy() for parameter in parameters]
 
 
 def rounding(dtype, terms=100):
@@ -35,9 +37,12 @@ def rounding(dtype, terms=100):
 
 
 def assert_close(actual, expected, dtype, terms=100):
-    """`actual` is `expected` but for roundings of `dtype` in sums of `terms` terms."""
+    """`actual` is `expected` but for roundings of `dtype` in sums of `terms` terms.
+
+    NaN and infinities must be where they are in `expected`.
+    """
     error = rounding(dtype, terms)
-    size = float(np.max(np.abs(expected), initial=0))
+    size = float(np.max(np.abs(expected), initial=0, where=np.isfinite(expected)))
     np.testing.assert_allclose(actual, expected, rtol=error, atol=error * size)
 
 

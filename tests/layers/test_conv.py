@@ -1,30 +1,13 @@
-"""Convolution: host and kernels against the formula written out, on shapes that fit nothing."""
+"""Convolution: both tiers against the formula written out, on shapes that fit nothing."""
 
 import numpy as np
 import oracles
 import pytest
+from layer_cases import CONV as CASES
+from tiers import computing, tiers_of_conv
 
-from layers import Conv2D, Device
-from layers.fast.host import im2col as host
-
-# image (N, H, W, C), filters, window, stride, padding, groups
-CASES = {
-    "plain": ((2, 6, 7, 5), 4, 3, 1, 0, 1),
-    "stride 2, padding only after": ((2, 6, 7, 5), 4, 3, 2, (0, 2), 1),
-    "stride 2, padding only before": ((2, 7, 6, 3), 5, 3, 2, (3, 0), 1),
-    "stride 3 over a window of 2": ((2, 6, 7, 5), 3, 2, 3, 1, 1),
-    "1x1": ((2, 5, 3, 7), 4, 1, 1, 0, 1),
-    "1x1, stride 3": ((2, 5, 8, 3), 4, 1, 3, 0, 1),
-    "window as large as the padded image": ((3, 3, 3, 2), 4, 5, 2, 1, 1),
-    "window as high as the padded image": ((2, 3, 6, 2), 4, 4, 1, (1, 0), 1),
-    "last rows and columns do not fit": ((2, 8, 9, 2), 3, 3, 4, 0, 1),
-    "windows that lie in the padding": ((2, 3, 4, 2), 3, 2, 1, (3, 2), 1),
-    "one pixel": ((3, 1, 1, 7), 4, 3, 1, 1, 1),
-    "two groups, stride 2": ((2, 6, 5, 4), 6, 3, 2, (2, 1), 2),
-    "three groups": ((2, 4, 5, 6), 9, 3, 1, 1, 3),
-    "a group for each channel": ((1, 5, 4, 6), 6, 3, 1, 1, 6),
-    "one filter": ((3, 4, 5, 3), 1, 2, 1, 0, 1),
-}
+from layers import Conv2D
+from layers.conv import ALGORITHMS, SUM_THREADS
 
 
 def make(case, device, dtype):
@@ -49,23 +32,37 @@ def make(case, device, dtype):
     return layer, x, drawn[0], expected
 
 
-def check(case, device, dtype):
+def check(case, tier, device, dtype):
     layer, x, dy, expected = make(case, device, dtype)
-    actual = *oracles.run(layer, x, dy), *oracles.gradients(layer)
+    actual = *oracles.run(computing(layer, tier), x, dy), *oracles.gradients(layer)
     for mine, right in zip(actual, expected, strict=True):
         assert mine.dtype == dtype
         # Sums of up to R·S·C or N·P·Q products: fewer than 100.
         oracles.assert_close(mine, right, dtype)
 
 
+@tiers_of_conv
 @pytest.mark.parametrize("title", CASES)
-def test_forward_and_all_gradients_follow_the_formula(title, device):
-    check(CASES[title], device, np.float64)
+def test_forward_and_all_gradients_follow_the_formula(title, tier, device):
+    check(CASES[title], tier, device, np.float64)
+
+
+@tiers_of_conv
+@pytest.mark.parametrize("title", ["stride 2, padding only after", "two groups, stride 2"])
+def test_float32_follows_the_formula(title, tier, device):
+    check(CASES[title], tier, device, np.float32)
 
 
 @pytest.mark.parametrize("title", ["stride 2, padding only after", "two groups, stride 2"])
-def test_float32_follows_the_formula(title, device):
-    check(CASES[title], device, np.float32)
+def test_register_tiles_follow_the_formula(title, cuda_device):
+    """The fast tier of a GPU; all of its cases are in tests/layers/fast/conv/test_tiled.py."""
+    layer, x, dy, expected = make(CASES[title], cuda_device, np.float32)
+    layer.algorithm = "tiled"
+    step = computing(layer, "fast")
+    assert step is not layer
+    actual = *oracles.run(step, x, dy), *oracles.gradients(layer)
+    for mine, right in zip(actual, expected, strict=True):
+        oracles.assert_close(mine, right, np.float32)
 
 
 def test_kernels_agree_with_the_host(cuda_device):
@@ -81,37 +78,29 @@ def test_kernels_agree_with_the_host(cuda_device):
 
 def test_bias_gradient_adds_up_more_rows_than_a_block_has_threads(cuda_device):
     # 2 · 13 · 15 = 390 rows for 128 threads: some threads add four, some three.
-    check(((2, 13, 15, 1), 2, 1, 1, 0, 1), cuda_device, np.float64)
+    assert SUM_THREADS == 128
+    check(((2, 13, 15, 1), 2, 1, 1, 0, 1), "simple", cuda_device, np.float64)
 
 
-@pytest.mark.parametrize("images_at_once", [1, 2])
-def test_the_host_may_take_the_images_a_few_at_a_time(images_at_once, monkeypatch):
-    # 3 images: with 2 at once the last part is smaller than the matrix of columns.
-    case = (3, 6, 7, 4), 6, 3, 2, (0, 2), 2
-    rows, columns, per_filter = 3, 4, 3 * 3 * 2
-    limit = images_at_once * rows * columns * per_filter * 8
-    monkeypatch.setattr(host, "COLUMN_BYTES", limit)
-    at_once = host.images_at_once(case[0], (3, rows, columns, 6), (6, 3, 3, 2), 8)
-    assert at_once == images_at_once
-    check(case, Device("cpu"), np.float64)
-
-
-def test_nothing_of_an_image_is_left_over_for_the_next(device):
-    # The padding is part of an array that is used again, for images of any size.
+@tiers_of_conv
+def test_nothing_of_an_image_is_left_over_for_the_next(tier, device):
+    # The padding of im2col is part of an array that is used again, for images of any size.
     layer, x, dy, expected = make(CASES["windows that lie in the padding"], device, np.float64)
+    step = computing(layer, tier)
     large = np.full((4, 9, 8, 2), np.nan)
-    oracles.run(layer, large, np.full((4, *layer.output_shape((9, 8, 2))), np.nan))
-    actual = *oracles.run(layer, x, dy), *oracles.gradients(layer)
+    oracles.run(step, large, np.full((4, *layer.output_shape((9, 8, 2))), np.nan))
+    actual = *oracles.run(step, x, dy), *oracles.gradients(layer)
     for mine, right in zip(actual, expected, strict=True):
         oracles.assert_close(mine, right, np.float64)
 
 
-def test_without_input_gradient_the_weights_gradients_are_the_same(device):
+@tiers_of_conv
+def test_without_input_gradient_the_weights_gradients_are_the_same(tier, device):
     layer, x, dy, (_, _, dw, db) = make(CASES["two groups, stride 2"], device, np.float64)
     layer.input_gradient = False
     for parameter in layer.parameters():
         parameter.grad[...] = np.nan
-    _, dx = oracles.run(layer, x, dy)
+    _, dx = oracles.run(computing(layer, tier), x, dy)
     assert dx is None
     for mine, right in zip(oracles.gradients(layer), (dw, db), strict=True):
         oracles.assert_close(mine, right, np.float64)
@@ -155,53 +144,53 @@ def test_nonsense_is_refused_by_the_constructor(arguments):
 
 
 def test_groups_that_do_not_divide_are_named_with_both_channel_counts():
-    with pytest.raises(ValueError, match="3 groups.*9.*4"):
+    with pytest.raises(ValueError, match="groups=3 .*in_channels=9 .*out_channels=4"):
         Conv2D(9, 4, 3, groups=3)
 
 
 def test_an_unknown_algorithm_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'fastest'.*'host'.*'direct'"):
+    with pytest.raises(ValueError, match="'fastest'") as caught:
         Conv2D(8, 4, 3, algorithm="fastest")
+    for known in ALGORITHMS:
+        assert repr(known) in str(caught.value)
 
 
-def test_an_algorithm_is_refused_on_the_wrong_device(cuda_device):
-    with pytest.raises(ValueError, match="'host' does not run on cuda:0"):
-        Conv2D(2, 3, 3, algorithm="host").to(cuda_device)
-    with pytest.raises(ValueError, match="'direct' does not run on cpu"):
-        Conv2D(2, 3, 3, algorithm="direct").to("cpu")
-
-
-def test_an_algorithm_that_runs_there_may_be_named(device):
-    layer, x, dy, (y, dx, _, _) = make(CASES["plain"], device, np.float64)
-    named = Conv2D(5, 4, 3, algorithm="direct" if device.is_cuda else "host")
-    named.to(device, np.float64)
-    for mine, theirs in zip(named.parameters(), layer.parameters(), strict=True):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_layer_itself_ignores_the_algorithm(algorithm, device):
+    """It is a hint for the plan, which refuses what does not run (fast/test_plan.py)."""
+    layer, x, dy, expected = make(CASES["plain"], device, np.float64)
+    hinted = Conv2D(5, 4, 3, algorithm=algorithm).to(device, np.float64)
+    for mine, theirs in zip(hinted.parameters(), layer.parameters(), strict=True):
         mine.value[...] = theirs.value
-    for mine, right in zip(oracles.run(named, x, dy), (y, dx), strict=True):
+    actual = *oracles.run(hinted, x, dy), *oracles.gradients(hinted)
+    for mine, right in zip(actual, expected, strict=True):
         oracles.assert_close(mine, right, np.float64)
 
 
+@tiers_of_conv
 @pytest.mark.parametrize("shape", [(2, 6, 7, 4), (2, 6, 7), (2, 6, 7, 5, 1), (2, 35)])
-def test_an_image_of_another_shape_is_refused_with_both_shapes(shape, device):
-    layer = Conv2D(5, 4, 3).to(device)
+def test_an_image_of_another_shape_is_refused_with_both_shapes(shape, tier, device):
+    step = computing(Conv2D(5, 4, 3).to(device, np.float64), tier)
     image = ", ".join(str(side) for side in shape[1:])
     with pytest.raises(ValueError) as caught:
-        layer.forward(device.zeros(shape, np.float32))
+        step.forward(device.zeros(shape, np.float64))
     assert image in str(caught.value)
     assert "(4, 3, 3, 5)" in str(caught.value)
 
 
-def test_a_window_larger_than_the_padded_image_is_refused_with_both_sizes(device):
-    layer = Conv2D(2, 3, 5, padding=(1, 0)).to(device)
+@tiers_of_conv
+def test_a_window_larger_than_the_padded_image_is_refused_with_both_sizes(tier, device):
+    step = computing(Conv2D(2, 3, 5, padding=(1, 0)).to(device, np.float64), tier)
     with pytest.raises(ValueError, match=r"\(3, 8, 2\), padded to 4x9.*5x5"):
-        layer.forward(device.zeros((1, 3, 8, 2), np.float32))
+        step.forward(device.zeros((1, 3, 8, 2), np.float64))
 
 
-def test_not_a_number_in_an_image_reaches_the_windows_over_it_and_no_others(device):
+@tiers_of_conv
+def test_not_a_number_in_an_image_reaches_the_windows_over_it_and_no_others(tier, device):
     layer = Conv2D(1, 1, 2).to(device, np.float64)
     layer.weight.value[...] = 1
     x = np.zeros((2, 3, 4, 1))
     x[1, 0, 0, 0] = np.nan
-    y, _ = oracles.run(layer, x)
+    y, _ = oracles.run(computing(layer, tier), x)
     assert np.isnan(y[1, 0, 0, 0])
     assert np.isnan(y).sum() == 1

@@ -1,8 +1,10 @@
-"""The fully connected layer: three matrix products against three loops."""
+"""The fully connected layer: both tiers' matrix products against three loops."""
 
 import numpy as np
 import oracles
 import pytest
+from layer_cases import LINEAR as SIZES
+from tiers import both_tiers, computing
 
 from layers import Linear
 
@@ -18,9 +20,10 @@ def make(device, dtype, images=3, inputs=7, outputs=5):
     return layer, x, dy, w, b
 
 
+@both_tiers
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("sizes", [(3, 7, 5), (1, 7, 5), (4, 1, 3), (4, 3, 1)])
-def test_forward_and_all_gradients_follow_the_formula(sizes, dtype, device):
+@pytest.mark.parametrize("sizes", SIZES)
+def test_forward_and_all_gradients_follow_the_formula(sizes, dtype, tier, device):
     layer, x, dy, w, b = make(device, dtype, *sizes)
     images, inputs, outputs = sizes
     y, dx = np.zeros((images, outputs)), np.zeros((images, inputs))
@@ -33,20 +36,22 @@ def test_forward_and_all_gradients_follow_the_formula(sizes, dtype, device):
                 y[n, o] += float(x[n, i]) * float(w[o, i])
                 dx[n, i] += float(dy[n, o]) * float(w[o, i])
                 dw[o, i] += float(dy[n, o]) * float(x[n, i])
-    mine = *oracles.run(layer, x, dy), *oracles.gradients(layer)
+    mine = *oracles.run(computing(layer, tier), x, dy), *oracles.gradients(layer)
     for actual, right in zip(mine, (y, dx, dw, db), strict=True):
         assert actual.dtype == dtype
         oracles.assert_close(actual, right, dtype)
 
 
-def test_without_input_gradient_the_weights_gradients_are_the_same(device):
+@both_tiers
+def test_without_input_gradient_the_weights_gradients_are_the_same(tier, device):
     layer, x, dy, _, _ = make(device, np.float64)
-    oracles.run(layer, x, dy)
+    step = computing(layer, tier)
+    oracles.run(step, x, dy)
     dw, db = oracles.gradients(layer)
     layer.input_gradient = False
     for parameter in layer.parameters():
         parameter.grad[...] = np.nan
-    _, dx = oracles.run(layer, x, dy)
+    _, dx = oracles.run(step, x, dy)
     assert dx is None
     for mine, right in zip(oracles.gradients(layer), (dw, db), strict=True):
         np.testing.assert_array_equal(mine, right)
@@ -66,10 +71,11 @@ def test_sizes_below_one_are_refused(inputs, outputs):
         Linear(inputs, outputs)
 
 
+@both_tiers
 @pytest.mark.parametrize("shape", [(3, 6), (3, 7, 1), (3, 1, 1, 7)])
-def test_an_input_of_another_shape_is_refused_with_both_shapes(shape, device):
-    layer = Linear(7, 5).to(device)
+def test_an_input_of_another_shape_is_refused_with_both_shapes(shape, tier, device):
+    step = computing(Linear(7, 5).to(device), tier)
     with pytest.raises(ValueError) as caught:
-        layer.forward(device.zeros(shape, np.float32))
+        step.forward(device.zeros(shape, np.float32))
     assert str(shape[1:]) in str(caught.value)
     assert "(5, 7)" in str(caught.value)

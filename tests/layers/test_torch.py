@@ -6,16 +6,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
 import torch_twin  # noqa: E402  (imports torch)
+from tiers import both_tiers, loss_of  # noqa: E402
 
 from layers import (  # noqa: E402
     Conv2D,
+    Device,
     Dropout,
     Flatten,
     Linear,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
-    SoftmaxCrossEntropy,
     Tanh,
 )
 from tinyconv import SGD, Sequential, alexnet  # noqa: E402
@@ -66,12 +67,13 @@ def compare_gradients(net, twin):
         close(layer.bias.grad, module.bias.grad.numpy())
 
 
+@both_tiers
 @pytest.mark.parametrize("train", [True, False], ids=["training", "testing"])
 @pytest.mark.parametrize("title", LAYERS)
-def test_a_layer_agrees_with_pytorch_forward_and_backward(title, train):
+def test_a_layer_agrees_with_pytorch_forward_and_backward(title, train, tier):
     layer, shape = LAYERS[title]
     rng = np.random.default_rng(17)
-    net = Sequential([layer]).to("cpu", np.float64)
+    net = Sequential([layer]).to("cpu", np.float64, kernels=tier)
     net.set_seed(23)
     net.set_step(5)
     for parameter in net.parameters():
@@ -90,9 +92,10 @@ def test_a_layer_agrees_with_pytorch_forward_and_backward(title, train):
     compare_gradients(net, twin)
 
 
-def test_pytorch_too_lets_the_first_of_equals_win():
+@both_tiers
+def test_pytorch_too_lets_the_first_of_equals_win(tier):
     rng = np.random.default_rng(1)
-    net = Sequential([MaxPool2D(3, 2)]).to("cpu", np.float64)
+    net = Sequential([MaxPool2D(3, 2)]).to("cpu", np.float64, kernels=tier)
     x = rng.integers(3, size=(2, 7, 9, 5)).astype(np.float64)
     dy = rng.standard_normal(net.forward(x).shape)
     tensor = input_tensor(x)
@@ -100,10 +103,11 @@ def test_pytorch_too_lets_the_first_of_equals_win():
     close(net.backward(dy), torch_twin.channels_last(tensor.grad))
 
 
-def test_the_loss_agrees_with_pytorch():
+@both_tiers
+def test_the_loss_agrees_with_pytorch(tier):
     rng = np.random.default_rng(19)
     logits, labels = 3 * rng.standard_normal((4, 7)), rng.integers(7, size=4)
-    loss = SoftmaxCrossEntropy().to("cpu", np.float64)
+    loss = loss_of(tier, Device("cpu"))
     value = loss.forward(logits, labels)
     tensor = torch.from_numpy(logits.copy()).requires_grad_()
     theirs = torch.nn.functional.cross_entropy(tensor, torch.from_numpy(labels))
@@ -113,10 +117,12 @@ def test_the_loss_agrees_with_pytorch():
     close(loss.backward(), tensor.grad.numpy())
 
 
+@both_tiers
 @pytest.mark.parametrize("recipe", ["paper", "robust"])
-def test_three_training_steps_of_a_small_alexnet_agree_with_pytorch(recipe):
+def test_three_training_steps_of_a_small_alexnet_agree_with_pytorch(recipe, tier):
     rng = np.random.default_rng(29)
-    net = alexnet(num_classes=7, width=0.05, image_size=67, recipe=recipe).to("cpu", np.float64)
+    net = alexnet(num_classes=7, width=0.05, image_size=67, recipe=recipe)
+    net.to("cpu", np.float64, kernels=tier)
     if recipe == "paper":
         # Weights of 0.01 are meant for wide layers: in narrow ones the image would not come
         # through, and nothing but biases would be compared.
@@ -125,7 +131,7 @@ def test_three_training_steps_of_a_small_alexnet_agree_with_pytorch(recipe):
                 parameter.value *= 10
     net.set_step(3)
     twin = torch_twin.twin(net).train()
-    loss = SoftmaxCrossEntropy().to("cpu", np.float64)
+    loss = net.loss()
     # Large rates and decay: after three steps each of them has changed every digit.
     lr, momentum, decay = 0.02, 0.9, 0.05
     optimizer = SGD(net.parameters(), lr, momentum, decay)

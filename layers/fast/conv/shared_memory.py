@@ -224,17 +224,19 @@ def tiles_grid(rows, columns, groups):
 
 def shared_forward(x, w, b, y, stride, before, groups, relu=False):
     """y = conv(x) + b, or relu of it; arrays as in `layers/conv.py`."""
-    grid = tiles_grid(y.size // y.shape[3], y.shape[3] // groups, groups)
-    shared_forward_kernel[grid](x, w, b, y, stride, before, groups, relu)
+    launch = shared_forward_kernel[tiles_grid(y.size // y.shape[3], y.shape[3] // groups, groups)]
+    launch(x, w, b, y, stride, before, groups, relu)
 
 
 def shared_input_gradient(dy, w, dx, stride, before, groups):
     """dx from dy and w; any stride."""
-    grid = tiles_grid(dx.size // dx.shape[3], dx.shape[3] // groups, groups)
-    shared_input_gradient_kernel[grid](dy, w, dx, stride, before, groups)
+    launch = shared_input_gradient_kernel[
+        tiles_grid(dx.size // dx.shape[3], dx.shape[3] // groups, groups)
+    ]
+    launch(dy, w, dx, stride, before, groups)
 
 
 def shared_filter_gradient(x, dy, dw, stride, before, groups):
     """dw from x and dy."""
-    grid = tiles_grid(dw[0].size, dw.shape[0] // groups, groups)
-    shared_filter_gradient_kernel[grid](x, dy, dw, stride, before, groups)
+    launch = shared_filter_gradient_kernel[tiles_grid(dw[0].size, dw.shape[0] // groups, groups)]
+    launch(x, dy, dw, stride, before, groups)

@@ -176,11 +176,13 @@ def test_cublas_is_told_where_the_matrices_lie_and_what_they_are(title, transpos
     assert cupy.calls[1:] == [(68, 14, 0), (68, 14, 14)]
 
 
-def test_an_operand_in_pieces_is_refused():
+def test_an_operand_that_is_not_contiguous_is_refused():
     cupy = FakeCupy()
     a = np.zeros((4, 6), np.float32).view(FakeArray)[::2, ::2]
     out = np.zeros((2, 2), np.float32).view(FakeArray)
-    with pytest.raises(ValueError, match=r"an operand of \(2, 3\) lies in pieces"):
+    with pytest.raises(
+        ValueError, match=r"an operand of \(2, 3\) is not contiguous; copy it first"
+    ):
         multiply(
             cupy.device(), (a, np.zeros((3, 2), np.float32).view(FakeArray), out), precision="tf32"
         )

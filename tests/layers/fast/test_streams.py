@@ -9,9 +9,10 @@ import pytest
 from fake_cupy import Gpu
 
 from layers import device as door
-from layers.device import SIMULATED, THREADS, Uploads, grid_for, grid_of
+from layers.device import SIMULATED, THREADS, grid_for, grid_of
+from layers.fast.streams import Uploads, pinned
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # --- streams
 
@@ -90,6 +91,7 @@ def launches_without_a_stream(path):
 
 def test_every_launch_names_its_stream():
     """A graph does not hold what goes to another stream, and nothing would say so."""
+    assert list((ROOT / "layers").glob("conv.py"))
     wrong = {
         f"{path.relative_to(ROOT)}:{line}"
         for folder in ("layers", "tinyconv")
@@ -104,7 +106,7 @@ def test_every_launch_names_its_stream():
 
 @pytest.mark.parametrize("shape", [(3, 5, 5, 3), (1,), (2, 7)])
 def test_pinned_memory_is_an_array_like_any_other(device, shape):
-    array = device.pinned(shape, np.uint8)
+    array = pinned(device, shape, np.uint8)
     assert isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.uint8
     array[...] = 7
     assert (array == 7).all() and array.flags.c_contiguous
@@ -112,7 +114,7 @@ def test_pinned_memory_is_an_array_like_any_other(device, shape):
 
 def test_for_a_gpu_pinned_memory_is_asked_of_cupy():
     gpu = Gpu()
-    array = gpu.device().pinned((2, 3), np.float64)
+    array = pinned(gpu.device(), (2, 3), np.float64)
     array[...] = 0.5
     assert gpu.pinned_bytes == 48 and (array == 0.5).all()
 
@@ -123,7 +125,7 @@ def test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed)
     gpu = Gpu(seed)
     device = gpu.device()
     uploads = Uploads(device, 2, (4, 3), np.int64)
-    sources = [device.pinned((4, 3), np.int64) for _ in range(2)]
+    sources = [pinned(device, (4, 3), np.int64) for _ in range(2)]
     seen, counts = [], [4, 1, 3, 4, 2, 4, 4, 3, 4]
     for k, count in enumerate(counts):
         slot = k % 2

@@ -13,10 +13,9 @@ import numpy as np
 import oracles
 import pytest
 
-from layers import Conv2D
 from layers.fast.host import threads
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 HOST = SimpleNamespace(is_cuda=False, xp=np)
 
 
@@ -216,23 +215,6 @@ def test_small_products_and_those_of_a_gpu_are_made_in_one(monkeypatch):
     assert len(whole) == 4
 
 
-def test_convolution_gives_the_same_with_any_number_of_threads(monkeypatch):
-    rng = np.random.default_rng(2)
-    x, results = rng.standard_normal((5, 7, 6, 4)), []
-    for count in (1, 2, 3, 8, 3):
-        use(count, monkeypatch)
-        conv = Conv2D(4, 6, 3, 2, (0, 2), groups=2).to("cpu", np.float64)
-        for parameter in conv.parameters():
-            parameter.value[...] = np.random.default_rng(3).standard_normal(parameter.value.shape)
-        dy = np.random.default_rng(4).standard_normal(conv.forward(x).shape)
-        results.append([*oracles.run(conv, x, dy), *oracles.gradients(conv)])
-    for others in results[1:]:
-        for mine, right in zip(others, results[0], strict=True):
-            oracles.assert_close(mine, right, np.float64)
-    for mine, again in zip(results[2], results[4], strict=True):
-        np.testing.assert_array_equal(mine, again)
-
-
 # --- in a process of its own
 
 
@@ -250,8 +232,7 @@ def printed(program, **environment):
 
 
 ASK = (
-    "import layers.fast.host.threads as t, os; "
-    "print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
+    "import layers.fast.host.threads as t, os; print(t.SPLITS, t.threads(), os.environ[t.BLAS[0]])"
 )
 
 

@@ -4,7 +4,6 @@ import compile_kernels
 import kernel_signatures
 import numba
 import numpy as np
-import oracles
 import pytest
 
 from layers import (
@@ -20,16 +19,11 @@ from layers import (
     simulator,
 )
 from layers.device import SIMULATED
-from layers.fast.conv.shared_memory import (
-    shared_filter_gradient,
-    shared_forward,
-    shared_input_gradient,
-)
 from layers.fast.conv.space_to_depth import filters_from_s2d, filters_to_s2d
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.conv.tile_table import TILES
-from layers.fast.precision import scale
+from layers.fast.plan import plan_loss
 from layers.layer import Buffers
 from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
@@ -132,34 +126,33 @@ def test_one_front_end_for_all_architectures_gives_what_each_alone_does(dtype, a
 
 
 def launch_everything(device, dtype, precision):
-    """Each layer, the optimizer and the augmentation once, forward and backward."""
+    """Each layer and step, the optimizer and the augmentation once, forward and backward."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 5, 4, 3))
-    conv = Conv2D(3, 2, 3)
-    for layer in (conv, MaxPool2D(), LocalResponseNorm(), ReLU(), Tanh(), Dropout()):
-        net = Sequential([layer]).to(device, dtype, precision, fuse=False)
+
+    def both_ways(layers, kernels, x):
+        net = Sequential(layers).to(device, dtype, precision, kernels)
         net.backward(net.forward(device.array(x, dtype)))
+        return net
+
     for layers in ([Linear(3, 4)], [Linear(3, 4), ReLU()], [Linear(3, 4), ReLU(), Dropout()]):
-        net = Sequential(layers).to(device, dtype, precision)
-        net.backward(net.forward(device.array(np.eye(2, 3), dtype)))
+        both_ways(layers, "fast", np.eye(2, 3))
     for layer in (MaxPool2D(), LocalResponseNorm()):
-        net = Sequential([layer]).to(device, dtype, precision)
-        net.backward(net.forward(device.array(x, dtype)))
-    for fuse in (False, True):
-        loss = SoftmaxCrossEntropy(fuse).to(device, dtype, precision)
-        loss.forward(net.enter(device.array(np.eye(2, 3), dtype)), np.array([1, 2]))
-        scale(device, loss.backward(), 0.5)
-    if (dtype, precision) == ("float32", "fp32"):
+        both_ways([layer], "fast", x)
+    if precision != "fp32":
+        return
+    for layer in (MaxPool2D(), LocalResponseNorm(), ReLU(), Tanh(), Dropout()):
+        both_ways([layer], "simple", x)
+    for algorithm in ("direct", "shared"):
+        both_ways([Conv2D(3, 2, 3, algorithm=algorithm), ReLU()], "fast", x)
+    if dtype == "float32":
         for filters in (4, 3):  # the vectorized kernels, and the scalar ones
-            layer = Conv2D(4, filters, 2, algorithm="tiled").to(device, dtype)
-            oracles.run(layer, rng.standard_normal((1, 3, 3, 4)), np.ones((1, 2, 2, filters)))
-    if precision == "fp32":
-        x_, y_ = device.zeros((1, 3, 3, 4), dtype), device.zeros((1, 2, 2, 8), dtype)
-        w_, b_ = device.zeros((8, 2, 2, 4), dtype), device.zeros((8,), dtype)
-        shared_forward(x_, w_, b_, y_, 1, 0, 1)
-        shared_input_gradient(y_, w_, x_, 1, 0, 1)
-        shared_filter_gradient(x_, y_, w_, 1, 0, 1)
-    net = Sequential([conv])
+            layer = Conv2D(4, filters, 2, algorithm="tiled")
+            both_ways([layer], "fast", rng.standard_normal((1, 3, 3, 4)))
+    for loss in (SoftmaxCrossEntropy().to(device, dtype), plan_loss(device, dtype)):
+        loss.forward(device.array(np.eye(2, 3), dtype), np.array([1, 2]))
+        loss.backward()
+    net = Sequential([Conv2D(3, 2, 3)]).to(device, dtype, kernels="simple")
     SGD(net.parameters()).step()
     # As in training, where weights and gradients are parts of the optimizer's arrays.
     net.backward(net.forward(device.array(x, dtype)))

@@ -56,7 +56,7 @@ SIGHTS: dict[str, tuple[str, int, int]] = {
     "masked_gradient_kernel": ("linear", 0, 2),
     "sum_rows_kernel": ("linear", 0, 0),
     "sum_parts_kernel": ("linear", 0, 0),
-    "mean_kernel": ("softmax", 0, 2),
+    "mean_kernel": ("softmax_rows", 0, 2),
     "relu_forward_kernel": ("relu", 0, 0),
     "relu_backward_kernel": ("relu", 0, 1),
     "tanh_forward_kernel": ("tanh", 0, 1),
@@ -66,7 +66,7 @@ SIGHTS: dict[str, tuple[str, int, int]] = {
     "softmax_backward_kernel": ("softmax", 0, 0),
     "softmax_rows_kernel": ("softmax_rows", 1, 0),
     "to_bfloat16_kernel": ("bfloat16", 0, 1),
-    "from_bfloat16_kernel": ("bfloat16", 1, 1),
+    "from_bfloat16_kernel": ("bfloat16", 0, 0),
     "sgd_kernel": ("sgd", 1, 3),
     "crop_kernel": ("crop", 0, 3),
 }

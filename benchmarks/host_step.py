@@ -2,6 +2,7 @@
 
     python benchmarks/host_step.py                              # the full net, batch 64
     python benchmarks/host_step.py --width 0.25 --image-size 96 --classes 10 --steps 10
+    python benchmarks/host_step.py --width 0.25 --image-size 96 --classes 10 --simple
 
 Forward, loss, backward and SGD of one AlexNet (recipe robust: ReLU, LRN, groups, dropout) in
 float32. Each contestant has a process of its own with the same number of threads, and only one of
@@ -9,9 +10,9 @@ them works at a time: they take turns, several rounds of them, and medians are c
 that slows down slows all. PyTorch's net is built from its own modules with our weights; that both
 give the same logits is checked before anything is timed. PyTorch runs twice: with channels first,
 as its modules expect, and with its `channels_last` memory format, which is our order. The second
-table goes through the net as `Sequential` does: layers that we compute together are one row, beside
-the sum of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is
-timed.
+table goes through the net as `Sequential` does: layers that share a step are one row, beside the sum
+of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is timed.
+`--simple` times the step of the book (`layers/*.py`, kernels="simple") in turn with the others.
 
 Beside each median stands the middle half of the times, from the lower to the upper quartile. The
 last lines name the rows without a convolution in which we are behind, by more than the spread if
@@ -33,6 +34,7 @@ from machine import machine
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2
 OURS = "tinyconv"
+SIMPLE = "tinyconv, simple"
 CONTESTANTS = OURS, "PyTorch", "PyTorch, channels_last"
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 ENVIRONMENT = dict(os.environ)  # before `layers` says in it how our threads should wait
@@ -47,7 +49,7 @@ def make(options):
     from tinyconv import alexnet
 
     net = alexnet(options.classes, options.width, options.image_size, "robust")
-    net.to("cpu", kernels=options.kernels)
+    net.to("cpu", kernels="simple" if options.worker == SIMPLE else "fast")
     net.layers[0].input_gradient = False
     rng = np.random.default_rng(0)
     side = options.image_size
@@ -138,7 +140,7 @@ def torch_step(options):
 
 def work(options):
     """In a child process: for each line of input a round, its seconds printed as JSON."""
-    step, by_part = (our_step if options.worker == OURS else torch_step)(options)
+    step, by_part = (our_step if options.worker in (OURS, SIMPLE) else torch_step)(options)
     for _ in range(WARM_UP):
         step()
         by_part(Stopwatch())
@@ -172,7 +174,7 @@ def measure(contestants, options):
     settings = [
         f"--{name.replace('_', '-')}={value}"
         for name, value in vars(options).items()
-        if name != "worker"
+        if name not in ("worker", "simple")
     ]
     workers, seconds = {}, {name: {} for name in contestants}
     try:
@@ -279,11 +281,11 @@ def main(arguments=None):
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--kernels", choices=("fast", "simple"), default="fast", help="of ours")
+    parser.add_argument("--simple", action="store_true", help="time kernels=\"simple\" as well")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=2, help="timed steps in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--worker", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=(*CONTESTANTS, SIMPLE), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         return work(options)
@@ -294,7 +296,7 @@ def main(arguments=None):
     else:
         contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
-    seconds = measure(contestants, options)
+    seconds = measure((*contestants, SIMPLE) if options.simple else contestants, options)
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
         f" batch {options.batch_size}, float32, {options.threads} threads; medians of "
@@ -302,6 +304,7 @@ def main(arguments=None):
         f"{machine('numba', 'numpy', 'torch')}\n"
     )
     print("\n".join(step_table(seconds, options.batch_size)))
+    seconds.pop(SIMPLE, None)  # it goes through the net in other steps
     print("\n" + "\n".join(part_table(seconds)))
     if len(contestants) > 1:
         print("\n" + "\n".join(verdict(seconds)))

@@ -122,6 +122,15 @@ def test_a_run_prints_every_part_of_a_step(with_torch, monkeypatch, capfd):
     assert ("by more than the spread" in printed.out) == with_torch
 
 
+def test_the_book_can_be_timed_in_turn(monkeypatch, capfd):
+    monkeypatch.setattr(host_step.importlib.util, "find_spec", lambda name: None)
+    assert host_step.main([*TINY, *SHORT, "--simple"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if "|" in line]
+    assert rows.count("tinyconv") == rows.count("tinyconv, simple") == 1
+    assert not any(row.startswith("relu") for row in rows)  # the parts are those of the fast tier
+
+
 def test_a_worker_that_breaks_ends_the_run_with_a_line(monkeypatch, capfd):
     monkeypatch.setattr(host_step.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="the process of tinyconv ended early"):

@@ -12,6 +12,15 @@ import pytest
 from photo_bytes import encoded, noisy_jpeg, put
 from PIL import Image
 
+from layers import (
+    Conv2D,
+    Dropout,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+    SoftmaxCrossEntropy,
+)
 from tinyconv.checkpoint import load_model
 from tinyconv.data.store_writer import StoreWriter
 
@@ -72,6 +81,44 @@ def test_one_seed_writes_the_same_bytes_twice(photos, tmp_path):
         assert main([*arguments, "--seed", str(seed), *SMALL]) == 0
         contents.append((out / "weights.h5").read_bytes())
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_simple_kernels_train_with_the_loops_of_the_book(photos, tmp_path, capsys, monkeypatch):
+    """Training calls every layer's own `forward`; either tier resumes the other's run."""
+    called = set()
+    for kind in (Conv2D, ReLU, LocalResponseNorm, MaxPool2D, Linear, Dropout, SoftmaxCrossEntropy):
+        method = "compute" if kind is SoftmaxCrossEntropy else "forward"
+        original = getattr(kind, method)
+
+        def noted(self, *arguments, original=original, **named):
+            called.add(type(self).__name__)
+            return original(self, *arguments, **named)
+
+        monkeypatch.setattr(kind, method, noted)
+    losses = []
+    for kernels in ("simple", "fast"):
+        called.clear()
+        out = tmp_path / kernels
+        arguments = ["--data", str(photos), "--out", str(out), "--epochs", "2", *SMALL]
+        assert main([*arguments, "--kernels", kernels]) == 0
+        printed = capsys.readouterr().out
+        line = [each for each in printed.splitlines() if each.startswith("kernels: simple, every")]
+        assert len(line) == (kernels == "simple")
+        assert len(called) == (7 if kernels == "simple" else 0)
+        rows = (out / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["train_loss"] for row in rows])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert json.loads((tmp_path / "simple" / "run.json").read_text())["kernels"] == "simple"
+    resume = ["--resume", str(tmp_path / "simple"), "--kernels", "fast", "--epochs", "3"]
+    assert main(resume) == 0
+
+
+def test_simple_kernels_in_bf16_are_refused_in_one_line(photos, tmp_path, capsys):
+    arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*arguments, "--kernels", "simple", "--precision", "bf16"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "use kernels 'fast'" in printed
+    assert not (tmp_path / "run").exists()
 
 
 def stored_precision(path):

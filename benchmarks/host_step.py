@@ -10,9 +10,10 @@ them works at a time: they take turns, several rounds of them, and medians are c
 that slows down slows all. PyTorch's net is built from its own modules with our weights; that both
 give the same logits is checked before anything is timed. PyTorch runs twice: with channels first,
 as its modules expect, and with its `channels_last` memory format, which is our order. The second
-table goes through the net as `Sequential` does: layers that share a step are one row, beside the sum
-of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is timed.
-`--simple` times the step of the book (`layers/*.py`, kernels="simple") in turn with the others.
+table goes through the net as `Sequential` does: layers that share a step are one row, beside the
+sum of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is
+timed. `--simple` times the step of the book (`layers/*.py`, kernels="simple") in turn with the
+others.
 
 Beside each median stands the middle half of the times, from the lower to the upper quartile. The
 last lines name the rows without a convolution in which we are behind, by more than the spread if

@@ -217,7 +217,7 @@ def _launch_data(launch: Launch) -> dict[str, Any]:
             for s in sources
         ],
         "places": places,
-        "space_to_depth": [_block_data(block) for block in blocks],
+        "blocks": [_block_data(block) for block in blocks],
         "totals": totals(launch),
     }
 

@@ -113,7 +113,7 @@ def press(browser, *keys):
 
 def test_the_right_cells_light_up_in_their_warps_colours(browser, open_page):
     forward = open_page(at="launch=0&block=0&step=0")[0]
-    line = line_of(KERNELS["max_pool_forward_kernel"], "value = widen(x[n, h, w, c])")
+    line = line_of(KERNELS["max_pool_forward_kernel"], "value = x[n, h, w, c]")
     for turn in (0, 4, 8):  # the first step reads `best`, the next nine are the window
         browser.execute_script(
             "const s = document.getElementById('step'); s.value = arguments[0];"
@@ -130,7 +130,7 @@ def test_the_right_cells_light_up_in_their_warps_colours(browser, open_page):
 
 def test_a_write_looks_different_from_a_read(browser, open_page):
     open_page(at="launch=0&step=10")
-    line = line_of(KERNELS["max_pool_forward_kernel"], "y[n, p, q, c] = narrow(best, y)")
+    line = line_of(KERNELS["max_pool_forward_kernel"], "y[n, p, q, c] = best")
     current = browser.find_element(By.CSS_SELECTOR, "#source .now")
     assert current.get_attribute("data-line").endswith(f":{line}")
     written = lit(browser, "y", "write")

@@ -4,6 +4,7 @@ import json
 import re
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -223,6 +224,17 @@ def test_text_that_looks_like_a_tag_does_not_end_the_page_early(turned):
     data = json.loads(page.scripts[0])
     assert data["name"] == "</script><b>"
     assert data["launches"][0]["title"] == "turns <&> tested"
+
+
+def test_the_page_finds_every_key_that_its_program_asks_for(turned):
+    """The browser would only say "undefined"; here it is seen without one."""
+    launch = picture.page_data("turns", [turned])["launches"][0]
+    here = Path(picture.__file__).parent
+    program = "".join((here / name).read_text() for name in ("page_arrays.js", "page.js"))
+    asked = set(re.findall(r"\blaunch\.(\w+)", program))
+    assert {"blocks", "places", "arrays", "sources"} <= asked
+    assert asked <= set(launch), asked - set(launch)
+    assert set(re.findall(r"(?<![\w.])block\.(\w+)", program)) <= set(launch["blocks"][0])
 
 
 def test_source_lines_and_marked_columns(turned):

@@ -34,6 +34,8 @@ def test_nan_is_never_a_hit():
 def test_of_equal_values_the_first_is_the_likeliest():
     assert likeliest(np.array([[1.0, 3, 3, 2], [5, 5, 5, 5]]), 3).tolist() == [[1, 2, 3], [0, 1, 2]]
     assert likeliest(np.array([[1.0, 2]]), 5).tolist() == [[1, 0]]
+    ties = np.random.default_rng(0).integers(0, 4, (50, 9)).astype(float)
+    np.testing.assert_array_equal(likeliest(ties, 1), likeliest(ties, 9)[:, :1])
 
 
 def test_the_result_does_not_depend_on_the_batch_size_and_weighs_each_photo_the_same():

@@ -54,7 +54,7 @@ from layers.fast.conv.tile_table import PATH  # noqa: E402
 from layers.fast.precision import settle  # noqa: E402
 from tinyconv import alexnet  # noqa: E402
 from tinyconv.data import random_arrays  # noqa: E402
-from tinyconv.gradient_cases import small_net  # noqa: E402
+from tinyconv.tools.gradient_cases import small_net  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCHES = 128, 1024

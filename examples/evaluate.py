@@ -28,7 +28,10 @@ from layers.fast.precision import PRECISIONS, described
 from tinyconv.data.folder import read_folder
 from tinyconv.data.photos import PhotoError
 from tinyconv.data.store import PhotoStore
-from tinyconv.ensemble import (
+from tinyconv.run.first_use import compilation_announced
+from tinyconv.run.sealed import replace_file
+from tinyconv.sequential import settle_tier
+from tinyconv.tools.ensemble import (
     Member,
     check_members,
     evaluate_members,
@@ -36,7 +39,7 @@ from tinyconv.ensemble import (
     load_member,
     predict,
 )
-from tinyconv.evaluate_report import (
+from tinyconv.tools.evaluate_report import (
     TITLES,
     accuracy_table,
     class_scores,
@@ -45,9 +48,6 @@ from tinyconv.evaluate_report import (
     results_json,
     together,
 )
-from tinyconv.first_use import compilation_announced
-from tinyconv.sealed import replace_file
-from tinyconv.sequential import settle_tier
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -30,20 +30,20 @@ from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.diagnose import LEARNED, overfit_one_batch
-from tinyconv.first_use import compilation_announced
 from tinyconv.parallel.column_training import ColumnTraining
 from tinyconv.parallel.columns import Columns, two_devices
 from tinyconv.parallel.launch import spawn
 from tinyconv.parallel.replicas import Replica, ReplicaTraining
 from tinyconv.parallel.replicas_mpiexec import join, under_mpi
 from tinyconv.parallel.replicas_rank import device_names
-from tinyconv.plots import plot_column_filters
-from tinyconv.recorder import Recorder
-from tinyconv.run_folder import RunFolder
+from tinyconv.run.first_use import compilation_announced
+from tinyconv.run.options import complete, describe, make_schedule, parse, resumed
+from tinyconv.run.plots import plot_column_filters
+from tinyconv.run.recorder import Recorder
+from tinyconv.run.run_folder import RunFolder
+from tinyconv.run.stop import StopSignals
 from tinyconv.sequential import Sequential
-from tinyconv.stop import StopSignals
 from tinyconv.train import Training, TrainingError
-from tinyconv.train_options import complete, describe, make_schedule, parse, resumed
 
 PROGRAM = "train_alexnet.py"
 

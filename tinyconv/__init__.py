@@ -5,7 +5,7 @@
 The layers themselves are in the package `layers`, which knows nothing of this one.
 """
 
-from tinyconv import doctor
+from tinyconv.tools import doctor
 
 # If a package is broken, `python -m tinyconv doctor` comes through here, too, and has to say which.
 with doctor.at_hand():

@@ -19,11 +19,11 @@ import sys
 from layers import Device, DeviceError, simulator
 from layers.device import SIMULATED, SIMULATOR
 from layers.fast.plan import KERNELS
-from tinyconv import doctor
-from tinyconv.first_use import compilation_announced
-from tinyconv.gradient_cases import gradient_cases
 from tinyconv.gradient_check import HEADER, check_gradients
+from tinyconv.run.first_use import compilation_announced
 from tinyconv.sequential import Sequential
+from tinyconv.tools import doctor
+from tinyconv.tools.gradient_cases import gradient_cases
 
 
 def gradcheck(device_name: str, kernels: str = "simple") -> int:
@@ -44,10 +44,9 @@ def gradcheck(device_name: str, kernels: str = "simple") -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0, 1 for a failed check, 2 for wrong usage)."""
-    from tinyconv import draw_command
     from tinyconv.data import prepare_command
     from tinyconv.lab import check_command, picture_command, traffic_command
-    from tinyconv.tools import plan_command
+    from tinyconv.tools import draw_command, plan_command
 
     parser = argparse.ArgumentParser(
         prog="python -m tinyconv", description="tinyconv's tools. COMMAND --help tells more."

@@ -16,9 +16,9 @@ from small import random_photos
 from stores import new_store, write_store
 
 from tinyconv import RECIPES, alexnet, evaluate
-from tinyconv.checkpoint import load_model, save_weights
 from tinyconv.data.augment import Augment
 from tinyconv.data.folder import read_folder
+from tinyconv.run.checkpoint import load_model, save_weights
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
 

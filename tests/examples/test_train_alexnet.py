@@ -21,8 +21,8 @@ from layers import (
     ReLU,
     SoftmaxCrossEntropy,
 )
-from tinyconv.checkpoint import load_model
 from tinyconv.data.store_writer import StoreWriter
+from tinyconv.run.checkpoint import load_model
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet.py"
 

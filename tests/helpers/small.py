@@ -5,7 +5,7 @@ import numpy as np
 from tinyconv import Sequential
 from tinyconv.data import PhotoSet
 from tinyconv.data.random_arrays import normal, words
-from tinyconv.gradient_cases import small_net
+from tinyconv.tools.gradient_cases import small_net
 
 
 def random_photos(count: int, classes: int = 3, size: int = 75, seed: int = 0) -> PhotoSet:

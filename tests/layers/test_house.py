@@ -15,7 +15,7 @@ MOST_LINES = 1700
 CHOICES = {
     "tinyconv/data/augment.py": "a kernel or a host loop of its own: crops",
     "tinyconv/data/loader.py": "copies to a GPU run ahead",
-    "tinyconv/doctor_host.py": "says what it has tried",
+    "tinyconv/tools/doctor_host.py": "says what it has tried",
     "tinyconv/parallel/columns.py": "two devices of one kind; what leaves a stage on the host",
     "tinyconv/parallel/link.py": "two devices of one kind",
     "tinyconv/parallel/replicas_mpiexec.py": "the GPU of a rank",
@@ -24,7 +24,7 @@ CHOICES = {
     "tinyconv/sgd.py": "a kernel or a host loop of its own: the update",
     "tinyconv/step.py": "only a GPU's launches are recorded",
     "tinyconv/tools/plan_command.py": "prints the kernels or the host loops of a layer",
-    "tinyconv/train_options.py": "the default width",
+    "tinyconv/run/options.py": "the default width",
 }
 """Files of tinyconv/ that ask whether a device is a GPU, and what for."""
 
@@ -142,3 +142,28 @@ def test_a_layer_knows_no_precision_and_no_partner(kind):
 
 def test_there_is_a_layer_of_each_kind():
     assert len(LAYERS) == 8
+
+
+# --- tinyconv: the rooms
+
+UP = {"run", "tools", "parallel", "lab"}
+"""Folders of tinyconv that import its top level, which imports none of them."""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tinyconv").glob("*.py")), ids=lambda path: path.name
+)
+def test_the_top_level_of_tinyconv_imports_no_room_above_it(path):
+    if path.name in ("__main__.py", "__init__.py"):  # the command line; the doctor, at its imports
+        return
+    rooms = {name.split(".")[1] for name in imported(path) if name.startswith("tinyconv.")}
+    assert not rooms & UP
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tinyconv" / "data").glob("*.py")), ids=lambda path: path.name
+)
+def test_data_imports_nothing_of_tinyconv_but_data(path):
+    assert all(
+        name.startswith("tinyconv.data") for name in imported(path) if name.startswith("tinyconv")
+    )

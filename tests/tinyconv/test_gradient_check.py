@@ -6,7 +6,7 @@ import pytest
 from layers import Dropout, Linear, ReLU
 from tinyconv import check_gradients
 from tinyconv.__main__ import main
-from tinyconv.gradient_cases import gradient_cases
+from tinyconv.tools.gradient_cases import gradient_cases
 
 
 class WrongReLU(ReLU):

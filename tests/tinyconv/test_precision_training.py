@@ -11,13 +11,13 @@ from layers import (
 )
 from layers.fast.bfloat16 import round_bf16
 from tinyconv import Sequential, alexnet
-from tinyconv.checkpoint import load_checkpoint, save_checkpoint
 from tinyconv.data.augment import Augment
 from tinyconv.data.random_arrays import normal
 from tinyconv.initialize import initialize
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.communicator import Communicator
 from tinyconv.parallel.replicas import Replica, ReplicaTraining
+from tinyconv.run.checkpoint import load_checkpoint, save_checkpoint
 from tinyconv.train import Training
 
 # --- training

@@ -12,12 +12,12 @@ from small import random_photos
 
 from layers import Device
 from tinyconv import SGD, alexnet
-from tinyconv.checkpoint import load_checkpoint, load_model, load_weights, save_checkpoint
 from tinyconv.data.augment import Augment
 from tinyconv.diagnose import where_not_finite
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD, ColumnTraining
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.stage import Both
+from tinyconv.run.checkpoint import load_checkpoint, load_model, load_weights, save_checkpoint
 from tinyconv.schedule import Steps
 from tinyconv.train import Training, TrainingError
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import layers
-from tinyconv import doctor_host
-from tinyconv.doctor_checks import Machine
-from tinyconv.doctor_host import (
+from tinyconv.tools import doctor_host
+from tinyconv.tools.doctor_checks import Machine
+from tinyconv.tools.doctor_host import (
     available_memory,
     cores,
     current_folder,

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from layers import Conv2D
-from tinyconv.checkpoint import (
+from tinyconv.run.checkpoint import (
     CheckpointError,
     DamagedError,
     load_checkpoint,
     save_checkpoint,
     save_weights,
 )
-from tinyconv.plots import plot_curves, plot_filters
-from tinyconv.sealed import replace_file
+from tinyconv.run.plots import plot_curves, plot_filters
+from tinyconv.run.sealed import replace_file
 from tinyconv.sequential import Sequential
 from tinyconv.train import Epoch, Training
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyconv.ensemble import Row
 from tinyconv.evaluate import Tally
+from tinyconv.tools.ensemble import Row
 
 TITLES = {"centre": "centre crop", "ten": "ten views"}
 

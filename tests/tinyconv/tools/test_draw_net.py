@@ -8,11 +8,11 @@ import pytest
 
 from layers import Conv2D, ReLU
 from tinyconv import Sequential, alexnet
-from tinyconv.draw_command import crossing_table
-from tinyconv.draw_net import blocks_of, svg_of_net
 from tinyconv.parallel.columns import Columns
+from tinyconv.tools.draw_command import crossing_table
+from tinyconv.tools.draw_net import blocks_of, svg_of_net
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")

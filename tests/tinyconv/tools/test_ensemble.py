@@ -7,11 +7,13 @@ from PIL import Image
 
 from layers import Device, Flatten, Linear
 from tinyconv import Sequential, alexnet, evaluate
-from tinyconv.checkpoint import CheckpointError, save_weights
 from tinyconv.data import PhotoSet
 from tinyconv.data.augment import Augment
 from tinyconv.data.photos import PhotoError, decode_square
-from tinyconv.ensemble import (
+from tinyconv.evaluate import average, log_probabilities
+from tinyconv.recipes import RECIPES
+from tinyconv.run.checkpoint import CheckpointError, save_weights
+from tinyconv.tools.ensemble import (
     Member,
     check_members,
     evaluate_members,
@@ -19,8 +21,6 @@ from tinyconv.ensemble import (
     load_member,
     predict,
 )
-from tinyconv.evaluate import average, log_probabilities
-from tinyconv.recipes import RECIPES
 
 CLASSES = [f"class{i}" for i in range(6)]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tinyconv import doctor, doctor_cuda
 from tinyconv.__main__ import main
-from tinyconv.doctor_checks import ABSENT, OK, WARNING, WRONG, Finding, Machine
-from tinyconv.doctor_driver import Driver
+from tinyconv.tools import doctor, doctor_cuda
+from tinyconv.tools.doctor_checks import ABSENT, OK, WARNING, WRONG, Finding, Machine
+from tinyconv.tools.doctor_driver import Driver
 
-ROOT = Path(doctor.__file__).resolve().parents[1]
+ROOT = Path(doctor.__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -174,9 +174,10 @@ def test_without_any_list_of_requirements_the_rest_is_still_told(monkeypatch, ca
 @pytest.fixture
 def broken(tmp_path):
     """The doctor's files in a package whose import fails at numba; runs `python -m tinyconv`."""
-    for path in (ROOT / "tinyconv").glob("doctor*.py"):
-        (tmp_path / "tinyconv").mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / "tinyconv")
+    tools = tmp_path / "tinyconv" / "tools"
+    tools.mkdir(parents=True)
+    for path in (*Path(doctor.__file__).parent.glob("doctor*.py"), tools / "__init__.py"):
+        shutil.copy(Path(doctor.__file__).with_name(path.name), tools)
     shutil.copy(ROOT / "tinyconv" / "__init__.py", tmp_path / "tinyconv")
     (tmp_path / "tinyconv" / "alexnet.py").write_text("import numba")  # the first to be imported
     (tmp_path / "tinyconv" / "__main__.py").write_text("")

@@ -10,7 +10,9 @@ import pytest
 from small import random_photos
 
 from tinyconv import RECIPES, alexnet
-from tinyconv.checkpoint import (
+from tinyconv.data.augment import Augment
+from tinyconv.data.random_arrays import normal
+from tinyconv.run.checkpoint import (
     KIND,
     CheckpointError,
     DamagedError,
@@ -20,10 +22,8 @@ from tinyconv.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from tinyconv.data.augment import Augment
-from tinyconv.data.random_arrays import normal
+from tinyconv.run.sealed import write_sealed
 from tinyconv.schedule import Plateau
-from tinyconv.sealed import write_sealed
 from tinyconv.train import Training
 
 MEAN = np.arange(64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
@@ -66,7 +66,7 @@ def test_nothing_but_the_file_is_left_behind_and_a_failure_leaves_the_old_one(sa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tinyconv.sealed.os.fsync", full)
+    monkeypatch.setattr("tinyconv.run.sealed.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(saved, net(seed=3), MEAN, {})
     assert saved.read_bytes() == before

@@ -13,13 +13,13 @@ import argparse
 from pathlib import Path
 
 from tinyconv.alexnet import alexnet
-from tinyconv.checkpoint import load_model
-from tinyconv.draw_net import svg_of_net
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.stage import COLUMNS
-from tinyconv.plots import colourfulness, plot_column_filters
 from tinyconv.recipes import RECIPES
-from tinyconv.sealed import replace_file
+from tinyconv.run.checkpoint import load_model
+from tinyconv.run.plots import colourfulness, plot_column_filters
+from tinyconv.run.sealed import replace_file
+from tinyconv.tools.draw_net import svg_of_net
 
 
 def crossing_table(net: Columns, batch_size: int = 128) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numba
 
-from tinyconv.first_use import LINE, compilation_announced
+from tinyconv.run.first_use import LINE, compilation_announced
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
-from tinyconv.first_use import compilation_announced
+from tinyconv.run.first_use import compilation_announced
 from layers.activation import relu_forward_host, relu_backward_host
 import numpy as np
 

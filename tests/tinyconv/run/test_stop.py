@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tinyconv.stop import StopSignals
+from tinyconv.run.stop import StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -23,7 +23,7 @@ import numpy as np
 from layers import Device
 from tinyconv.alexnet import alexnet
 from tinyconv.recipes import Recipe
-from tinyconv.sealed import SealError, open_sealed, read_json, write_json, write_sealed
+from tinyconv.run.sealed import SealError, open_sealed, read_json, write_json, write_sealed
 from tinyconv.sequential import Sequential
 from tinyconv.train import Progress, Training
 

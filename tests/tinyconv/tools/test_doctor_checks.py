@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tinyconv import doctor_checks
-from tinyconv.doctor_checks import (
+from tinyconv.tools import doctor_checks
+from tinyconv.tools.doctor_checks import (
     Machine,
     in_range,
     installed_versions,

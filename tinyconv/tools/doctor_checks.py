@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds `layers/` and `tinyconv/`, and in a clone `setup.cfg`."""
 
 OK, WARNING, WRONG, ABSENT = "ok", "warning", "wrong", "absent"

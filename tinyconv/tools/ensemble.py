@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from layers import Device
-from tinyconv.checkpoint import CheckpointError, load_model
 from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
 from tinyconv.data.photos import PhotoError, decode_square
@@ -29,6 +28,7 @@ from tinyconv.evaluate import (
     photos_at_once,
 )
 from tinyconv.recipes import Recipe
+from tinyconv.run.checkpoint import CheckpointError, load_model
 from tinyconv.sequential import Sequential
 
 CENTRE = 4

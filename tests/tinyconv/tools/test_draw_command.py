@@ -6,10 +6,10 @@ from PIL import Image
 
 from tinyconv import alexnet
 from tinyconv.__main__ import main
-from tinyconv.checkpoint import save_weights
-from tinyconv.draw_command import crossing_table
 from tinyconv.parallel.columns import Columns
 from tinyconv.recipes import RECIPES
+from tinyconv.run.checkpoint import save_weights
+from tinyconv.tools.draw_command import crossing_table
 
 SMALL = ["--width", "0.05", "--image-size", "64", "--classes", "6"]
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tinyconv.sealed import (
+from tinyconv.run.sealed import (
     SealError,
     open_sealed,
     read_json,
@@ -89,7 +89,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(path, monkeypatch, call)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"tinyconv.sealed.os.{call}", full)
+    monkeypatch.setattr(f"tinyconv.run.sealed.os.{call}", full)
     with pytest.raises(OSError, match="No space left"):
         write_sealed(path, "thing 3", lambda file: file.create_dataset("x", data=1))
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]

@@ -10,10 +10,10 @@ from small import random_photos
 
 from layers import Linear
 from tinyconv import Sequential, alexnet
-from tinyconv.checkpoint import KIND, CheckpointError
 from tinyconv.data.augment import Augment
-from tinyconv.run_folder import RunFolder
-from tinyconv.sealed import open_sealed, read_json
+from tinyconv.run.checkpoint import KIND, CheckpointError
+from tinyconv.run.run_folder import RunFolder
+from tinyconv.run.sealed import open_sealed, read_json
 from tinyconv.train import Epoch, Training
 
 EPOCH = Epoch(1, 0.01, 2.0, 0.2, 1.9, 0.25, 0.8, 100.0, 3.0, 0.01, 2.3, True)
@@ -95,7 +95,7 @@ def test_where_there_are_no_hard_links_the_best_is_a_copy(tmp_path, monkeypatch)
     def refuse(*_):
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr("tinyconv.run_folder.os.link", refuse)
+    monkeypatch.setattr("tinyconv.run.run_folder.os.link", refuse)
     folder = RunFolder(tmp_path / "run")
     folder.save(small_training(), {}, best=True)
     first, second = (folder.path / n for n in names(folder))

@@ -4,8 +4,8 @@ import ctypes
 
 import pytest
 
-from tinyconv import doctor_driver
-from tinyconv.doctor_driver import Gpu, ask_driver
+from tinyconv.tools import doctor_driver
+from tinyconv.tools.doctor_driver import Gpu, ask_driver
 
 
 class FakeDriver:

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from layers import DeviceError
-from tinyconv import doctor_cuda
-from tinyconv.doctor_checks import Machine
-from tinyconv.doctor_cuda import Cuda, cupy, driver, gpus, majors, nccl, tf32, toolkit
-from tinyconv.doctor_driver import Driver, Gpu
+from tinyconv.tools import doctor_cuda
+from tinyconv.tools.doctor_checks import Machine
+from tinyconv.tools.doctor_cuda import Cuda, cupy, driver, gpus, majors, nccl, tf32, toolkit
+from tinyconv.tools.doctor_driver import Driver, Gpu
 
 H200 = Gpu("NVIDIA H200", (9, 0), 150_000_000_000)
 V100 = Gpu("Tesla V100", (7, 0), 16_000_000_000)

@@ -13,8 +13,17 @@ import sys
 from functools import cached_property
 from typing import Any
 
-from tinyconv.doctor_checks import ABSENT, OK, WARNING, WRONG, Finding, Machine, numbers, one_line
-from tinyconv.doctor_driver import Driver, ask_driver
+from tinyconv.tools.doctor_checks import (
+    ABSENT,
+    OK,
+    WARNING,
+    WRONG,
+    Finding,
+    Machine,
+    numbers,
+    one_line,
+)
+from tinyconv.tools.doctor_driver import Driver, ask_driver
 
 # --- NVIDIA's libraries
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tinyconv.ensemble import Row
 from tinyconv.evaluate import Tally
-from tinyconv.evaluate_report import (
+from tinyconv.tools.ensemble import Row
+from tinyconv.tools.evaluate_report import (
     PAPER,
     ClassScore,
     accuracy_table,

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from tinyconv.diagnose import first_loss_note, stuck_note
-from tinyconv.run_folder import RunFolder
+from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import Epoch, Training
 
 

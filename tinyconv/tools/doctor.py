@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 
-from tinyconv.doctor_checks import (
+from tinyconv.tools.doctor_checks import (
     ABSENT,
     OK,
     WARNING,
@@ -32,8 +32,8 @@ from tinyconv.doctor_checks import (
     required_versions,
     simulator,
 )
-from tinyconv.doctor_cuda import Cuda, cupy, driver, gpus, majors, nccl, tf32, toolkit
-from tinyconv.doctor_host import cores, current_folder, launch, memory, numba_cache
+from tinyconv.tools.doctor_cuda import Cuda, cupy, driver, gpus, majors, nccl, tf32, toolkit
+from tinyconv.tools.doctor_host import cores, current_folder, launch, memory, numba_cache
 
 HOST, GPU, OPTIONAL = "host", "gpu", "optional"
 """Who needs what a check looks at: all training; training on a GPU; neither."""

@@ -5,8 +5,8 @@ from small import random_photos
 
 from tinyconv import alexnet
 from tinyconv.data.augment import Augment
-from tinyconv.recorder import Recorder
-from tinyconv.run_folder import RunFolder
+from tinyconv.run.recorder import Recorder
+from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import Training
 
 SETTINGS = {"class_names": ["a", "b", "c"]}
@@ -51,7 +51,7 @@ def test_checkpoints_every_so_many_steps_and_after_every_epoch(training, saves, 
 
 def test_checkpoints_by_the_clock(training, saves, tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("tinyconv.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tinyconv.run.recorder.time.monotonic", lambda: now[0])
     recorder = Recorder(RunFolder(tmp_path / "run"), training, SETTINGS, minutes=1)
     on_step = recorder.on_step
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinyconv import check_gradients
-from tinyconv.gradient_cases import gradient_cases
+from tinyconv.tools.gradient_cases import gradient_cases
 
 CASES = {title: rest for title, *rest in gradient_cases()}
 ON_KERNELS = [title for title in CASES if title != "small net with its loss"]

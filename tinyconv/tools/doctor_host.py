@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tinyconv.doctor_checks import OK, ROOT, WARNING, WRONG, Finding, Machine, one_line
+from tinyconv.tools.doctor_checks import OK, ROOT, WARNING, WRONG, Finding, Machine, one_line
 
 
 def writable(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from layers.fast.precision import PRECISIONS
 from tinyconv.data.open_data import Data
 from tinyconv.parallel.communicator import TIMEOUT
 from tinyconv.recipes import RECIPES
-from tinyconv.run_folder import RunFolder
+from tinyconv.run.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential, settle_tier
 

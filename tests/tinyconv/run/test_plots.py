@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyconv.plots import colourfulness, plot_column_filters
+from tinyconv.run.plots import colourfulness, plot_column_filters
 
 
 def test_grey_is_0_and_a_difference_of_colours_is_1():

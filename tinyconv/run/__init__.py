@@ -1,0 +1,1 @@
+"""What a long run needs: options, its folder, checkpoints, records, pictures."""

@@ -95,28 +95,30 @@ class Sequential:
         before. Returns the net. Errors as `Layer.to`; ValueError for another precision or kernels,
         or ones that do not go together; DeviceError for a GPU without such tensor cores.
         """
-        device = Device(device)
-        self.kernels, self.precision = settle_tier(
+        device, dtype = Device(device), self.dtype if dtype is None else dtype
+        tier = settle_tier(
             self.kernels if kernels is None else kernels,
             self.precision if precision is None else precision,
-            *(device, self.dtype if dtype is None else dtype),
+            *(device, dtype),
         )
+        steps = self._planned(*tier, device, dtype)  # refuses before anything has moved
         for layer in self.layers:
             layer.to(device, dtype)
-        self._steps = self._planned()
+        self.kernels, self.precision = tier
+        self._steps = steps
         return self
 
     @property
     def steps(self) -> list[Any]:
         """What `forward` and `backward` walk along: layers, or steps in their place."""
         if self._steps is None:
-            self._steps = self._planned()
+            self._steps = self._planned(self.kernels, self.precision, self.device, self.dtype)
         return self._steps
 
-    def _planned(self) -> list[Any]:
-        if self.kernels == "simple":
+    def _planned(self, kernels: str, precision: str, device: Device, dtype: Any) -> list[Any]:
+        if kernels == "simple":
             return list(self.layers)
-        return plan(self.layers, self.device, self.dtype, self.precision)
+        return plan(self.layers, device, dtype, precision)
 
     def loss(self) -> SoftmaxCrossEntropy:
         """A softmax cross-entropy for the net's logits, on its device, of its kernels."""

@@ -221,6 +221,9 @@ def test_a_hint_for_a_gpu_does_not_matter_before_the_net_is_there(cuda_device):
     with pytest.raises(ValueError, match="'tiled' does not run on cpu.*use 'auto' or"):
         net.to("cpu")
     assert "Conv2D (tiled)" in str(net.to(cuda_device))
+    with pytest.raises(ValueError, match="does not run on cuda:0 in float64"):
+        net.to(cuda_device, "float64", kernels="fast")
+    assert net.dtype == np.float32 and "Conv2D (tiled)" in str(net)  # nothing has moved
 
 
 def test_the_table_without_tiers_is_that_of_the_network_wherever_it_is_computed(cuda_device):

@@ -149,7 +149,7 @@ def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cu
 @pytest.mark.parametrize(
     "change",
     [
-        lambda step: setattr(step.net, "_steps", step.net._planned()),
+        lambda step: setattr(step.net, "_steps", list(step.net.steps)),
         lambda step: setattr(step.net.layers[0], "input_gradient", True),
         lambda step: step.forget(),
     ],

@@ -131,7 +131,7 @@ class Columns(Sequential):
                 )
         return self
 
-    def _planned(self) -> list[Any]:
+    def _planned(self, kernels: str, precision: str, device: Device, dtype: Any) -> list[Any]:
         return list(self.layers)  # each plans its own steps
 
     def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:

@@ -121,7 +121,7 @@ class Columns(Sequential):
         for stage in [self.share, *self.stages()]:
             stage.to(devices, dtype, self.precision, self.kernels)
             stage.connect(links)
-        if self.precision == "bf16":  # conversions stand before the first stage and the last
+        if self.precision == "bf16":  # conversions at both ends
             here = self.device, self.dtype
             self.ends: tuple[Any, Any] = ToBFloat16(*here), ToFloat32(*here)
             if not self.device.is_cuda:

@@ -282,7 +282,7 @@ def main(arguments=None):
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--simple", action="store_true", help="time kernels=\"simple\" as well")
+    parser.add_argument("--simple", action="store_true", help='time kernels="simple" as well')
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=2, help="timed steps in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")

@@ -72,4 +72,3 @@ def test_ten_losses(kernels, device):
 @pytest.mark.parametrize("kernels", ["simple", "fast"])
 def test_ten_losses_in_float32(kernels, device):
     assert losses(device, kernels, "float32") == pytest.approx(LOSSES, rel=1e-5)
-

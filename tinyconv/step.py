@@ -128,9 +128,7 @@ class _Recorded:
         parts = (*net.steps, *net.layers, loss)
         # Holding the buffers keeps their memory from being given to others. If a layer has made
         # itself a larger one since, it and the recording no longer speak of the same array.
-        self.buffers = [
-            (part, part.buffer, dict(part.buffer._flat)) for part in parts
-        ]
+        self.buffers = [(part, part.buffer, dict(part.buffer._flat)) for part in parts]
         self.net, self.steps = net, net.steps
         self.input_gradient = net.layers[0].input_gradient
 

@@ -63,12 +63,13 @@ def plan(
 ) -> list[Layer | Step]:
     """The steps that compute `layers` in order; each layer is in one of them.
 
-    device, dtype: those of the layers; precision: "fp32", "tf32" or "bf16" (`precision.settle`).
-    float32_ends: in bf16, whether the first x and the last y are float32 (a net), or bfloat16 as
-    between steps (a part of a net). ValueError for a Conv2D whose `algorithm` does not run there.
+    device, dtype: those of the layers, or what they are about to be moved to. precision: "fp32",
+    "tf32" or "bf16" (`precision.settle`). float32_ends: in bf16, whether the first x and the last
+    y are float32 (a net), or bfloat16 as between steps (a part of a net). ValueError for a
+    Conv2D whose `algorithm` does not run there.
     """
     steps: list[Layer | Step] = []
-    place = 0
+    place, dtype = 0, np.dtype(dtype)
     while place < len(layers):
         rest = layers[place : place + 3]
         count, kind = (_on_gpu if device.is_cuda else _on_host)(rest, device, dtype, precision)

@@ -24,9 +24,9 @@ from layers.layer import Buffers, Layer
 class Step(ABC):
     """One or more layers that follow each other, computed together.
 
-    layers: in the net's order, already on `device` and of `dtype`; precision: "fp32", "tf32" or
-    "bf16". A subclass writes `forward` and `backward`, and says in `computed_by` with which
-    kernels or library. Arrays are the step's own; `y` is the last output, also of each layer.
+    layers: in the net's order, on `device` and of `dtype` when the step runs; precision: "fp32",
+    "tf32" or "bf16". A subclass writes `forward` and `backward`, and says in `computed_by` with
+    which kernels or library. Arrays are the step's own; `y` is the last output, also of each layer.
     """
 
     computed_by = ""

@@ -292,6 +292,13 @@ def test_a_hint_is_obeyed_or_refused_with_what_to_use(hint, precision, device):
         assert repr(other) in said.partition("; use ")[2]
 
 
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype(np.float32)], ids=repr)
+def test_however_the_dtype_is_written_the_plan_is_the_same(dtype, cuda_device):
+    net = Sequential({"conv1": Conv2D(3, 4, 3, algorithm="tiled")}, (5, 6, 3))
+    assert type(the_conv(net.to(cuda_device, dtype).steps)) is TiledConv
+    assert type(the_conv(plan(net.layers, cuda_device, dtype))) is TiledConv
+
+
 def test_register_tiles_are_refused_in_float64(cuda_device):
     conv = Conv2D(3, 4, 3, algorithm="tiled").to(cuda_device, np.float64)
     with pytest.raises(ValueError, match=r"'tiled' .* in float64, .*; use 'auto' or 'direct'"):

@@ -96,7 +96,7 @@ class Decoder:
             raise PhotoError("no permission to read it") from error
         except OSError as error:
             raise PrepareError(
-                f"cannot read {quoted(found.path)}: {error.strerror}; when that is mended, run the "
+                f"cannot read {quoted(found.path)}: {error.strerror}; when that is fixed, run the "
                 "same command again and it goes on"
             ) from error
 

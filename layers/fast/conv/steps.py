@@ -18,6 +18,8 @@ other masks first. It then writes dL/dx masked already, and the other has only d
 bits are the same.
 """
 
+from abc import abstractmethod
+
 from layers.conv import conv_input_gradient_kernel
 from layers.device import grid_for
 from layers.fast.bias_relu import bias_gradient, masked_gradient
@@ -41,13 +43,13 @@ class ConvStep(Step):
 
     masks_input = dy_is_masked = False
 
+    @abstractmethod
     def product(self, x, w, b, y, stride, before, groups, relu):
         """y = conv(x) + b, or relu of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gradients(self, dz, w, dx, dw, stride, before, groups):
         """dw, and dx unless it is None, from dz and the x of the last forward pass."""
-        raise NotImplementedError
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, K)."""

@@ -129,6 +129,7 @@ multiply_fragments_bf16 = make_multiply_fragments(mma_bf16)
 
 @cuda.jit(device=True, inline="always")
 def load_fragments(tiles, a, b, a_words, b_words):
+    # Four fragments of A, 16 rows apart, and four of B, two in each load.
     for i in range(4):
         ldmatrix_x4(a_words, 4 * i, tiles, a + 16 * ROW * i)
     for j in range(2):
@@ -137,12 +138,14 @@ def load_fragments(tiles, a, b, a_words, b_words):
 
 @cuda.jit(device=True, inline="always")
 def multiply_k_tile_tf32(tiles, a, b, sums):
+    # sums += A · B of one k-tile, half of its K at a time.
     multiply_half_tf32(tiles, a, b, sums)
     multiply_half_tf32(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
 
 
 @cuda.jit(device=True, inline="always")
 def multiply_half_tf32(tiles, a, b, sums):
+    # Half of K; A is rounded to TF32 here.
     a_words = cuda.local.array(16, uint32)
     b_words = cuda.local.array(8, uint32)
     load_fragments(tiles, a, b, a_words, b_words)
@@ -153,12 +156,14 @@ def multiply_half_tf32(tiles, a, b, sums):
 
 @cuda.jit(device=True, inline="always")
 def multiply_k_tile_bf16(tiles, a, b, sums):
+    # sums += A · B of one k-tile, half of its K at a time.
     multiply_half_bf16(tiles, a, b, sums)
     multiply_half_bf16(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
 
 
 @cuda.jit(device=True, inline="always")
 def multiply_half_bf16(tiles, a, b, sums):
+    # Half of K; A and B are bfloat16 already.
     a_words = cuda.local.array(16, uint32)
     b_words = cuda.local.array(8, uint32)
     load_fragments(tiles, a, b, a_words, b_words)

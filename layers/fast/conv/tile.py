@@ -84,6 +84,7 @@ def advance_k(r, s, c, step, run, num_runs, size):
 
 @cuda.jit(device=True, inline="always")
 def add_bias(sums, b, column, columns, first):
+    # The thread's columns are filters, from `first` on in b; past the last one the bias is 0.
     bias = cuda.local.array(TN, float32)
     for j in range(TN):
         k = column + 32 * (j // 4) + j % 4

@@ -11,7 +11,8 @@ from gpu_runner import Case, Job
 from tinyconv import SGD
 from tinyconv.parallel.column_training import ColumnSGD
 from tinyconv.parallel.columns import Columns
-from tinyconv.step import TrainingStep
+from tinyconv.run.training import step_for
+from tinyconv.train import SingleStep
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 
@@ -38,11 +39,11 @@ COMPILED = {
 }
 
 
-def on_device(bench: Bench, way: Way, precision: str, lr: float = LR) -> TrainingStep:
+def on_device(bench: Bench, way: Way, precision: str, lr: float = LR) -> SingleStep:
     """A fresh net with loss and optimizer, always with the same weights."""
     net = bench.make_net().to(bench.device, precision=precision, kernels=way.kernels)
     net.layers[0].input_gradient = False
-    return TrainingStep(net, net.loss(), SGD(net.parameters(), lr, MOMENTUM, DECAY), way.graph)
+    return step_for(net, SGD(net.parameters(), lr, MOMENTUM, DECAY), way.graph)
 
 
 def batch_of(bench: Bench, net: Any, count: int) -> tuple[Any, np.ndarray]:
@@ -101,7 +102,8 @@ def our_step(bench: Bench, count: int, way: Way, precision: str) -> Any:
         number = iter(range(2**31))
 
         def run() -> None:
-            step.run(x, labels, next(number))
+            loss, _, _ = step.forward_backward(x, labels, next(number))
+            step.optimizer.step(loss)
 
         def notes() -> dict[str, Any]:
             found = afterwards(bench, step.loss)

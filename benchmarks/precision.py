@@ -78,7 +78,6 @@ def run(name, seed, data, options):
         batch_size=options.batch_size,
         lr=options.lr,
         seed=seed,
-        progress=False,
     )
 
 

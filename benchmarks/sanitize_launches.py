@@ -37,7 +37,7 @@ from layers.layer import Buffers  # noqa: E402
 from tinyconv import SGD, Sequential  # noqa: E402
 from tinyconv.initialize import initialize  # noqa: E402
 from tinyconv.lab.subjects import OUTPUTS, SHAPES, Subject, subjects  # noqa: E402
-from tinyconv.step import TrainingStep  # noqa: E402
+from tinyconv.run.training import step_for  # noqa: E402
 
 
 def kernels() -> dict[str, Any]:
@@ -115,11 +115,12 @@ def step_run(kernels: str, precision: str) -> Callable[[], None]:
     }
     net = initialize(Sequential(layers, (7, 6, 8)))
     net.to("cuda:0", precision=precision, kernels=kernels)
-    step = TrainingStep(net, net.loss(), SGD(net.parameters()), graph=False)
+    step = step_for(net, SGD(net.parameters()), graph=False)
     x = np.random.default_rng(4).standard_normal((2, 7, 6, 8), np.float32)
 
     def run() -> None:
-        step.run(x, np.array([1, 3]), 0)
+        loss, _, _ = step.forward_backward(x, np.array([1, 3]), 0)
+        step.optimizer.step(loss)
         net.forward(x, train=False)
 
     return run

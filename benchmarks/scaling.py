@@ -157,11 +157,12 @@ def train(options, replica=None) -> int:
     import numpy as np
 
     from layers import Device
+    from tinyconv import SGD
     from tinyconv.data import PhotoSet
     from tinyconv.data.augment import Augment
-    from tinyconv.parallel.replicas import ReplicaTraining
-    from tinyconv.parallel.replicas_rows import part_of
-    from tinyconv.train import Training
+    from tinyconv.parallel.replicas import ReplicaStep, begin_together, part_of
+    from tinyconv.run.training import step_for
+    from tinyconv.train import Training, TrainingData
 
     device = Device(replica.device if replica else options.devices.split(",")[0])
     batch, side = options.batch_size, options.image_size + options.image_size // 7
@@ -171,24 +172,27 @@ def train(options, replica=None) -> int:
     photos = PhotoSet(images, labels, tuple(map(str, range(options.classes))))
     net = alexnet(options.classes, options.width, options.image_size, "robust").to(device)
     augment = Augment(photos.mean_image(), options.image_size, 64.0)
-    arguments = net, photos, part_of(photos, slice(0, 1)), augment
-    settings = {"epochs": options.warm_up + options.steps, "batch_size": batch, "lr": 1e-4}
+    optimizer, share = SGD(net.parameters(), 1e-4), ()
+    step = step_for(net, optimizer)
     if replica:
-        run = ReplicaTraining(*arguments, replica=replica, **settings)
-    else:
-        run = Training(*arguments, **settings)
-    seconds, step = [], run._step
+        step, share = ReplicaStep(net, optimizer, replica), (replica.rank, replica.size)
+    data = TrainingData(photos, part_of(photos, slice(0, 1)), augment, batch, 0, *share)
+    run = Training(net, data, step, epochs=options.warm_up + options.steps)
+    if replica:
+        begin_together(run)
+    begun, seconds, forward_backward = [0.0], [], step.forward_backward
 
-    def timed(*batch):
+    def begin(*batch):
         device.synchronize()
-        started = time.perf_counter()
-        count = step(*batch)
-        device.synchronize()
-        seconds.append(time.perf_counter() - started)
-        return count
+        begun[0] = time.perf_counter()
+        return forward_backward(*batch)
 
-    run._step = timed
-    run.run(progress=False)
+    def end() -> None:
+        device.synchronize()
+        seconds.append(time.perf_counter() - begun[0])
+
+    step.forward_backward = begin
+    run.run(on_step=end)
     sums = []
     if replica:
         ranks, flat = replica.communicator, run.optimizer.grads

@@ -14,9 +14,10 @@ with doctor.at_hand():
     from tinyconv.gradient_check import check_gradients
     from tinyconv.initialize import initialize
     from tinyconv.recipes import RECIPES, Recipe
+    from tinyconv.run.training import train
     from tinyconv.sequential import Sequential
     from tinyconv.sgd import SGD
-    from tinyconv.train import Training, train
+    from tinyconv.train import Training
 
 __all__ = [
     "RECIPES",

@@ -43,7 +43,7 @@ def likeliest(probabilities: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
 
 
-def hits(probabilities: np.ndarray, labels: np.ndarray, k: int) -> int:
+def count_hits(probabilities: np.ndarray, labels: np.ndarray, k: int) -> int:
     """How many rows of (N, C) have their label among the k `likeliest`.
 
     A row with a number that is not finite is never a hit.
@@ -71,27 +71,13 @@ def evaluate(
     check_views(views)
     if not len(photos):
         raise ValueError("evaluate: the set has no photos")
-    if views == "ten":
-        tally = Tally()
-        with Loader(photos, photos_at_once(batch_size, views), net.device) as loader:
-            for images, labels, _ in loader.ordered():
-                tally.add(average(log_probabilities(net, augment, images, views)), labels)
-                if on_batch is not None:
-                    on_batch()
-        return tally.evaluation()
-    loss = net.loss()
-    total, top1, top5 = 0.0, 0, 0
-    with Loader(photos, batch_size, net.device) as loader:
+    tally = Tally()
+    with Loader(photos, photos_at_once(batch_size, views), net.device) as loader:
         for images, labels, _ in loader.ordered():
-            logits = net.forward(augment.centre(images), train=False)
-            total += loss.forward(logits, labels) * len(labels)
-            probabilities = net.device.to_host(loss.probabilities)
-            top1 += hits(probabilities, labels, 1)
-            top5 += hits(probabilities, labels, 5)
+            tally.add(average(log_probabilities(net, augment, images, views)), labels)
             if on_batch is not None:
                 on_batch()
-    count = len(photos)
-    return Evaluation(total / count, top1 / count, top5 / count)
+    return tally.evaluation()
 
 
 # --- views, and their average

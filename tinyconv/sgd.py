@@ -12,10 +12,12 @@ pass over three arrays instead of one for each of 16 parameters. Every stretch s
 of BLOCK elements, so a block of threads works on one parameter, and a small table tells the block
 its rate and decay: biases may learn at twice the rate and without decay, as in the 2012 code.
 
-Learning rate and momentum are read from memory too, from `settings` = (ε, momentum): a step that
-was recorded (`layers/fast/graph.py`) keeps its arguments, but not what they point to.
+The gradients of a loss that is not finite must not reach the weights, or its origin could no longer
+be found. The host leaves such a step out; if the loss is still on the device, the kernel does, by a
+flag that was set there.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +34,7 @@ BLOCK = 256
 
 
 @njit(parallel=True, cache=True)
-def sgd_host(w, dw, v, rates, decays, settings):
-    lr, momentum = settings[0], settings[1]
+def sgd_host(w, dw, v, rates, decays, lr, momentum):
     for block in prange(rates.size):
         rate = lr * rates[block]
         for i in range(block * BLOCK, (block + 1) * BLOCK):
@@ -45,15 +46,17 @@ def sgd_host(w, dw, v, rates, decays, settings):
 #
 # One thread per element, one block per BLOCK elements of one parameter. All loads and stores are
 # coalesced: three reads and two writes of each element, 20 bytes in float32, and nothing else to
-# do: memory bandwidth is the limit. Every element has one owner: no races, deterministic.
+# do: memory bandwidth is the limit. Every element has one owner: no races, deterministic. With
+# `skip` set all threads return.
 
 
 @cuda.jit
-def sgd_kernel(w, dw, v, rates, decays, settings):
+def sgd_kernel(w, dw, v, rates, decays, lr, momentum, skip):
     i = cuda.grid(1)
-    block = cuda.blockIdx.x
-    rate = settings[0] * rates[block]
-    v[i] = settings[1] * v[i] - decays[block] * rate * w[i] - rate * dw[i]
+    if skip[0] != 0:
+        return
+    rate = lr * rates[cuda.blockIdx.x]
+    v[i] = momentum * v[i] - decays[cuda.blockIdx.x] * rate * w[i] - rate * dw[i]
     w[i] += v[i]
 
 
@@ -110,8 +113,7 @@ class SGD:
                 [weight_decay * p.decay_multiplier for p in self.parameters],
             )
         )
-        self._settings = self.device.zeros((2,), self.dtype)
-        self._written: tuple[float, float] | None = None
+        self._never = self.device.zeros((1,), np.int32)
 
     def freeze(self, parameters: Sequence[Parameter]) -> None:
         """Leave these parameters as they are from now on: rate and velocity become 0."""
@@ -126,29 +128,26 @@ class SGD:
         first = self._starts[self.parameters.index(parameter)]
         return self.velocities[first : first + parameter.value.size].reshape(parameter.value.shape)
 
-    def step(self) -> None:
-        """Update every parameter from its gradient, in place."""
-        self.prepare()
-        self.update()
+    def step(self, loss: Any = 0.0) -> None:
+        """Update every parameter from its gradient, in place, unless `loss` is not finite.
 
-    def prepare(self) -> None:
-        """Check that no parameter has moved, and write the settings where the update reads them."""
+        loss: of these gradients; a number, or a `Pending` one (`layers/fast/streams.py`), whose
+        flag the device reads.
+        """
         for parameter, (value, grad) in zip(self.parameters, self._views, strict=True):
             if parameter.value is not value or parameter.grad is not grad:
                 raise RuntimeError(
                     f"SGD: {parameter.name} moved after SGD was made; call net.to() before SGD()"
                 )
-        if self._written != (self.lr, self.momentum):
-            self._written = self.lr, self.momentum
-            self.device.write(self._settings, self._written)
-
-    def update(self) -> None:
-        """The arithmetic of a step, and nothing but that: this is what a recording holds."""
+        skip = getattr(loss, "skip", None)
+        if skip is None and not math.isfinite(loss):
+            return
         arguments = (
             *(self.values, self.grads, self.velocities, self._rates, self._decays),
-            self._settings,
+            *(self.dtype.type(self.lr), self.dtype.type(self.momentum)),
         )
         if self.device.is_cuda:
-            sgd_kernel[grid_of(self._rates.size, BLOCK)](*arguments)
+            skip = self._never if skip is None else skip
+            sgd_kernel[grid_of(self._rates.size, BLOCK)](*arguments, skip)
         else:
             sgd_host(*arguments)

@@ -1,44 +1,54 @@
-"""The training loop (paper §5): one batch after another, and a look at the validation set.
+"""The training loop (paper §5): one batch after another, and the validation set after each epoch.
 
-    loader -> augment -> net.forward -> loss.forward
-                         net.backward <- loss.backward        (these two lines: `step.py`)
-                         optimizer.step
+    x = augment.random(images, ids, epoch)                               `data/augment.py`
+    loss, hits, count = step.forward_backward(x, labels, number)
+        logits = net.forward(x)
+        loss.forward(logits, labels)
+        net.backward(loss.backward())
+    optimizer.step(loss)                                                 `sgd.py`
 
-A run can end after any step and go on from there to the same bits: order, crops, colours and
-dropout masks are functions of (seed, epoch, step), so that all a checkpoint has to keep is the
-weights, the velocities, and the few numbers of `Progress`.
+`Training` has the loop, `SingleStep` the lines within. Another step object takes the place of
+`SingleStep` where a step is recorded on a GPU (`run/graph_step.py`) or made by several processes
+(`parallel/replicas.py`). Progress bar, checkpoints and signals are callbacks of the caller.
+
+A run can end after any step and be resumed to the same bits: order, crops, colours and dropout
+masks are functions of (seed, epoch, step), so a checkpoint holds the weights, the velocities, and
+the few numbers of `Progress`.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
-from tinyconv.diagnose import where_not_finite
-from tinyconv.evaluate import Evaluation, evaluate, hits
+from tinyconv.evaluate import Evaluation, count_hits, evaluate
 from tinyconv.schedule import Schedule
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
-from tinyconv.step import TrainingStep
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is no longer a number."""
+    """Training cannot continue."""
+
+
+class LossError(TrainingError):
+    """The loss is not finite. Attributes: `epoch` and `step` (from 1), `batch` (from 0)."""
+
+    def __init__(self, loss: float, epoch: int, batch: int, step: int) -> None:
+        super().__init__(f"the loss became {loss} in step {step} (epoch {epoch})")
+        self.epoch, self.batch, self.step = epoch, batch, step
 
 
 class _Stopped(Exception):
-    """Raised between two batches when the run is asked to end."""
+    """Raised between two batches when `should_stop` ends the run."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch gave; training figures are means over its batches, as the net learned."""
+    """The figures of an epoch; those of training are means over its batches, as the net learned."""
 
     epoch: int
     lr: float
@@ -52,7 +62,7 @@ class Epoch:
     waited: float
     """Share of the training time (0 to 1) in which a step waited for its photos."""
     first_loss: float
-    """Loss of the first batch."""
+    """Loss of the run's first batch."""
     best: bool
     """No epoch before had a higher validation top-1."""
 
@@ -71,12 +81,12 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """How far a run has come: with weights, velocities and schedule all it takes to go on."""
+    """How far a run has come: with the weights and velocities, all that a checkpoint holds."""
 
     epoch: int = 1
-    """The epoch that is going on, counted from 1."""
+    """The current epoch, counted from 1."""
     batch: int = 0
-    """Its batches that are done."""
+    """Batches of it that are done."""
     step: int = 0
     """Steps in all."""
     loss_sum: float = 0.0
@@ -88,16 +98,65 @@ class Progress:
     schedule: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class TrainingData:
+    """Photos to learn from and to validate on, and what makes batches of them.
+
+    train, val: a PhotoSet or a store's StoredPhotos; batch_size: of the whole step; seed: of the
+    order. rank, ranks: the place of this process among those that share each batch.
+    """
+
+    train: Any
+    val: Any
+    augment: Augment
+    batch_size: int = 128
+    seed: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def loader(self, device: Any) -> Loader:
+        """Reads the training set's batches to `device`."""
+        place = {"rank": self.rank, "ranks": self.ranks}
+        return Loader(self.train, self.batch_size, device, seed=self.seed, **place)
+
+
+class SingleStep:
+    """Forward and backward on one device, in the order in which they are written here.
+
+    net: on its device (also in two columns); optimizer: of its parameters, there.
+    """
+
+    def __init__(self, net: Sequential, optimizer: Any) -> None:
+        self.net, self.optimizer = net, optimizer
+        self.loss: Any = net.loss()
+
+    def forward_backward(self, x: Any, labels: Any, step: int) -> tuple[Any, Any, int]:
+        """The gradients for x (N, ...) on the device and labels (N,), into `optimizer.grads`.
+
+        step, from 0, selects the dropout masks. Returns the mean loss, how many rows have their
+        label as the likeliest class, and N; loss and hits are numbers, or will be by float().
+        ValueError for a batch that does not fit the net.
+        """
+        self.net.set_step(step)
+        logits = self.net.forward(x, train=True)
+        loss = self.loss.forward(logits, labels)
+        self.net.backward(self.loss.backward())
+        probabilities = self.net.device.to_host(self.loss.probabilities)
+        return loss, count_hits(probabilities, labels, 1), len(labels)
+
+    def evaluate(self, data: TrainingData, on_batch: Callable[[], None]) -> Evaluation:
+        """Loss and accuracy of the validation set; on_batch is called after each batch."""
+        return evaluate(self.net, data.val, data.augment, data.batch_size, on_batch=on_batch)
+
+
 class Training:
     """A net, its data and its optimizer on the way through the epochs.
 
-    net: initialized, on its device; augment is moved there. train_set, val_set: a PhotoSet or a
-    store's StoredPhotos. schedule: of the learning rate `lr` (None: constant). bare_last_stage:
-    after the schedule's last drop no colour noise, and the first layer stays as it is. seed: of
-    the order and the dropout masks. graph: on a GPU, record the step once and replay it (the same
-    bits as without). Attributes: `net`, `optimizer`, `progress`, `schedule`; `stopped`, what
-    `should_stop` gave when it ended the run. Where several processes train one net, `batch_size`
-    and all figures are those of the whole (`parallel/replicas.py`).
+    net: initialized, on its device; data: its augment is moved there. step: a step object (None:
+    `SingleStep` with `SGD` at the paper's settings); the schedule scales its optimizer's first
+    learning rate (None: constant). bare_last_stage: after the schedule's last drop no colour noise,
+    and the first layer is frozen. seed: of the dropout masks. Attributes: `net`, `data`,
+    `optimizer`, `progress`, `schedule`. With several processes all figures are those of the whole.
 
     ValueError for arguments out of range or weights that were never drawn. Sources: paper §5.
     """
@@ -105,149 +164,126 @@ class Training:
     def __init__(
         self,
         net: Sequential,
-        train_set: Any,
-        val_set: Any,
-        augment: Augment,
+        data: TrainingData,
+        step: Any = None,
         *,
         epochs: int = 90,
-        batch_size: int = 128,
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
         schedule: Schedule | None = None,
         bare_last_stage: bool = False,
         seed: int = 0,
-        graph: bool = True,
     ) -> None:
-        _check(net, train_set, epochs, batch_size)
-        self.net, self.train_set, self.val_set, self.augment = net, train_set, val_set, augment
-        self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
+        _check(net, data, epochs)
+        self.net, self.data, self.epochs, self.seed = net, data, epochs, seed
+        self.step: Any = step or SingleStep(net, SGD(net.parameters()))
+        self.optimizer, self.lr = self.step.optimizer, self.step.optimizer.lr
         self.schedule = schedule or Schedule()
         self.bare_last_stage = bare_last_stage
         self.progress = Progress()
-        self.stopped = 0
-        augment.to(net.device, net.dtype)
+        self._pending: list[tuple[Any, ...]] = []
+        data.augment.to(net.device, net.dtype)
         net.set_seed(seed)
         net.layers[0].input_gradient = False
-        self.loss = net.loss()
-        self.optimizer = SGD(net.parameters(), lr, momentum, weight_decay)
-        self.training_step = TrainingStep(net, self.loss, self.optimizer, graph)
 
     def run(
         self,
         *,
-        on_epoch: Callable[[Epoch], None] | None = None,
         on_step: Callable[[], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
         should_stop: Callable[[], Any] = bool,
-        progress: bool | None = None,
     ) -> bool:
         """Train to the end of the last epoch; False if `should_stop` ended it before.
 
-        on_epoch and on_step are called after every epoch and every step, when `progress` is true
-        and whole; should_stop is asked after every step and every validation batch. progress:
-        show a bar (None: if standard error is a terminal). TrainingError if the loss is not
-        finite. Two runs with equal arguments on one machine give equal bits, however often they
-        were stopped and went on.
+        on_step and on_epoch are called after each step and each epoch; should_stop after each step
+        and each validation batch. LossError if the loss is not finite; the weights are those before
+        that step. Two runs with equal arguments on one machine give equal bits, however often they
+        were stopped and resumed.
         """
-        with self._loader() as loader:
-            images = min(self.batch_size, len(self.train_set))
-            with tqdm(
-                total=self.epochs * loader.batches_per_epoch * images,
-                initial=self.progress.step * images,
-                unit="img",
-                disable=None if progress is None else not progress,
-                file=sys.stderr,
-                smoothing=0.05,
-            ) as bar:
-                try:
-                    while self.progress.epoch <= self.epochs:
-                        epoch = self._run_epoch(loader, bar, on_step, should_stop)
-                        if on_epoch is not None:
-                            with bar.external_write_mode(file=sys.stdout):
-                                on_epoch(epoch)
-                except _Stopped:
-                    return False
+
+        def stop_if_asked() -> None:
+            if should_stop():
+                self.settle()
+                raise _Stopped
+
+        with self.data.loader(self.net.device) as loader:
+            try:
+                while self.progress.epoch <= self.epochs:
+                    self._begin_epoch()
+                    times = self._train_epoch(loader, on_step, stop_if_asked)
+                    result = self.step.evaluate(self.data, stop_if_asked)
+                    epoch = self._close_epoch(result, *times)
+                    if on_epoch is not None:
+                        on_epoch(epoch)
+            except _Stopped:
+                return False
         return True
 
-    def _run_epoch(self, loader: Loader, bar: Any, on_step: Any, should_stop: Any) -> Epoch:
+    def _train_epoch(
+        self, loader: Loader, on_step: Any, stop_if_asked: Callable[[], None]
+    ) -> tuple[float, float, int]:
+        """All batches of the epoch that are not done; seconds, those waited for data, images."""
+        now, augment = self.progress, self.data.augment
+        started, waited, seen = time.perf_counter(), loader.waited, now.seen
+        for images, labels, ids in loader.epoch(now.epoch, first=now.batch):
+            x = augment.random(images, ids, now.epoch)
+            loss, hits, count = self.step.forward_backward(x, labels, now.step)
+            self.optimizer.step(loss)  # if it is not finite, nothing changes
+            self._note(loss, hits, count)
+            if on_step is not None:
+                on_step()
+            stop_if_asked()
+        self.settle()
+        return time.perf_counter() - started, loader.waited - waited, now.seen - seen
+
+    # --- bookkeeping
+
+    def _note(self, loss: Any, hits: Any, count: int) -> None:
+        """Count the step as done. Figures on a GPU are read one step later: it need not wait."""
+        now = self.progress
+        self._pending.append((loss, hits, count, now.epoch, now.batch, now.step))
+        now.step, now.batch = now.step + 1, now.batch + 1
+        if isinstance(loss, float):
+            self.settle()
+        elif len(self._pending) > 1:
+            self._read_figures()
+
+    def settle(self) -> None:
+        """Read the figures of the last step into `progress`, as a checkpoint needs them."""
+        while self._pending:
+            self._read_figures()
+
+    def _read_figures(self) -> None:
+        now = self.progress
+        loss, hits, count, epoch, batch, step = self._pending.pop(0)
+        loss = float(loss)
+        if not math.isfinite(loss):
+            raise LossError(loss, epoch, batch, step + 1)
+        if step == 0:
+            now.first_loss = loss
+        now.loss_sum += loss
+        now.correct += int(float(hits))
+        now.seen += count
+
+    def train_loss(self) -> float:
+        """Mean loss of the epoch's batches so far, but for one that is still to be read."""
+        return self.progress.loss_sum / max(1, self.progress.batch - len(self._pending))
+
+    def input_of(self, error: LossError) -> Any:
+        """The net's input in the step of a LossError once more: the same photos and crops."""
+        with self.data.loader(self.net.device) as loader:
+            images, _, ids = next(loader.epoch(error.epoch, first=error.batch))
+            return self.data.augment.random(images, ids, error.epoch)
+
+    def _begin_epoch(self) -> None:
         now = self.progress
         if now.batch == 0:
             now.loss_sum, now.correct, now.seen = 0.0, 0, 0
         self.optimizer.lr = self.lr * self.schedule.scale(now.epoch)
         bare = self.bare_last_stage and self.schedule.last_stage(now.epoch)
-        self.augment.colour_on = not bare
+        self.data.augment.colour_on = not bare
         if bare:
             self.optimizer.freeze(self.net.layers[0].parameters())
 
-        def stop_if_asked() -> None:
-            self.stopped = self._asked(should_stop())
-            if self.stopped:
-                raise _Stopped
-
-        started, waited, seen_before = time.perf_counter(), loader.waited, now.seen
-        for images, labels, ids in loader.epoch(now.epoch, first=now.batch):
-            bar.update(self._step(images, labels, ids))
-            bar.set_postfix(
-                loss=f"{now.loss_sum / now.batch:.3f}",
-                top1=f"{now.correct / now.seen:.0%}",
-                refresh=False,
-            )
-            if on_step is not None:
-                on_step()
-            stop_if_asked()
-        seconds, waited = time.perf_counter() - started, loader.waited - waited
-        result = self._evaluate(stop_if_asked)
-        return self._close_epoch(result, seconds, waited, now.seen - seen_before)
-
-    def _step(self, images: Any, labels: Any, ids: Any) -> int:
-        """One batch: forward, backward, update; returns its photos. The rest is bookkeeping."""
-        now = self.progress
-        x = self.augment.random(images, ids, now.epoch)
-        self._compute(x, labels)
-        value = self.loss.value()
-        correct = hits(self.net.device.to_host(self.loss.probabilities), labels, 1)
-        value, correct, count = self._totals(value, correct, len(labels))
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} in step {now.step + 1} (epoch {now.epoch}): "
-                f"{self._where(x)}; start again with a learning rate of a third or less"
-            )
-        self._gather(len(labels) / count)
-        self.optimizer.step()
-        if now.step == 0:
-            now.first_loss = value
-        now.step, now.batch = now.step + 1, now.batch + 1
-        now.loss_sum += value
-        now.correct += correct
-        now.seen += count
-        return count
-
-    # What is different where several processes train one net: `parallel/replicas.py`.
-
-    def _loader(self) -> Loader:
-        return Loader(self.train_set, self.batch_size, self.net.device, seed=self.seed)
-
-    def _asked(self, stop: Any) -> Any:
-        return stop
-
-    def _totals(self, loss: float, correct: int, count: int) -> tuple[float, int, int]:
-        """Mean loss, hits and photos of the whole batch, from those of this process."""
-        return loss, correct, count
-
-    def _where(self, x: Any) -> str:
-        return where_not_finite(self.net, x, self.progress.step)
-
-    def _compute(self, x: Any, labels: Any) -> None:
-        """The loss and the gradients of this process's photos (of replicas: the loss alone)."""
-        self.training_step.gradients(x, labels, self.progress.step)
-
-    def _gather(self, share: float) -> None:
-        """Make `optimizer.grads` those of the whole batch, `share` of which is this process's."""
-
-    def _evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
-        return evaluate(self.net, self.val_set, self.augment, self.batch_size, on_batch=on_batch)
-
-    def _close_epoch(self, result: Evaluation, seconds: float, waited: float, seen: int) -> Epoch:
+    def _close_epoch(self, result: Evaluation, seconds: float, waited: float, images: int) -> Epoch:
         now = self.progress
         best = result.top1 > now.best_top1
         if best:
@@ -260,7 +296,7 @@ class Training:
             val_loss=result.loss,
             val_top1=result.top1,
             val_top5=result.top5,
-            images_per_second=seen / seconds,
+            images_per_second=images / seconds,
             seconds=seconds,
             waited=waited / seconds,
             first_loss=now.first_loss,
@@ -272,40 +308,12 @@ class Training:
         return epoch
 
 
-def train(
-    net: Sequential,
-    train_set: Any,
-    val_set: Any,
-    augment: Augment,
-    *,
-    on_epoch: Callable[[Epoch], None] | None = None,
-    progress: bool | None = None,
-    **settings: Any,
-) -> list[Epoch]:
-    """Train `net` in place by momentum SGD; returns what each epoch gave.
-
-    settings: those of `Training` (epochs, batch_size, lr, momentum, weight_decay, schedule,
-    bare_last_stage, seed, graph). on_epoch and progress: as in `Training.run`, which a run that
-    is to be stopped and resumed calls itself. Sources: paper §5.
-    """
-    history: list[Epoch] = []
-
-    def collect(epoch: Epoch) -> None:
-        history.append(epoch)
-        if on_epoch is not None:
-            on_epoch(epoch)
-
-    training = Training(net, train_set, val_set, augment, **settings)
-    training.run(on_epoch=collect, progress=progress)
-    return history
-
-
-def _check(net: Sequential, train_set: Any, epochs: int, batch_size: int) -> None:
-    if epochs < 1 or batch_size < 1:
+def _check(net: Sequential, data: TrainingData, epochs: int) -> None:
+    if epochs < 1 or data.batch_size < 1:
         raise ValueError(
-            f"train: epochs and batch_size must be at least 1, not {epochs} and {batch_size}"
+            f"train: epochs and batch_size must be at least 1, not {epochs} and {data.batch_size}"
         )
-    if not len(train_set):
+    if not len(data.train):
         raise ValueError("train: the training set has no photos")
     for parameter in net.parameters():
         if parameter.name.endswith("weight") and not parameter.value.any():

@@ -1,6 +1,6 @@
 """Sums over many rows in two passes, the same bits every time.
 
-    total[k] = Σ_row x[row, k]            mean = 1/N Σ_n values[n]
+    total[k] = Σ_row x[row, k]            totals = (1/N Σ_n losses[n], Σ_n hits[n])
 
 One thread for each k would leave a GPU idle (conv1 has 96 filters and 387,200 rows at batch 128);
 atomic additions would occupy it, but in an order that changes from run to run, and so would the
@@ -12,6 +12,8 @@ Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64; x may be
 `bias_relu.py` combines the first pass with the mask of the ReLU.
 """
 
+import math
+
 from layers.device import cuda, grid_for, grid_of
 from layers.fast.bfloat16 import widen
 
@@ -22,7 +24,7 @@ WARPS = 8
 """Rows that a block reads at once."""
 
 FEWEST_ROWS, MOST_PARTS = 64, 256
-MEAN_THREADS = 128
+TOTALS_THREADS = 128
 
 
 def rows_in_part(rows: int) -> int:
@@ -45,8 +47,9 @@ def parts_grid(rows: int, columns: int):
 # First pass: thread (lane, warp) of a block adds up rows warp, warp + 8, ... of the block's part,
 # in one column; neighbouring lanes read neighbouring elements: coalesced. The eight sums of a
 # column are written to shared memory, where warp 0 adds them in order. Second pass: one thread per
-# column, over the parts in order, coalesced. Mean: one block; thread t adds values t, t + 128, ...
-# and then the sums are added pairwise. All orders are fixed: deterministic.
+# column, over the parts in order, coalesced. Totals: one block; thread t adds losses and hits t,
+# t + 128, ..., then the sums are added pairwise; thread 0 sets `skip` if the mean loss is not
+# finite, and nothing clears it. All orders are fixed: deterministic.
 
 
 @cuda.jit
@@ -78,22 +81,27 @@ def sum_parts_kernel(partial, total):
 
 
 @cuda.jit
-def mean_kernel(values, mean):
-    sums = cuda.shared.array(MEAN_THREADS, values.dtype)
+def totals_kernel(losses, hits, totals, skip):
+    sums = cuda.shared.array((2, TOTALS_THREADS), losses.dtype)
     t = cuda.threadIdx.x
-    total = values.dtype.type(0)
-    for n in range(t, values.size, MEAN_THREADS):
-        total += values[n]
-    sums[t] = total
+    loss = hit = losses.dtype.type(0)
+    for n in range(t, losses.size, TOTALS_THREADS):
+        loss += losses[n]
+        hit += hits[n]
+    sums[0, t], sums[1, t] = loss, hit
     cuda.syncthreads()
-    active = MEAN_THREADS // 2
+    active = TOTALS_THREADS // 2
     while active > 0:
         if t < active:
-            sums[t] += sums[t + active]
+            sums[0, t] += sums[0, t + active]
+            sums[1, t] += sums[1, t + active]
         cuda.syncthreads()
         active //= 2
     if t == 0:
-        mean[0] = sums[0] / values.dtype.type(values.size)
+        mean = sums[0, 0] / losses.dtype.type(losses.size)
+        totals[0], totals[1] = mean, sums[1, 0]
+        if not math.isfinite(mean):
+            skip[0] = 1
 
 
 # --- launches
@@ -112,6 +120,6 @@ def sum_parts(partial, total):
     sum_parts_kernel[grid_for(total.size)](partial, total)
 
 
-def mean(values, out):
-    """out (1) = the mean of values (N)."""
-    mean_kernel[grid_of(1, MEAN_THREADS)](values, out)
+def totals_of(losses, hits, totals, skip):
+    """totals (2) = mean of losses (N), sum of hits (N); skip (1) = 1 if the mean isn't finite."""
+    totals_kernel[grid_of(1, TOTALS_THREADS)](losses, hits, totals, skip)

@@ -1,4 +1,4 @@
-"""Copies to a GPU that run while it computes: pinned memory and a stream of their own.
+"""Copies to and from a GPU that run while it computes: pinned memory, streams, events.
 
 Not yet run on a GPU; the tests run it in all sorts of orders against a fake CuPy.
 """
@@ -67,3 +67,44 @@ class Uploads:
     def synchronize(self) -> None:
         """Return when all copies are done."""
         self._stream.synchronize()
+
+
+class Pending:
+    """A number that a device has been told to compute: float(x) waits until it is on the host.
+
+    Attribute `skip`: an int32 array (1,) on the device, set there once a loss was not finite, or
+    None.
+    """
+
+    def __init__(self, values: np.ndarray, place: int, event: Any, skip: Any = None) -> None:
+        self._values, self._place, self._event, self.skip = values, place, event, skip
+
+    def __float__(self) -> float:
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._values[self._place])
+
+
+class Downloads:
+    """Copies of a small array to the host, into two slots in turn, without waiting.
+
+    A slot is overwritten by the next copy but one: read what `begin` returned before that.
+    """
+
+    def __init__(self, device: Device, size: int, dtype: Any) -> None:
+        self._slots = [pinned(device, (size,), dtype) for _ in range(2)]
+        self._events: list[Any] = [None, None]
+        if device.is_cuda and not device.is_simulated:
+            self._events = [device.xp.cuda.Event(disable_timing=True) for _ in self._slots]
+        self._next = 0
+
+    def begin(self, array: Any) -> tuple[np.ndarray, Any]:
+        """Queue a copy of `array`; returns the host's array and the event that it is complete."""
+        slot, event = self._slots[self._next], self._events[self._next]
+        self._next = 1 - self._next
+        if event is None:
+            slot[...] = array
+        else:
+            array.get(out=slot, blocking=False)
+            event.record()
+        return slot, event

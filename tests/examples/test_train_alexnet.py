@@ -239,11 +239,11 @@ def test_one_batch_by_heart(photos, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--data", str(photos), "--out", str(out), "--overfit-one-batch", *SMALL]
     assert main([*arguments, "--lr", "0.02"]) == 0
-    assert "one batch is known by heart after" in capsys.readouterr().out
+    assert "one batch is memorized after" in capsys.readouterr().out
     assert not out.exists()
     assert main([*arguments, "--lr", "1e-9"]) == 1
     printed = capsys.readouterr().out
-    assert "one batch is NOT learned after 200 steps" in printed and "step   20" in printed
+    assert "one batch is NOT memorized after 200 steps" in printed and "step   20" in printed
 
 
 def test_a_prepared_file_trains(tmp_path, capsys):

@@ -78,20 +78,21 @@ def test_killed_at_thirty_moments_it_ends_with_the_same_bytes(server, photos, wh
 
 
 @pytest.mark.parametrize("number, expected", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_end_it_finishes_the_step_and_says_how_to_go_on(
+def test_asked_to_end_it_finishes_the_step_and_says_how_to_resume(
     server, photos, whole, tmp_path, number, expected
 ):
     out = tmp_path / "run"
     # The signal comes in the middle of step 8, from the step itself: the moment is certain.
     prelude = f"""
 import signal
-original, calls = script.Training._step, []
+from tinyconv.train import SingleStep
+original, calls = SingleStep.forward_backward, []
 def step(self, *arguments):
     calls.append(1)
     if len(calls) == 8:
         os.kill(os.getpid(), {int(number)})
     return original(self, *arguments)
-script.Training._step = step
+SingleStep.forward_backward = step
 """
     status = server.run(["--data", photos, "--out", out, *OPTIONS], prelude=prelude)
     assert status == expected, server.printed()
@@ -99,27 +100,28 @@ script.Training._step = step
     assert f"--resume {out}" in server.printed()
     assert max(p.name for p in out.glob("checkpoint-*")) == "checkpoint-000000008.h5"
     assert server.run(["--resume", out, "--checkpoint-steps", 5]) == 0
-    assert "going on after step 8 (epoch 2)" in server.printed()
+    assert "resuming after step 8 (epoch 2)" in server.printed()
     same_results(out, whole)
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(server, photos, whole, tmp_path):
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(server, photos, whole, tmp_path):
     out = tmp_path / "run"
     arguments = ["--data", photos, "--out", out, "--checkpoint-steps", 5, *OPTIONS]
     size = max(path.stat().st_size for path in whole.glob("checkpoint-*"))
     limit = "import resource; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "def full(path, *rest, real=script.RunFolder.save):\n"
+    limit += "from tinyconv.run.run_folder import RunFolder\n"
+    limit += "def full(path, *rest, real=RunFolder.save):\n"
     limit += "    if rest[0].progress.step == 10:\n"
     limit += f"        resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))\n"
     limit += "    return real(path, *rest)\n"
-    limit += "script.RunFolder.save = full\n"
+    limit += "RunFolder.save = full\n"
     assert server.run(arguments, prelude=limit) == 2
     printed = server.printed().splitlines()
     assert printed[-1].startswith("train_alexnet.py: error: ") and "File too large" in printed[-1]
     assert "Traceback" not in server.printed()
     assert not list(out.glob(".*"))
     assert server.run(["--resume", out]) == 0
-    assert "going on after step 6" in server.printed() or "step 5" in server.printed()
+    assert "resuming after step 6" in server.printed() or "step 5" in server.printed()
     same_results(out, whole)
 
 
@@ -135,12 +137,13 @@ def stopped(server, photos, tmp_path):
     """A run that was killed in its third epoch; with two checkpoints."""
     out = tmp_path / "run"
     prelude = """
-original = script.Training._step
+from tinyconv.train import SingleStep
+original = SingleStep.forward_backward
 def step(self, *arguments):
-    if self.progress.step == 14:
+    if arguments[2] == 14:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *arguments)
-script.Training._step = step
+SingleStep.forward_backward = step
 """
     arguments = ["--data", photos, "--out", out, "--checkpoint-steps", 5, *OPTIONS]
     assert server.run(arguments, prelude=prelude) == -9
@@ -155,9 +158,9 @@ script.Training._step = step
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(server, stopped, whole, how):
     damage(stopped / "checkpoint-000000012.h5", how)
     assert server.run(["--resume", stopped]) == 0
-    assert "passed over a checkpoint: " in server.printed()
+    assert "skipped a checkpoint: " in server.printed()
     assert "checkpoint-000000012.h5: is damaged" in server.printed()
-    assert "going on after step 10 (epoch 2)" in server.printed()
+    assert "resuming after step 10 (epoch 2)" in server.printed()
     same_results(stopped, whole)
 
 
@@ -206,7 +209,8 @@ def test_more_epochs_can_be_asked_for(server, photos, whole, tmp_path):
 def test_two_processes_do_not_train_into_one_folder(server, photos, whole):
     prelude = """
 import subprocess
-held = script.RunFolder.reopen(sys.argv[2] if len(sys.argv) > 2 else job["arguments"][1])
+from tinyconv.run.run_folder import RunFolder
+held = RunFolder.reopen(sys.argv[2] if len(sys.argv) > 2 else job["arguments"][1])
 """
     assert server.run(["--resume", whole], prelude=prelude) == 2
     assert "another process is training into" in server.printed()

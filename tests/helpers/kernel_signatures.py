@@ -162,7 +162,7 @@ def signatures(stored):
         "layers.conv.conv_input_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.conv.conv_filter_gradient_kernel": (*(array(4),) * 3, *geometry),
         "layers.fast.softmax.softmax_rows_kernel": (
-            *(array(2), labels, array(2), array(1), array(2)),
+            *(array(2), labels, array(2), array(1), array(1), array(2)),
         ),
         "layers.fast.conv.shared_memory.shared_forward_kernel": (
             *(array(4), array(4), array(1), array(4)),
@@ -176,10 +176,10 @@ def signatures(stored):
             for name in ("input", "filter")
         },
         "layers.fast.reductions.sum_parts_kernel": (array(2), array(1)),
-        "layers.fast.reductions.mean_kernel": (array(1), array(1)),
+        "layers.fast.reductions.totals_kernel": (*(array(1),) * 3, draw),
         "tinyconv.data.augment.crop_kernel": (
             *(array(4, types.uint8), array(3), draw, draw, draw, array(2)),
             *(integer, number, array(4)),
         ),
-        "tinyconv.sgd.sgd_kernel": (array(1),) * 6,
+        "tinyconv.sgd.sgd_kernel": (*(array(1),) * 5, number, number, draw),
     }

@@ -55,9 +55,9 @@ def random_kill(seed, in_the_sum):
     ranks, victim = [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)][seed % 6]
     where, count, at = [
         ("", rng.uniform(0, 1.5), None),
-        ("tinyconv.parallel.replicas.ReplicaTraining._asked", rng.randint(1, 12), None),
+        ("tinyconv.parallel.replicas.Replica.agree", rng.randint(1, 12), None),
         (in_the_sum, rng.randint(1, 36), None),
-        ("tinyconv.evaluate.hits", rng.randint(1, 3), None),
+        ("tinyconv.evaluate.count_hits", rng.randint(1, 3), None),
         (rng.choice(["os.fsync", "os.replace"]), rng.randint(3, 9), 0),  # a checkpoint's
     ][seed // 6 % 5]
     return ranks, Kill(victim, where, count, at), rng.choice([1, 2, 4])

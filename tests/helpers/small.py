@@ -2,10 +2,15 @@
 
 import numpy as np
 
-from tinyconv import Sequential
+from tinyconv import SGD, Sequential
 from tinyconv.data import PhotoSet
 from tinyconv.data.random_arrays import normal, words
+from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
+from tinyconv.parallel.columns import Columns
+from tinyconv.parallel.replicas import ReplicaStep
+from tinyconv.run.training import step_for
 from tinyconv.tools.gradient_cases import small_net
+from tinyconv.train import Training, TrainingData
 
 
 def random_photos(count: int, classes: int = 3, size: int = 75, seed: int = 0) -> PhotoSet:
@@ -30,3 +35,20 @@ def seeded_batch(count: int = 4, seed: int = 5) -> tuple[np.ndarray, np.ndarray]
     """Input (N, 9, 8, 3) in float64 and labels (N,) for `seeded_net`."""
     x = normal((count, 9, 8, 3), 1.0, seed, 0).astype(np.float64)
     return x, (words(seed, 1, 0, np.arange(count)) % 4).astype(np.int64)
+
+
+def new_training(net, photos, val, augment, *, batch_size=128, lr=0.01, seed=0, **settings):
+    """`Training` of a net, of one in two columns, or with `replica` (and `check_every`)."""
+    share = ()
+    if replica := settings.pop("replica", None):
+        share = replica.rank, replica.size
+        step = ReplicaStep(
+            *(net, SGD(net.parameters(), lr), replica), settings.pop("check_every", 100)
+        )
+    elif isinstance(net, Columns):
+        augment = ColumnAugment(augment, net)
+        step = step_for(net, ColumnSGD(net.parameters(), lr), graph=False)
+    else:
+        step = step_for(net, SGD(net.parameters(), lr))
+    data = TrainingData(photos, val, augment, batch_size, seed, *share)
+    return Training(net, data, step, seed=seed, **settings)

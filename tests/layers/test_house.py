@@ -11,6 +11,8 @@ from layers import Layer, SoftmaxCrossEntropy
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = sorted((ROOT / "layers").glob("*.py"))
 MOST_LINES = 1700
+TOP = sorted((ROOT / "tinyconv").glob("*.py"))
+MOST_LINES_ON_TOP, MOST_FILES_ON_TOP = 1640, 13
 
 CHOICES = {
     "tinyconv/data/augment.py": "a kernel or a host loop of its own: crops",
@@ -22,9 +24,10 @@ CHOICES = {
     "tinyconv/parallel/replicas_rank.py": "which ranks need NCCL",
     "tinyconv/parallel/stage.py": "on the host bf16 is rounded in place",
     "tinyconv/sgd.py": "a kernel or a host loop of its own: the update",
-    "tinyconv/step.py": "only a GPU's launches are recorded",
     "tinyconv/tools/plan_command.py": "prints the kernels or the host loops of a layer",
     "tinyconv/run/options.py": "the default width",
+    "tinyconv/run/program.py": "the default image size",
+    "tinyconv/run/training.py": "which step: on a GPU it is recorded",
 }
 """Files of tinyconv/ that ask whether a device is a GPU, and what for."""
 
@@ -76,6 +79,11 @@ def test_the_book_is_read_in_an_afternoon():
     assert len(BOOK) > 10
     count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in BOOK)
     assert count <= MOST_LINES, f"layers/*.py has {count} lines, {MOST_LINES} are allowed"
+
+
+def test_the_top_level_of_tinyconv_is_small():
+    count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in TOP)
+    assert count <= MOST_LINES_ON_TOP and len(TOP) <= MOST_FILES_ON_TOP
 
 
 @pytest.mark.parametrize("path", BOOK, ids=name_of)

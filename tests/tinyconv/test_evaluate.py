@@ -10,7 +10,7 @@ from layers import Flatten, Linear, SoftmaxCrossEntropy
 from tinyconv import Sequential, alexnet, evaluate
 from tinyconv.data import PhotoSet
 from tinyconv.data.augment import Augment
-from tinyconv.evaluate import Tally, average, hits, likeliest, log_probabilities
+from tinyconv.evaluate import Tally, average, count_hits, likeliest, log_probabilities
 
 CROP, SIDE = 4, 7
 
@@ -18,17 +18,17 @@ CROP, SIDE = 4, 7
 def test_hits_counts_rows_whose_label_is_among_the_k_largest():
     probabilities = np.array([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]])
     labels = np.array([2, 1, 0])
-    assert [hits(probabilities, labels, k) for k in (1, 2, 3)] == [1, 2, 3]
+    assert [count_hits(probabilities, labels, k) for k in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_a_net_that_gives_every_class_the_same_does_not_pass_for_one_that_knows():
     same = np.full((10, 10), 0.1)
-    assert hits(same, np.arange(10), 1) == 1
-    assert hits(same, np.arange(10), 5) == 5
+    assert count_hits(same, np.arange(10), 1) == 1
+    assert count_hits(same, np.arange(10), 5) == 5
 
 
 def test_nan_is_never_a_hit():
-    assert hits(np.full((4, 3), np.nan), np.zeros(4, int), 3) == 0
+    assert count_hits(np.full((4, 3), np.nan), np.zeros(4, int), 3) == 0
 
 
 def test_of_equal_values_the_first_is_the_likeliest():

@@ -19,10 +19,10 @@ from tinyconv import SGD, Sequential, evaluate
 from tinyconv.data.augment import Augment
 from tinyconv.data.photos import PhotoSet
 from tinyconv.data.random_arrays import normal
-from tinyconv.diagnose import where_not_finite
 from tinyconv.evaluate import log_probabilities
 from tinyconv.initialize import initialize
-from tinyconv.step import TrainingStep
+from tinyconv.run.diagnose import where_not_finite
+from tinyconv.run.training import step_for
 
 SHAPE = (6, 7, 3)
 LABELS = np.array([2, 0])
@@ -61,12 +61,17 @@ def is_bfloat16(array):
 def train(net, steps, graph=True):
     """Losses and weights of a few training steps, and whether the last one was replayed."""
     net.layers[0].input_gradient = False
-    step = TrainingStep(net, net.loss(), SGD(net.parameters(), lr=0.1), graph)
+    step = step_for(net, SGD(net.parameters(), lr=0.1), graph)
     losses = []
     for number in range(steps):
-        step.run(net.device.array(batch(number)), LABELS, number)
+        loss, _, _ = step.forward_backward(net.device.array(batch(number)), LABELS, number)
+        step.optimizer.step(loss)
         losses.append(step.loss.value())
-    return losses, net.device.to_host(step.optimizer.values).copy(), step.replayed
+    return (
+        losses,
+        net.device.to_host(step.optimizer.values).copy(),
+        getattr(step, "replayed", False),
+    )
 
 
 @pytest.fixture(scope="module")

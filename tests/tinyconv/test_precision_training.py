@@ -1,7 +1,7 @@
 """Runs in tf32 and bf16: stopped and gone on with, as replicas, in two columns."""
 
 import numpy as np
-from small import random_photos
+from small import new_training, random_photos
 
 from layers import (
     Conv2D,
@@ -16,19 +16,18 @@ from tinyconv.data.random_arrays import normal
 from tinyconv.initialize import initialize
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.communicator import Communicator
-from tinyconv.parallel.replicas import Replica, ReplicaTraining
+from tinyconv.parallel.replicas import Replica, begin_together
 from tinyconv.run.checkpoint import load_checkpoint, save_checkpoint
-from tinyconv.train import Training
 
 # --- training
 
 
-def new_run(precision, seed=1, kind=Training, **settings):
+def new_run(precision, seed=1, **settings):
     photos = random_photos(12, seed=3)
     net = alexnet(3, 0.05, 64, "authors", seed).to("cpu", precision=precision)
     augment = Augment(photos.mean_image(), 64, 1.1, seed, np.diag([20.0, 10.0, 5.0]))
     settings = {"epochs": 2, "batch_size": 4, "lr": 0.02, "seed": seed} | settings
-    return kind(net, photos, random_photos(6, seed=9), augment, **settings)
+    return new_training(net, photos, random_photos(6, seed=9), augment, **settings)
 
 
 def weights_of(run):
@@ -37,21 +36,21 @@ def weights_of(run):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits_in_bf16(tmp_path):
     whole, first, second = (new_run("bf16") for _ in range(3))
-    whole.run(progress=False)
-    first.run(progress=False, should_stop=lambda: first.progress.step == 4)
+    whole.run()
+    first.run(should_stop=lambda: first.progress.step == 4)
     assert first.progress.step == 4
     save_checkpoint(tmp_path / "c.h5", first, {})
     load_checkpoint(tmp_path / "c.h5", second, {})
-    second.run(progress=False)
+    second.run()
     assert weights_of(second) == weights_of(whole) != weights_of(first)
     exact = new_run("fp32")
-    exact.run(progress=False)
+    exact.run()
     assert weights_of(exact) != weights_of(whole)
 
 
 def test_a_checkpoint_may_go_on_in_another_precision(tmp_path):
     run = new_run("bf16")
-    run.run(progress=False, should_stop=lambda: run.progress.step == 2)
+    run.run(should_stop=lambda: run.progress.step == 2)
     save_checkpoint(tmp_path / "c.h5", run, {"precision": "bf16", "seed": 1})
     other = new_run("fp32")
     load_checkpoint(tmp_path / "c.h5", other, {"precision": "fp32", "seed": 1})
@@ -86,24 +85,22 @@ class Alone(Communicator):
 def test_replicas_train_in_bf16():
     """One rank is a plain run; of two equal ones each scales its gradient by a half."""
     plain = new_run("bf16")
-    plain.run(progress=False)
+    plain.run()
 
     def ranks(size):
-        def kind(*arguments, **settings):
-            replica = Replica(Alone(0, size))
-            return ReplicaTraining(*arguments, replica=replica, **settings)
-
-        return new_run("bf16", kind=kind)
+        run = new_run("bf16", replica=Replica(Alone(0, size)))
+        begin_together(run)
+        return run
 
     one = ranks(1)
-    one.run(progress=False)
+    one.run()
     assert weights_of(one) == weights_of(plain)
     two = ranks(2)
     seen = []
     step = two.net.steps[-2]  # behind it stands the rounding of what it is given
     backward = step.backward
     step.backward = lambda dy: seen.append(dy.copy()) or backward(dy)
-    two.run(progress=False)
+    two.run()
     # A photo's share of the loss's gradient: at most 1 / 4 of the batch, a power of two exactly.
     assert all(np.array_equal(dy, round_bf16(dy, np.empty_like(dy))) for dy in seen)
     assert max(np.abs(dy).max() for dy in seen) <= 0.25

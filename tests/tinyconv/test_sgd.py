@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from layers import Linear
+from layers.fast.streams import Pending
 from layers.layer import Parameter
 from tinyconv import SGD
 from tinyconv.sgd import BLOCK
@@ -129,14 +130,32 @@ def test_settings_out_of_range_are_refused(arguments):
         SGD([])
 
 
-def test_the_update_reads_its_settings_from_the_device(device):
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_changes_nothing(loss, device):
+    (p,) = parameters = [parameter("p", [1.0, 2.0], device)]
+    optimizer = SGD(parameters, lr=0.5, momentum=0.5, weight_decay=0.1)
+    p.grad[...] = np.nan
+    optimizer.step(loss)
+    np.testing.assert_array_equal(device.to_host(p.value), [1, 2])
+    np.testing.assert_array_equal(device.to_host(optimizer.velocities), 0)
+
+
+def test_a_loss_still_on_the_device_is_judged_there(cuda_device):
+    (p,) = parameters = [parameter("p", [1.0, 2.0], cuda_device)]
+    optimizer = SGD(parameters, lr=0.5, momentum=0.0, weight_decay=0.0)
+    loss = Pending(np.zeros(1), 0, None, cuda_device.zeros((1,), np.int32))
+    for skip, wanted in ((0, [0.5, 1.5]), (1, [0.5, 1.5]), (0, [0, 1])):
+        cuda_device.write(loss.skip, [skip])
+        p.grad[...] = np.nan if skip else 1.0
+        optimizer.step(loss)
+        np.testing.assert_array_equal(cuda_device.to_host(p.value), wanted)
+
+
+def test_the_rate_may_change_between_steps(device):
     (p,) = parameters = [parameter("p", [1.0, 2.0], device)]
     optimizer = SGD(parameters, lr=0.5, momentum=0.0, weight_decay=0.0)
     p.grad[...] = 1.0
     optimizer.step()
     optimizer.lr = 0.25
-    optimizer.update()  # the old rate, as a recording would have it
-    np.testing.assert_array_equal(device.to_host(p.value), [0, 1])
-    optimizer.prepare()
-    optimizer.update()
-    np.testing.assert_array_equal(device.to_host(p.value), [-0.25, 0.75])
+    optimizer.step(1.5)
+    np.testing.assert_array_equal(device.to_host(p.value), [0.25, 1.25])

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from small import random_photos, seeded_batch, seeded_net
+from small import new_training, random_photos, seeded_batch, seeded_net
 
 from layers import Conv2D, Flatten, Linear, SoftmaxCrossEntropy
 from tinyconv import SGD, Sequential, alexnet, initialize, train
 from tinyconv.data.augment import Augment
 from tinyconv.schedule import Plateau, Steps
-from tinyconv.train import Training, TrainingError
+from tinyconv.train import TrainingError
 
 # Printed by trajectory("cpu") when the derivatives had been checked against PyTorch.
 PINNED = [
@@ -49,7 +49,7 @@ def small_run(net=None, photos=None, **options):
     photos = photos or random_photos(30)
     net = net or alexnet(3, 0.05, 64, "robust", seed=1)
     augment = Augment(photos.mean_image(), 64, 64.0, seed=1)
-    options = {"epochs": 2, "batch_size": 8, "seed": 1, "progress": False} | options
+    options = {"epochs": 2, "batch_size": 8, "seed": 1} | options
     return net, train(net, photos, random_photos(9, seed=9), augment, **options)
 
 
@@ -94,7 +94,7 @@ def test_the_authors_last_stage_is_without_colour_and_leaves_conv1_as_it_is():
 
     train(
         net, photos, photos, augment, epochs=4, batch_size=8, schedule=Steps([2, 3]),
-        bare_last_stage=True, on_epoch=note, progress=False,
+        bare_last_stage=True, on_epoch=note,
     )  # fmt: skip
     assert colour == [True, True, False, False]
     assert not np.array_equal(conv1[0], conv1[1])
@@ -106,17 +106,16 @@ def test_the_authors_last_stage_is_without_colour_and_leaves_conv1_as_it_is():
 def test_should_stop_ends_it_after_the_step_with_everything_it_needs_to_go_on():
     photos = random_photos(30)
     net = alexnet(3, 0.05, 64, "robust", seed=1)
-    training = Training(
+    training = new_training(
         net, photos, photos, Augment(photos.mean_image(), 64, 64.0), epochs=2, batch_size=8
     )
     steps = []
     assert not training.run(
         on_step=lambda: steps.append(training.progress.step),
         should_stop=lambda: len(steps) == 2,
-        progress=False,
     )
     assert steps == [1, 2] and training.progress.batch == 2 and training.progress.seen == 16
-    assert training.run(on_step=lambda: steps.append(training.progress.step), progress=False)
+    assert training.run(on_step=lambda: steps.append(training.progress.step))
     assert steps == [1, 2, 3, 4, 5, 6] and training.progress.epoch == 3
 
 

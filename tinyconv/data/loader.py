@@ -64,13 +64,18 @@ def batches_per_epoch(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
+def part(count: int, rank: int, size: int) -> slice:
+    """The rank's part of `count` things: together complete, disjoint, of almost equal length."""
+    return slice(rank * count // size, (rank + 1) * count // size)
+
+
 class Loader:
     """Batches of a photo set on a device, read ahead by threads.
 
     photos: a `PhotoSet` or `StoredPhotos`; device: where the images go; seed: of the order; ahead:
     batches that are read while one is in use; threads: that read them (None: one per core, at most
-    4 and at most `ahead`). Takes the memory of ahead + 2 batches. ValueError for arguments out of
-    range.
+    4 and at most `ahead`); rank, ranks: of the batches of an epoch take this `part` of the rows.
+    Takes the memory of ahead + 2 batches. ValueError for arguments out of range.
 
     One iteration at a time: a new one ends the one before. The threads live as long as an
     iteration does; leaving it early or `close` ends them. Whatever goes wrong in a thread comes
@@ -86,6 +91,8 @@ class Loader:
         seed: int = 0,
         ahead: int = 3,
         threads: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if threads is None:
             threads = min(4, os.cpu_count() or 1, max(1, ahead))
@@ -101,7 +108,10 @@ class Loader:
         self.batches_per_epoch = batches_per_epoch(len(photos), batch_size)
         self.waited = 0.0
         """Seconds in all that the consumer has waited for a batch."""
-        shape = (min(batch_size, len(photos)), photos.size, photos.size, 3)
+        whole = min(batch_size, len(photos))
+        self._rows_of_batch = part(whole, rank, ranks)
+        rows = self._rows_of_batch.stop - self._rows_of_batch.start
+        shape = (rows, photos.size, photos.size, 3)
         self._buffers = [pinned(self.device, shape, np.uint8) for _ in range(ahead + 2)]
         self._uploads: Uploads | None = None
         if self.device.is_cuda and not self.device.is_simulated:
@@ -122,8 +132,9 @@ class Loader:
                 f"Loader: an epoch has {self.batches_per_epoch} batches; cannot begin at {first}"
             )
         order = permutation(len(self.photos), self.seed, ORDER, epoch)
-        size, last = self.batch_size, self.batches_per_epoch
-        return self._batches([order[i * size : (i + 1) * size] for i in range(first, last)])
+        size, rows = self.batch_size, self._rows_of_batch
+        batches = range(first, self.batches_per_epoch)
+        return self._batches([order[i * size : (i + 1) * size][rows] for i in batches])
 
     def ordered(self) -> Iterator[Batch]:
         """All photos in their order; the last batch may be smaller."""

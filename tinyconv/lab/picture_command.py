@@ -56,7 +56,7 @@ SIGHTS: dict[str, tuple[str, int, int]] = {
     "masked_gradient_kernel": ("linear", 0, 2),
     "sum_rows_kernel": ("linear", 0, 0),
     "sum_parts_kernel": ("linear", 0, 0),
-    "mean_kernel": ("softmax_rows", 0, 2),
+    "totals_kernel": ("softmax_rows", 0, 2),
     "relu_forward_kernel": ("relu", 0, 0),
     "relu_backward_kernel": ("relu", 0, 1),
     "tanh_forward_kernel": ("tanh", 0, 1),

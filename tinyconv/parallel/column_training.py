@@ -1,11 +1,12 @@
 """Training of the two-column net: the optimizer of both devices, and photos for both.
 
-The loop is that of `tinyconv/train.py`. Three things differ from one device, and are here: SGD has
-a flat buffer on each device; crops are cut on both devices, from the same draws; and both are given
-to `Training`.
+Loop and step are those of one device. Two things differ, and are here: SGD has a flat buffer on
+each device, and crops are cut on both devices, from the same draws. Checkpoints hold the one-device
+net's arrays: a run of either form can be resumed by the other.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,11 @@ import numpy as np
 from layers import Device
 from layers.layer import Buffers
 from tinyconv.data.augment import Augment
-from tinyconv.diagnose import where_not_finite
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.split import SplitArray, SplitParameter
 from tinyconv.parallel.stage import COLUMNS, Both
 from tinyconv.sgd import SGD
-from tinyconv.train import Training
 
 
 class ColumnSGD:
@@ -45,6 +44,9 @@ class ColumnSGD:
             with self._devices[c].current():
                 parts = [parameter.parts[c] for parameter in self.parameters]
                 self._columns.append(SGD(parts, lr, momentum, weight_decay))
+        self._link = Link(*self._devices)
+        with self._devices[1].current():
+            self._skip = self._devices[1].zeros((1,), np.int32)
 
     @property
     def lr(self) -> float:
@@ -68,11 +70,17 @@ class ColumnSGD:
             [(self._devices[c], self._columns[c].velocity(parameter.parts[c])) for c in COLUMNS]
         )
 
-    def step(self) -> None:
-        """Update every parameter from its gradient, in place."""
+    def step(self, loss: Any = 0.0) -> None:
+        """As `SGD.step`; a flag of the first device is copied to the second."""
+        losses = [loss, loss]
+        if getattr(loss, "skip", None) is not None:
+            self._link.send(loss.skip, self._skip)
+            self._link.take()
+            losses[1] = copy(loss)
+            losses[1].skip = self._skip
         for c in COLUMNS:
             with self._devices[c].current():
-                self._columns[c].step()
+                self._columns[c].step(losses[c])
 
 
 class ColumnAugment(Augment):
@@ -120,33 +128,3 @@ class ColumnAugment(Augment):
         with self._devices[1].current():
             second = self._second._cut(there, top, left, flip, shift, views)
         return Both((first, second))
-
-
-class ColumnTraining(Training):
-    """`Training` of a two-column net; arguments, attributes and methods as there.
-
-    Its checkpoints hold the one-device net's arrays: either form goes on from the other's. Steps
-    are not recorded.
-    """
-
-    def __init__(
-        self, net: Columns, train_set: Any, val_set: Any, augment: Augment, **settings: Any
-    ) -> None:
-        # `Training` checks everything on the one-device form, which is given back at once.
-        super().__init__(net.to_grouped(), train_set, val_set, augment, **settings)
-        sgd = self.optimizer
-        self.net: Columns = net
-        self.augment = ColumnAugment(augment, net).to(net.device, net.dtype)
-        net.set_seed(self.seed)
-        net.layers[0].input_gradient = False
-        self.loss = net.loss()
-        self.optimizer: Any = ColumnSGD(net.parameters(), sgd.lr, sgd.momentum, sgd.weight_decay)
-
-    def _compute(self, x: Any, labels: Any) -> None:
-        self.net.set_step(self.progress.step)
-        self.loss.forward(self.net.forward(x, train=True), labels)
-        self.net.backward(self.loss.backward())
-
-    def _where(self, x: Any) -> str:
-        """Looked up on the host, in the one-device form: there an activation is one array."""
-        return where_not_finite(self.net.to_grouped(), Device.to_host(x[0]), self.progress.step)

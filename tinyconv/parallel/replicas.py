@@ -16,7 +16,6 @@ In a run of one process nothing of this is used, and neither NCCL nor MPI is imp
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -24,11 +23,13 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Dropout
-from tinyconv.evaluate import Evaluation, evaluate
-from tinyconv.parallel.communicator import Communicator, RankLostError, part
-from tinyconv.parallel.replicas_rows import LoaderOfRows, part_of
+from tinyconv.data.loader import part
+from tinyconv.data.photos import PhotoSet
+from tinyconv.evaluate import Evaluation, count_hits, evaluate
+from tinyconv.parallel.communicator import Communicator, RankLostError
+from tinyconv.sequential import Sequential
 from tinyconv.sgd import BLOCK
-from tinyconv.train import Progress, Training, TrainingError
+from tinyconv.train import Progress, SingleStep, Training, TrainingData, TrainingError
 
 BUCKET = 2**20
 """Gradients that are worth a sum of their own: 4 MiB in float32. Fewer wait for the next layer."""
@@ -46,7 +47,7 @@ class Replica:
 
     communicator: to the other ranks; device: the name of this one's. Attributes: `rank`, `size`;
     `first`, is this rank 0, which writes and prints; `begun`, have all ranks come as far as
-    `Training.run`.
+    `begin_together`.
     """
 
     def __init__(self, communicator: Communicator, device: str = "cpu") -> None:
@@ -64,6 +65,10 @@ class Replica:
                 raise RankLostError(rank, int(status[0]))
         self.begun = True
 
+    def agree(self, stop: int) -> int:
+        """The largest `stop` of all ranks, so that all end after the same step."""
+        return int(self.communicator.exchange(np.array(int(stop))).max())
+
     def failed(self, status: int) -> tuple[int, int]:
         """Tell all ranks at `begin` that this one cannot go on.
 
@@ -73,60 +78,59 @@ class Replica:
         return int(np.flatnonzero(found)[0]), int(np.count_nonzero(found))
 
 
-class ReplicaTraining(Training):
-    """`Training` by several processes, of which each calls this with equal arguments.
+class ReplicaStep(SingleStep):
+    """A step by several processes, each on its rows of the batch; loss and hits of the whole batch.
 
-    replica: this process's place; check_every: steps between comparisons of weights; the rest as
-    `Training`, batch_size being the whole batch. `run` begins with the weights and the progress of
-    rank 0: only that one has to read a checkpoint. The net's dropout layers are told which rows of
-    the batch are theirs. Steps are not recorded: the sums of the ranks come in between.
+    replica: this process's place; check_every: steps between comparisons of weights. The sums of
+    gradients over the ranks begin during the backward pass. Steps are not recorded. Call
+    `begin_together` before the first one.
 
-    ValueError for a batch that cannot be divided; ReplicaError, from `run`, if weights differ;
-    RankLostError if another process has ended.
+    ReplicaError, from `forward_backward` and `evaluate`, if weights differ; RankLostError if
+    another process has ended.
     """
 
     def __init__(
-        self,
-        *arguments: Any,
-        replica: Replica,
-        check_every: int = CHECK_EVERY,
-        **settings: Any,
+        self, net: Sequential, optimizer: Any, replica: Replica, check_every: int = CHECK_EVERY
     ) -> None:
-        super().__init__(*arguments, **settings)
+        super().__init__(net, optimizer)
         self.replica, self.check_every = replica, check_every
         self._ranks = replica.communicator
-        size, photos = replica.size, len(self.train_set)
-        if self.batch_size % size:
-            near = self.batch_size // size * size or size
-            raise ValueError(
-                f"a batch of {self.batch_size} cannot be divided among {size} processes: use "
-                f"--batch-size {near} or {near + size}"
-            )
-        if photos < size:
-            raise ValueError(f"{photos} training photos cannot be divided among {size} processes")
         self._begins: dict[str, int] = {}  # where a layer's gradients begin in the flat array
         begin = 0
-        for parameter in self.optimizer.parameters:
+        for parameter in optimizer.parameters:
             self._begins.setdefault(parameter.name.rpartition(".")[0], begin)
             begin += -(-parameter.value.size // BLOCK) * BLOCK
-        first_row = part(min(self.batch_size, photos), replica.rank, size).start
-        for layer in self.net.layers:
-            if isinstance(layer, Dropout):
-                layer.first_row = first_row
+        self.own_loss, self.rows = 0.0, 0
 
-    def run(self, *, progress: bool | None = None, **callbacks: Any) -> bool:
-        """As `Training.run`; only rank 0 shows a bar, and all ranks stop after the same step."""
-        self.replica.begin()
-        self._ranks.attach(self.optimizer.grads)
-        for flat in (self.optimizer.values, self.optimizer.velocities):
-            data = Device.to_host(flat).tobytes() if self.replica.first else b""
-            received = np.frombuffer(self._ranks.broadcast(data), flat.dtype)
-            flat[...] = self.net.device.array(received)
-        now = json.dumps(asdict(self.progress)).encode()
-        self.progress = Progress(**json.loads(self._ranks.broadcast(now)))
-        if self.progress.schedule:
-            self.schedule.state = self.progress.schedule
-        return super().run(progress=progress if self.replica.first else False, **callbacks)
+    def forward_backward(self, x: Any, labels: Any, step: int) -> tuple[float, int, int]:
+        """As `SingleStep.forward_backward`, for this rank's rows; results of the whole batch."""
+        if step and step % self.check_every == 0:
+            self.compare(f"after step {step}")
+        self.net.set_step(step)
+        logits, count = self.net.forward(x, train=True), len(labels)
+        self.loss.load_labels(labels, logits.shape)
+        self.loss.compute(logits)
+        if hasattr(self.loss, "pending"):  # on a GPU, which continues with backward
+            loss, hits = self.loss.pending()
+        else:
+            loss, hits = self.loss.value(), count_hits(self.loss.probabilities, labels, 1)
+        self._backward(count / self.rows)
+        self.own_loss = float(loss)
+        own = np.array([self.own_loss * count, float(hits), count])
+        total, hits, rows = self._ranks.exchange(own).sum(axis=0).tolist()
+        return total / rows, int(hits), int(rows)
+
+    def _backward(self, share: float) -> None:
+        """`net.backward` of this share of the batch; sums over the ranks begin meanwhile."""
+        dy, end = self.loss.backward(), self.optimizer.grads.size
+        dy *= dy.dtype.type(share)
+        for step in reversed(self.net.steps):
+            dy = step.backward(dy)
+            begin = self._begins.get(step.name.partition("+")[0])  # "fc6+relu6+drop6"
+            if begin is not None and (begin == 0 or end - begin >= BUCKET):
+                self._ranks.start(slice(begin, end))
+                end = begin
+        self._ranks.finish()
 
     def compare(self, when: str) -> None:
         """Compare the ranks' weights by a checksum; ReplicaError names those that differ."""
@@ -143,57 +147,76 @@ class ReplicaTraining(Training):
             "resume without it from the last checkpoint"
         )
 
-    # --- the steps of `Training`
-
-    def _loader(self) -> LoaderOfRows:
-        rows = (self.batch_size, self.net.device, self.replica.rank, self.replica.size)
-        return LoaderOfRows(self.train_set, *rows, self.seed)
-
-    def _asked(self, stop: Any) -> int:
-        return int(self._ranks.exchange(np.array(int(stop or 0))).max())
-
-    def _step(self, images: Any, labels: Any, ids: Any) -> int:
-        count = super()._step(images, labels, ids)
-        if self.progress.step % self.check_every == 0:
-            self.compare(f"after step {self.progress.step}")
-        return count
-
-    def _totals(self, loss: float, correct: int, count: int) -> tuple[float, int, int]:
-        self._finite = math.isfinite(loss)
-        rows = self._ranks.exchange(np.array([loss * count, correct, count], np.float64))
-        loss, right, photos = rows.sum(axis=0).tolist()
-        return loss / photos, int(right), int(photos)
-
-    def _where(self, x: Any) -> str:
-        texts = self._ranks.texts("" if self._finite else f"{self.replica}: {super()._where(x)}")
-        return next(text for text in texts if text)
-
-    def _compute(self, x: Any, labels: Any) -> None:
-        self.net.set_step(self.progress.step)
-        self.loss.forward(self.net.forward(x, train=True), labels)
-
-    def _gather(self, share: float) -> None:
-        dy, end = self.loss.backward(), self.optimizer.grads.size
-        dy *= dy.dtype.type(share)
-        for step in reversed(self.net.steps):
-            dy = step.backward(dy)
-            begin = self._begins.get(step.name.partition("+")[0])  # "fc6+relu6+drop6"
-            if begin is not None and (begin == 0 or end - begin >= BUCKET):
-                self._ranks.start(slice(begin, end))
-                end = begin
-        self._ranks.finish()
-
-    def _evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
+    def evaluate(self, data: TrainingData, on_batch: Callable[[], None]) -> Evaluation:
+        """As `SingleStep.evaluate`: each rank evaluates its part of the photos."""
         self.compare("before validation")
-        photos, size = len(self.val_set), self.replica.size
-        mine = part_of(self.val_set, part(photos, self.replica.rank, size))
-        rows = self.batch_size // size
+        photos, size = len(data.val), self.replica.size
+        mine = part_of(data.val, part(photos, self.replica.rank, size))
+        rows = data.batch_size // size
         result = Evaluation(0.0, 0.0, 0.0)
         if len(mine):
-            result = evaluate(self.net, mine, self.augment, rows, on_batch=on_batch)
+            result = evaluate(self.net, mine, data.augment, rows, on_batch=on_batch)
         longest = -(-photos // size)
         for _ in range(-(-longest // rows) - -(-len(mine) // rows)):
             on_batch()  # as often as on every rank
         hits = [round(share * len(mine)) for share in (result.top1, result.top5)]
         sums = self._ranks.exchange(np.array([result.loss * len(mine), *hits])).sum(axis=0)
         return Evaluation(*(sums / photos).tolist())
+
+
+def begin_together(training: Training) -> None:
+    """Give all ranks the weights and the progress of rank 0, which may have read a checkpoint.
+
+    The net's dropout layers are told which rows of the batch are theirs.
+    training: by a `ReplicaStep`, with equal arguments on every rank, before its `run`. ValueError
+    for a batch that cannot be divided; RankLostError if a rank has failed on its way.
+    """
+    step: Any = training.step
+    replica, optimizer, ranks = step.replica, training.optimizer, training.data.ranks
+    photos, batch = len(training.data.train), training.data.batch_size
+    if batch % ranks:
+        near = batch // ranks * ranks or ranks
+        raise ValueError(
+            f"a batch of {batch} cannot be divided among {ranks} processes: use "
+            f"--batch-size {near} or {near + ranks}"
+        )
+    if photos < ranks:
+        raise ValueError(f"{photos} training photos cannot be divided among {ranks} processes")
+    step.rows = min(batch, photos)
+    first_row = part(step.rows, replica.rank, ranks).start
+    for layer in training.net.layers:
+        if isinstance(layer, Dropout):
+            layer.first_row = first_row
+    replica.begin()
+    replica.communicator.attach(optimizer.grads)
+    for flat in (optimizer.values, optimizer.velocities):
+        data = Device.to_host(flat).tobytes() if replica.first else b""
+        received = np.frombuffer(replica.communicator.broadcast(data), flat.dtype)
+        flat[...] = training.net.device.array(received)
+    now = json.dumps(asdict(training.progress)).encode()
+    training.progress = Progress(**json.loads(replica.communicator.broadcast(now)))
+    if training.progress.schedule:
+        training.schedule.state = training.progress.schedule
+
+
+class PhotosOfPart:
+    """A stretch of a store's photos, with the interface of the whole."""
+
+    def __init__(self, photos: Any, stretch: slice) -> None:
+        self._photos, self._first = photos, stretch.start
+        self.labels, self.size = photos.labels[stretch], photos.size
+        self.class_names = photos.class_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def copy_rows(self, ids: np.ndarray, out: np.ndarray) -> None:
+        """Copy the images of `ids`, counted from the start of the stretch, into out[:n]."""
+        self._photos.copy_rows(ids + self._first, out)
+
+
+def part_of(photos: Any, stretch: slice) -> Any:
+    """A stretch of the photos, without copying their images."""
+    if isinstance(photos, PhotoSet):
+        return PhotoSet(photos.images[stretch], photos.labels[stretch], photos.class_names)
+    return PhotosOfPart(photos, stretch)

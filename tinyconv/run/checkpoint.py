@@ -49,16 +49,18 @@ def save_weights(
 
 
 def save_checkpoint(path: str | Path, training: Training, settings: dict[str, Any]) -> None:
-    """Write everything that `training` needs to go on, between two steps, to `path`."""
+    """Write everything that `training` needs to continue, between two steps, to `path`."""
+    training.settle()
+    augment = training.data.augment
 
     def fill(file: h5py.File) -> None:
-        _write_weights(file, training.net, training.augment.mean, settings)
+        _write_weights(file, training.net, augment.mean, settings)
         velocities = file.create_group("velocities")
         for parameter in training.net.parameters():
             velocity = Device.to_host(training.optimizer.velocity(parameter))
             velocities.create_dataset(parameter.name, data=velocity)
-        if training.augment.colour is not None:
-            file.create_dataset("colour_axes", data=training.augment.colour)
+        if augment.colour is not None:
+            file.create_dataset("colour_axes", data=augment.colour)
         write_json(file, "progress", asdict(training.progress))
 
     write_sealed(path, KIND, fill)
@@ -85,7 +87,7 @@ def load_checkpoint(path: str | Path, training: Training, settings: dict[str, An
         if difference := first_difference(read_json(file, "settings"), settings):
             raise CheckpointError(f"{path}: {difference}")
         if "progress" not in file:
-            raise CheckpointError(f"{path}: holds weights only; training cannot go on from it")
+            raise CheckpointError(f"{path}: holds weights only; training cannot be resumed from it")
         velocities = _read_arrays(path, file["velocities"], training.net)
         progress = Progress(**read_json(file, "progress"))
         _load_weights(path, file, training.net)

@@ -1,12 +1,14 @@
 """The options of `examples/train_alexnet.py`: what they are, and what follows from them.
 
-A run keeps its options in run.json, and --resume goes on with those: only what does not change the
-result, or where it is computed, may be given anew.
+A run keeps its options in run.json, and --resume uses those: only what does not change the result,
+or where it is computed, may be given anew.
 """
 
 import argparse
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from layers import Device
@@ -24,6 +26,8 @@ MAY_CHANGE = {
     *("checkpoint_minutes", "checkpoint_steps", "rank_timeout"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
+
+SCRIPT = "examples/train_alexnet.py"
 
 
 def parse(
@@ -52,7 +56,7 @@ def parse(
         help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
     add("--precision", choices=PRECISIONS, default="auto", help="fp32; tf32 or bf16: products by "
-        "tensor cores, emulated on the host; auto (default): tf32 on a GPU that knows it, else "
+        "tensor cores, emulated on the host; auto (default): tf32 on a GPU that has it, else "
         "fp32")  # fmt: skip
     add("--kernels", choices=KERNELS, default="fast", help="fast (default); simple: every layer "
         "as its file in layers/ shows it, slower, to read and to debug")  # fmt: skip
@@ -64,12 +68,12 @@ def parse(
         f"(default {TIMEOUT:g})")  # fmt: skip
     add("--seed", type=int, default=0, help="same seed, same machine: same weights, to the bit")
     add("--out", metavar="FOLDER", help="new folder for the results (default: runs/001, ...)")
-    add("--resume", metavar="FOLDER", help="go on with the run in this folder, with its options")
+    add("--resume", metavar="FOLDER", help="resume the run in this folder, with its options")
     add("--checkpoint-minutes", type=float, default=10, help="time between checkpoints (default "
-        "10); one is written after every epoch anyway")  # fmt: skip
+        "10); one is written after every epoch as well")  # fmt: skip
     add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
     add("--overfit-one-batch", action="store_true",
-        help="only see whether the net can learn a single batch by heart")  # fmt: skip
+        help="only test whether the net can memorize a single batch")  # fmt: skip
     unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
     marked = vars(parser.parse_args(arguments, unset))
     given = {name: value for name, value in marked.items() if value is not None}
@@ -128,8 +132,24 @@ def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolde
     for name, value in folder.read_options().items():
         if name in given and name not in MAY_CHANGE and given[name] != value:
             raise ValueError(
-                f"--resume goes on with the run's own options: --{name.replace('_', '-')} is "
-                f"{value!r} there, not {given[name]!r}"
+                f"--resume uses the run's own options: --{name.replace('_', '-')} is {value!r} "
+                f"there, not {given[name]!r}"
             )
         if name not in given:
             setattr(options, name, value)
+    options.anew = {name: value for name, value in given.items() if name != "resume"}
+
+
+def resume_command(options: argparse.Namespace, folder: Path) -> list[str]:
+    """The words of the command that resumes this run, as it was started."""
+    name = Path(sys.argv[0]).name
+    if name == "tinyconv":
+        words = ["tinyconv", "train"]
+    elif name == "__main__.py":
+        words = ["python", "-m", "tinyconv", "train"]
+    else:
+        words = ["python", sys.argv[0] if name == "train_alexnet.py" else SCRIPT]
+    words += ["--resume", str(folder)]
+    for option, value in getattr(options, "anew", {}).items():
+        words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words

@@ -1,9 +1,18 @@
 """What a run writes down while it trains: checkpoints, metrics, and a line for each epoch."""
 
+import argparse
+import shlex
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-from tinyconv.diagnose import first_loss_note, stuck_note
+from tqdm import tqdm
+
+from tinyconv.parallel.columns import Columns
+from tinyconv.run.diagnose import first_loss_note, stuck_note
+from tinyconv.run.options import resume_command
+from tinyconv.run.plots import plot_column_filters
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import Epoch, Training
 
@@ -11,50 +20,60 @@ from tinyconv.train import Epoch, Training
 class Recorder:
     """Keeps `training` on disk: give its `on_step` and `on_epoch` to `Training.run`.
 
-    settings: what every checkpoint holds and a resumed run has to agree with. A checkpoint is
-    written after every epoch, and within one every `minutes`, or every `steps` steps if given.
-    `history` is the list of epochs so far, those before a resumption included.
+    folder: None for a rank that writes and prints nothing. settings: what every checkpoint holds
+    and a resumed run has to agree with. options: of the program; a checkpoint is written after
+    every epoch, and within one every `checkpoint_minutes`, or every `checkpoint_steps` steps if
+    given. `history` is the list of epochs so far, those before a resumption included.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunFolder | None,
         training: Training,
         settings: dict[str, Any],
-        minutes: float = 10,
-        steps: int | None = None,
+        options: argparse.Namespace,
     ) -> None:
-        if minutes <= 0 or (steps is not None and steps < 1):
+        minutes, steps = options.checkpoint_minutes, options.checkpoint_steps
+        if not minutes > 0 or (steps is not None and steps < 1):
             raise ValueError(
                 f"checkpoints: minutes and steps between them must be positive, not {minutes} and "
                 f"{steps}"
             )
         self.folder, self.training, self.settings = folder, training, settings
-        self.minutes, self.steps = minutes, steps
+        self.options, self.minutes, self.steps = options, minutes, steps
         self.history: list[Epoch] = []
         self._saved_at = time.monotonic()
+        self.prints = None if folder else False
+        """For `ProgressBar`: a bar if there is a terminal, or none."""
 
-    def start(self) -> None:
-        """Write the first checkpoint, so that there is one whatever happens."""
-        self.save()
+    def begin(self) -> None:
+        """Write the first checkpoint, or resume from the newest readable one.
 
-    def resume(self) -> list[str]:
-        """Put `training` where the newest readable checkpoint left it.
-
-        Returns a line for each damaged checkpoint that was passed over. CheckpointError if none
-        can be read or they are of another network, data set or choice of settings.
+        CheckpointError if none can be read or they are of another network, data set or choice of
+        settings.
         """
-        passed_over = self.folder.restore(self.training, self.settings)
-        self.history = self.folder.history(before=self.training.progress.epoch)
-        return passed_over
+        if self.folder is None:
+            return
+        if not self.options.resume:
+            self.folder.write_options(vars(self.options))
+            self.save()  # so that there is one whatever happens
+            return
+        for damage in self.folder.restore(self.training, self.settings):
+            print(f"skipped a checkpoint: {damage}", file=sys.stderr)
+        now = self.training.progress
+        self.history = self.folder.history(before=now.epoch)
+        print(f"resuming after step {now.step} (epoch {now.epoch})")
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint now."""
+        assert self.folder is not None
         self.folder.save(self.training, self.settings, best)
         self._saved_at = time.monotonic()
 
     def on_step(self) -> None:
         """Write a checkpoint if it is time for one."""
+        if self.folder is None:
+            return
         if self.steps is not None:
             due = self.training.progress.step % self.steps == 0
         else:
@@ -64,13 +83,45 @@ class Recorder:
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Metrics first, then the checkpoint: what it holds has been written down."""
-        first = not self.history
+        if self.folder is None:
+            return
         self.history.append(epoch)
         self.folder.add(epoch)
         self.save(epoch.best)
         classes = len(self.settings["class_names"])
-        if first:
-            print(first_loss_note(epoch.first_loss, classes))
-        print(epoch, flush=True)
-        if note := stuck_note([each.train_loss for each in self.history], classes):
-            print(note)
+        lines = [str(epoch), stuck_note([each.train_loss for each in self.history], classes)]
+        if len(self.history) == 1:
+            lines.insert(0, first_loss_note(epoch.first_loss, classes))
+        tqdm.write("\n".join(filter(None, lines)), file=sys.stdout)  # above a progress bar
+        sys.stdout.flush()
+
+    def finish(self, done: bool) -> None:
+        """At the end weights and pictures; if the run was stopped, a checkpoint."""
+        if self.folder is None:
+            return
+        now, net = self.training.progress, self.training.net
+        if not done:
+            self.save()
+            print(
+                f"stopped after step {now.step} (epoch {now.epoch}); resume with: "
+                f"{shlex.join(resume_command(self.options, self.folder.path))}"
+            )
+            return
+        self.folder.finish(net, self.training.data.augment.mean, self.settings, self.history)
+        if isinstance(net, Columns):
+            weight: Any = net["conv1"].weight.value  # type: ignore[attr-defined]
+            plot_column_filters(weight.get(), self.folder.path / "conv1_filters.png")
+        if self.history:
+            last = self.history[-1]
+            print(f"validation top-1 {last.val_top1:.1%}, top-5 {last.val_top5:.1%}")
+        print(f"weights, metrics, curves and filters are in {self.folder.path}")
+
+
+def in_turn(*functions: Callable[[], None]) -> Callable[[], None]:
+    """One function that calls all of them."""
+
+    def call() -> None:
+        for function in functions:
+            function()
+
+    return call

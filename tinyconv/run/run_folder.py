@@ -50,7 +50,7 @@ class RunFolder:
             self.path = Path(out)
             self.path.mkdir(parents=True, exist_ok=True)
             if any(self.path.iterdir()):
-                hint = " (or go on with it: --resume)" if (self.path / "run.json").exists() else ""
+                hint = " (or resume it: --resume)" if (self.path / "run.json").exists() else ""
                 raise FileExistsError(f"{out} is not empty; name another folder with --out{hint}")
         self.metrics = self.path / "metrics.jsonl"
         self._lock: int | None = None
@@ -162,7 +162,7 @@ class RunFolder:
     def restore(self, training: Training, settings: dict[str, Any]) -> list[str]:
         """Put `training` where the newest readable checkpoint left it; returns what was wrong.
 
-        One line for each checkpoint that is damaged and was passed over. CheckpointError if there
+        One line for each checkpoint that is damaged and was skipped. CheckpointError if there
         are checkpoints and none can be read, or if they are of another network or data set.
         Without any checkpoint the run begins again.
         """

@@ -1,7 +1,7 @@
-"""Being asked to end: Ctrl-C and SIGTERM are noted, and looked at between two steps.
+"""Ctrl-C and SIGTERM: noted when they arrive, and acted on between two steps.
 
-A signal that arrives in the middle of a step must not end it there, or the checkpoint would hold
-half an update. The second Ctrl-C is for a program that does not answer: it interrupts at once.
+A signal in the middle of a step must not end it there, or the checkpoint would hold half an update.
+The second Ctrl-C interrupts at once, for a program that does not answer.
 """
 
 import signal
@@ -14,10 +14,11 @@ class StopSignals:
 
     received: the signal's number, or 0; 128 + received is the exit status that shells expect (130,
     143). In a thread other than the main one Python allows no handlers, and nothing is noted.
+    replica: this process's place among several, which all stop after the same step.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, replica: Any = None) -> None:
+        self.received, self._replica = 0, replica
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -31,6 +32,12 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asked(self) -> int:
+        """The signal's number, or 0; with a replica that of any rank: all have to call this."""
+        if self._replica is not None:
+            self.received = self._replica.agree(self.received)
+        return self.received
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received:

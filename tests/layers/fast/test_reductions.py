@@ -7,7 +7,14 @@ import oracles
 import pytest
 
 from layers import simulator
-from layers.fast.reductions import FEWEST_ROWS, MOST_PARTS, mean, parts_of, rows_in_part, sum_rows
+from layers.fast.reductions import (
+    FEWEST_ROWS,
+    MOST_PARTS,
+    parts_of,
+    rows_in_part,
+    sum_rows,
+    totals_of,
+)
 from layers.layer import Buffers
 
 
@@ -57,10 +64,23 @@ def test_one_bad_number_spoils_its_column_and_no_other(cuda_device):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("count", [1, 2, 127, 128, 129, 300])
-def test_the_mean_of_all_values(count, dtype, cuda_device):
-    values = np.random.default_rng(2).standard_normal(count).astype(dtype)
-    out = cuda_device.empty((1,), dtype)
-    mean(cuda_device.array(values), out)
-    expected = math.fsum(values.tolist()) / count
-    size = float(np.abs(values).max())
-    assert abs(float(out[0]) - expected) <= oracles.rounding(dtype) * size
+def test_the_totals_of_a_batch(count, dtype, cuda_device):
+    losses = np.random.default_rng(2).standard_normal(count).astype(dtype)
+    hits = (np.arange(count) % 3 == 0).astype(dtype)
+    totals, skip = cuda_device.empty((2,), dtype), cuda_device.zeros((1,), np.int32)
+    totals_of(cuda_device.array(losses), cuda_device.array(hits), totals, skip)
+    expected = math.fsum(losses.tolist()) / count
+    size = float(np.abs(losses).max())
+    assert abs(float(totals[0]) - expected) <= oracles.rounding(dtype) * size
+    assert float(totals[1]) == -(-count // 3) and int(skip[0]) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_mean_that_is_not_finite_is_flagged_for_good(value, cuda_device):
+    losses, skip = np.ones(5), cuda_device.zeros((1,), np.int32)
+    totals = cuda_device.empty((2,), np.float64)
+    losses[3] = value
+    for each in (losses, np.ones(5)):
+        totals_of(cuda_device.array(each), cuda_device.array(np.ones(5)), totals, skip)
+        assert int(skip[0]) == 1
+    assert float(totals[0]) == 1.0

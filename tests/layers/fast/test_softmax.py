@@ -8,6 +8,7 @@ from tiers import TIERS, loss_of
 from layers.device import THREADS
 from layers.fast.plan import plan_loss
 from layers.fast.softmax import SoftmaxRows
+from tinyconv.evaluate import count_hits
 
 
 def run(logits, labels, device, tier="fast"):
@@ -35,6 +36,39 @@ def test_not_a_number_spoils_its_image_and_the_mean(cuda_device):
     assert np.isnan(value)
     np.testing.assert_array_equal(np.isnan(probabilities).all(axis=1), [False, True, False])
     np.testing.assert_array_equal(np.isnan(dlogits).any(axis=1), [False, True, False])
+
+
+def test_hits_are_counted_as_on_the_host(cuda_device):
+    """The first of equal logits counts as the larger; a row with a NaN or +inf is no hit."""
+    classes = THREADS + 9
+    rng = np.random.default_rng(5)
+    logits = rng.integers(-3, 4, (40, classes)).astype(np.float64)  # many ties
+    labels = np.argmax(logits, axis=1)
+    labels[::4] = rng.integers(0, classes, 10)
+    logits[0, 7], logits[1, classes - 1], logits[2, 3] = np.nan, np.inf, -np.inf
+    loss = plan_loss(cuda_device, np.float64)
+    loss.load_labels(labels, logits.shape)
+    with np.errstate(invalid="ignore"):
+        loss.compute(cuda_device.array(logits))
+    probabilities = cuda_device.to_host(loss.probabilities)
+    single = [count_hits(probabilities[n : n + 1], labels[n : n + 1], 1) for n in range(40)]
+    np.testing.assert_array_equal(cuda_device.to_host(loss.hits), single)
+    assert 0 < sum(single) < 40
+    mean, hits = loss.pending()
+    assert np.isnan(float(mean)) and float(hits) == sum(single)
+
+
+def test_pending_numbers_are_read_before_the_next_but_one(cuda_device):
+    loss, pending = plan_loss(cuda_device, np.float64), []
+    for label in range(3):
+        loss.load_labels(np.array([label]), (1, 3))
+        loss.compute(cuda_device.array(np.array([[0.0, 1.0, 2.0]])))
+        pending.append(loss.pending())
+        mean, hits = pending[max(0, label - 1)]
+        wanted = np.log(np.exp([0, 1, 2]).sum()) - max(0, label - 1)
+        assert float(mean) == pytest.approx(wanted, rel=1e-12)
+        assert float(hits) == 0
+    assert float(pending[2][1]) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

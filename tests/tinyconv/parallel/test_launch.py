@@ -29,7 +29,7 @@ from tinyconv.parallel import launch
 from tinyconv.parallel.launch import Patience, Watch
 
 SUM = "tinyconv.parallel.replicas_memory.add_in_order"
-STEP = "tinyconv.parallel.replicas.ReplicaTraining._totals"
+STEP = "tinyconv.parallel.replicas.ReplicaStep._backward"
 PART = "tinyconv.parallel.replicas.part_of"
 
 KILLS = [
@@ -74,7 +74,7 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
     )
     if (out / "run.json").exists():  # it got so far
         printed = go_on(alone, out, tmp_path / "again", again)
-        assert "going on after step " in printed and "passed over" not in printed
+        assert "resuming after step " in printed and "skipped a" not in printed
         same_training(out, whole)
     else:
         assert not kill.where
@@ -89,7 +89,7 @@ def test_a_rank_that_hangs_is_named_and_all_are_ended(alone, photos, whole, tmp_
         " 8 seconds, and all have been ended; --resume and the run's folder go on from the last "
         "checkpoint, --rank-timeout gives more time\n"
     )
-    assert "going on after step 4" in go_on(alone, out, tmp_path / "again", 1)
+    assert "resuming after step 4" in go_on(alone, out, tmp_path / "again", 1)
     same_training(out, whole)
 
 
@@ -101,7 +101,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, photos, whole,
     assert (status, err) == (143, "") and "stopped after step 7 (epoch 2)" in printed
     assert max(path.name for path in out.glob("checkpoint-*")) == "checkpoint-000000007.h5"
     printed = go_on(alone, out, tmp_path / "again", 4)
-    assert "going on after step 7 (epoch 2)" in printed
+    assert "resuming after step 7 (epoch 2)" in printed
     same_training(out, whole)
 
 

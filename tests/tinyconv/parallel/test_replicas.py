@@ -7,35 +7,34 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small import random_photos
+from small import new_training, random_photos
 
-from layers import Device, Dropout
+from layers import Dropout
 from tinyconv import alexnet
 from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
 from tinyconv.parallel.communicator import RankLostError
 from tinyconv.parallel.launch import spawn
-from tinyconv.parallel.replicas import Replica, ReplicaError, ReplicaTraining
-from tinyconv.parallel.replicas_rows import LoaderOfRows, part_of
+from tinyconv.parallel.replicas import Replica, ReplicaError, begin_together, part_of
+from tinyconv.run.diagnose import losses_explained
 from tinyconv.schedule import Steps
-from tinyconv.train import Training, TrainingError
+from tinyconv.train import TrainingError
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def training(kind=Training, count=21, **settings):
+def training(count=21, **settings):
     """With dropout, colour noise, a drop, a bare last stage, photos left over: all that differs."""
     photos, val = random_photos(count, seed=3), random_photos(7, seed=9)
     net = alexnet(3, 0.05, 64, "authors", seed=1).to("cpu", settings.pop("dtype", "float64"))
     augment = Augment(photos.mean_image(), 64, 1.1, 1, np.diag([20.0, 10.0, 5.0]))
     settings = {"epochs": 3, "batch_size": 8, "lr": 0.02, "seed": 1} | settings
     settings |= {"schedule": Steps([2, 3]), "bare_last_stage": True}
-    return kind(net, photos, val, augment, **settings)
+    return new_training(net, photos, val, augment, **settings)
 
 
 def results(run, history):
@@ -48,14 +47,22 @@ def results(run, history):
 def whole(**settings):
     history = []
     run = training(**settings)
-    assert run.run(on_epoch=history.append, progress=False)
+    assert run.run(on_epoch=history.append)
     return results(run, history)
 
 
 def work(mode_and_path, replica):
     """One rank's part."""
     mode, path = mode_and_path
-    make = partial(training, partial(ReplicaTraining, replica=replica, check_every=2))
+
+    def make(**settings):
+        return training(replica=replica, check_every=2, **settings)
+
+    def begin(run, **callbacks):
+        begin_together(run)
+        with losses_explained(run, replica):
+            return run.run(**callbacks)
+
     found = {}
     if mode == "same":
         for name, settings in CASES.items():
@@ -65,28 +72,29 @@ def work(mode_and_path, replica):
             if not replica.first:
                 run.optimizer.values[...] = 7
                 run.progress.step = 3
-            assert run.run(on_epoch=history.append, progress=False)
+            assert begin(run, on_epoch=history.append)
             found[name] = results(run, history)
     elif mode == "fault":
-        run = make(epochs=9)
+        run = make(epochs=9, count=41)
 
         def fault():
             if run.progress.step == 3 and replica.rank == 1:
                 run.optimizer.values[5] *= 1 + 1e-15
 
-        run.run(on_step=fault, progress=False)
+        begin(run, on_step=fault)
     elif mode == "nan":
-        run = make()
-        original = run.augment.random
+        run, calls = make(), []
+        original = run.data.augment.random
 
         def broken(images, ids, epoch):
             x = original(images, ids, epoch)
-            if replica.rank == 1 and run.progress.step == 1:
+            if replica.rank == 1 and (run.progress.step == 1 or calls):
+                calls.append(1)
                 x[0] = np.nan
             return x
 
-        run.augment.random = broken
-        run.run(progress=False)
+        run.data.augment.random = broken
+        begin(run)
     elif mode == "lone":
         run = make()
 
@@ -94,7 +102,7 @@ def work(mode_and_path, replica):
             if replica.rank == 1:
                 raise OSError("no space left")
 
-        run.run(on_step=full, progress=False)
+        begin(run, on_step=full)
     if replica.first:
         Path(path).write_text(json.dumps(found))
     return 0
@@ -174,7 +182,7 @@ class Silent:
 )
 def test_what_cannot_be_divided_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        training(partial(ReplicaTraining, replica=Replica(Silent(0, 4))), **settings)
+        begin_together(training(replica=Replica(Silent(0, 4)), **settings))
 
 
 def test_a_rank_that_failed_before_the_first_step_is_noticed_by_the_others():
@@ -196,9 +204,9 @@ def test_the_odd_one_out_is_named_by_majority():
         def texts(self, text):
             return [f"rank {rank}" for rank in range(4)]
 
-    run = training(partial(ReplicaTraining, replica=Replica(Answers(1, 4))))
+    run = training(replica=Replica(Answers(1, 4)))
     with pytest.raises(ReplicaError, match="^now rank 0 held other weights"):
-        run.compare("now")
+        run.step.compare("now")
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -208,7 +216,7 @@ def test_rows_of_every_batch_are_disjoint_and_complete(size):
         expected = [(ids.copy(), labels.copy()) for _, labels, ids in loader.epoch(2, first=1)]
     batches = []
     for rank in range(size):
-        with LoaderOfRows(photos, 12, Device("cpu"), rank, size, seed=5) as loader:
+        with Loader(photos, 12, seed=5, rank=rank, ranks=size) as loader:
             assert loader.batches_per_epoch == 2
             own = []
             for images, labels, ids in loader.epoch(2, first=1):
@@ -246,8 +254,23 @@ def test_dropout_masks_are_those_of_the_rows_in_the_whole_batch(device, mode):
         )
 
 
+class Alone(Silent):
+    """Two ranks that say the same."""
+
+    def exchange(self, values):
+        return np.stack([values] * self.size)
+
+    def broadcast(self, data, root=0):
+        return data
+
+    def attach(self, flat):
+        pass
+
+
 def test_the_net_looks_the_same_and_its_dropout_knows_its_rows():
-    run = training(partial(ReplicaTraining, replica=Replica(Silent(1, 2))))
+    run = training(replica=Replica(Alone(1, 2)))
+    run.step.replica.first = True  # it broadcasts
+    begin_together(run)
     assert run.net["drop6"].first_row == run.net["drop7"].first_row == 4
     assert str(run.net) == str(training().net)
 

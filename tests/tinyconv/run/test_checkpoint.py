@@ -7,7 +7,7 @@ from dataclasses import asdict
 import h5py
 import numpy as np
 import pytest
-from small import random_photos
+from small import new_training, random_photos
 
 from tinyconv import RECIPES, alexnet
 from tinyconv.data.augment import Augment
@@ -24,7 +24,6 @@ from tinyconv.run.checkpoint import (
 )
 from tinyconv.run.sealed import write_sealed
 from tinyconv.schedule import Plateau
-from tinyconv.train import Training
 
 MEAN = np.arange(64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
 
@@ -163,7 +162,7 @@ def training(seed=1, width=0.05, recipe="authors", **options):
     options = {"epochs": 3, "batch_size": 8, "seed": seed, "lr": 0.02} | options
     options.setdefault("schedule", Plateau(1))
     some_net = alexnet(3, width, 64, recipe, seed)
-    return Training(some_net, photos, random_photos(9, seed=9), augment, **options)
+    return new_training(some_net, photos, random_photos(9, seed=9), augment, **options)
 
 
 SETTINGS = {"width": 0.05, "data": "abc", "classes": ["a", "b"], "recipe": {"lr": 1, "ones": (1,)}}
@@ -186,14 +185,14 @@ def state_of(run):
 
 def test_stopped_after_any_step_and_resumed_the_bits_are_those_of_the_uninterrupted_run(tmp_path):
     whole = training()
-    assert whole.run(progress=False)
+    assert whole.run()
     for steps in range(1, 12):  # 3 batches and 2 validation batches an epoch: within and between
         first, second = training(), training()
-        assert not first.run(progress=False, should_stop=stop_after(steps))
+        assert not first.run(should_stop=stop_after(steps))
         save_checkpoint(tmp_path / "c.h5", first, SETTINGS)
         load_checkpoint(tmp_path / "c.h5", second, json.loads(json.dumps(SETTINGS)))
         assert state_of(second) == state_of(first)
-        assert second.run(progress=False)
+        assert second.run()
         assert state_of(second) == state_of(whole), steps
 
 
@@ -232,7 +231,7 @@ def test_it_runs_on_simulated_devices_too(tmp_path, cuda_device):
     save_checkpoint(tmp_path / "c.h5", run, SETTINGS)
     net = alexnet(3, 0.05, 64, "authors", 5).to(cuda_device)
     photos = random_photos(9)
-    other = Training(net, photos, photos, Augment(photos.mean_image(), 64, 1.1), epochs=1)
+    other = new_training(net, photos, photos, Augment(photos.mean_image(), 64, 1.1), epochs=1)
     load_checkpoint(tmp_path / "c.h5", other, SETTINGS)
     values = cuda_device.to_host(other.optimizer.values)
     assert values.tobytes() == run.optimizer.values.tobytes()

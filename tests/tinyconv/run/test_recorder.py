@@ -1,13 +1,14 @@
 """What is written down, and when."""
 
+from argparse import Namespace
+
 import pytest
-from small import random_photos
+from small import new_training, random_photos
 
 from tinyconv import alexnet
 from tinyconv.data.augment import Augment
-from tinyconv.run.recorder import Recorder
+from tinyconv.run.recorder import Recorder, in_turn
 from tinyconv.run.run_folder import RunFolder
-from tinyconv.train import Training
 
 SETTINGS = {"class_names": ["a", "b", "c"]}
 
@@ -17,7 +18,12 @@ def training():
     photos = random_photos(32)
     net = alexnet(3, 0.05, 64, "robust", 1)
     augment = Augment(photos.mean_image(), 64, 64.0)
-    return Training(net, photos, photos, augment, epochs=2, batch_size=8)
+    return new_training(net, photos, photos, augment, epochs=2, batch_size=8)
+
+
+def recorder_of(training, folder, minutes=10, steps=None, resume=None):
+    options = Namespace(checkpoint_minutes=minutes, checkpoint_steps=steps, resume=resume)
+    return Recorder(folder, training, SETTINGS, options)
 
 
 @pytest.fixture
@@ -34,12 +40,12 @@ def saves(monkeypatch):
 
 
 def go(recorder):
-    recorder.start()
-    recorder.training.run(on_epoch=recorder.on_epoch, on_step=recorder.on_step, progress=False)
+    recorder.begin()
+    recorder.training.run(on_epoch=recorder.on_epoch, on_step=recorder.on_step)
 
 
 def test_checkpoints_every_so_many_steps_and_after_every_epoch(training, saves, tmp_path, capsys):
-    recorder = Recorder(RunFolder(tmp_path / "run"), training, SETTINGS, steps=3)
+    recorder = recorder_of(training, RunFolder(tmp_path / "run"), steps=3)
     go(recorder)
     assert [step for step, _ in saves] == [0, 3, 4, 6, 8]
     assert saves[2] == (4, True) and not saves[1][1]
@@ -52,7 +58,7 @@ def test_checkpoints_every_so_many_steps_and_after_every_epoch(training, saves, 
 def test_checkpoints_by_the_clock(training, saves, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("tinyconv.run.recorder.time.monotonic", lambda: now[0])
-    recorder = Recorder(RunFolder(tmp_path / "run"), training, SETTINGS, minutes=1)
+    recorder = recorder_of(training, RunFolder(tmp_path / "run"), minutes=1)
     on_step = recorder.on_step
 
     def step_of_25_seconds():
@@ -65,14 +71,30 @@ def test_checkpoints_by_the_clock(training, saves, tmp_path, monkeypatch):
     assert [step for step, _ in saves] == [0, 3, 4, 7, 8]
 
 
-def test_resuming_finds_the_history(training, tmp_path):
-    recorder = Recorder(RunFolder(tmp_path / "run"), training, SETTINGS)
+def test_resuming_finds_the_history(training, tmp_path, capsys):
+    recorder = recorder_of(training, RunFolder(tmp_path / "run"))
     go(recorder)
-    second = Recorder(recorder.folder, training, SETTINGS)
-    assert second.resume() == [] and second.history == recorder.history
+    capsys.readouterr()
+    second = recorder_of(training, recorder.folder, resume="run")
+    second.begin()
+    assert second.history == recorder.history
+    assert capsys.readouterr() == ("resuming after step 8 (epoch 3)\n", "")
+
+
+def test_a_rank_without_a_folder_writes_and_prints_nothing(training, capsys):
+    recorder = recorder_of(training, None)
+    go(recorder)
+    recorder.finish(True)
+    assert capsys.readouterr() == ("", "") and recorder.prints is False
+
+
+def test_callbacks_are_called_in_turn():
+    seen = []
+    in_turn(lambda: seen.append(1), lambda: seen.append(2))()
+    assert seen == [1, 2]
 
 
 @pytest.mark.parametrize("options", [{"minutes": 0}, {"steps": 0}, {"minutes": -1}])
 def test_nonsense_is_refused(training, tmp_path, options):
     with pytest.raises(ValueError, match="must be positive"):
-        Recorder(RunFolder(tmp_path / "run"), training, SETTINGS, **options)
+        recorder_of(training, RunFolder(tmp_path / "run"), **options)

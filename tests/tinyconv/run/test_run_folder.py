@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from small import random_photos
+from small import new_training, random_photos
 
 from layers import Linear
 from tinyconv import Sequential, alexnet
@@ -14,7 +14,7 @@ from tinyconv.data.augment import Augment
 from tinyconv.run.checkpoint import KIND, CheckpointError
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.run.sealed import open_sealed, read_json
-from tinyconv.train import Epoch, Training
+from tinyconv.train import Epoch
 
 EPOCH = Epoch(1, 0.01, 2.0, 0.2, 1.9, 0.25, 0.8, 100.0, 3.0, 0.01, 2.3, True)
 MEAN = np.zeros((64, 64, 3), np.float32)
@@ -73,7 +73,7 @@ def test_a_run_that_was_stopped_before_its_first_epoch_has_no_curves(tmp_path):
 def small_training(seed=1):
     photos = random_photos(9)
     net = alexnet(3, 0.05, 64, "robust", seed)
-    return Training(net, photos, photos, Augment(photos.mean_image(), 64, 64.0), epochs=2)
+    return new_training(net, photos, photos, Augment(photos.mean_image(), 64, 64.0), epochs=2)
 
 
 def names(folder):

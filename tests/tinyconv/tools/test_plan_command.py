@@ -62,7 +62,7 @@ def test_every_file_and_kernel_that_is_printed_exists(device, precision, kernels
 KNOWN_ELSEWHERE = {
     *("bias_kernel", "bias_relu_kernel", "bias_relu_dropout_kernel", "masked_gradient_kernel"),
     *("bias_relu_host", "bias_relu_dropout_host", "masked_gradient_host"),  # bias_relu.py
-    *("sum_rows_kernel", "mean_kernel"),  # reductions.py
+    *("sum_rows_kernel", "totals_kernel"),  # reductions.py
     *("to_bfloat16_kernel", "from_bfloat16_kernel"),  # precision.py
     "softmax_backward_host",  # the book's
 }

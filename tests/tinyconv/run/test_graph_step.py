@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from small import random_photos
 
 from layers import (
     Conv2D,
@@ -13,10 +14,14 @@ from layers import (
     ReLU,
 )
 from layers.fast.graph import Recording
-from tinyconv import SGD, Sequential
+from tinyconv import SGD, Sequential, train
+from tinyconv.data.augment import Augment
 from tinyconv.data.random_arrays import normal, words
 from tinyconv.initialize import initialize
-from tinyconv.step import TrainingStep
+from tinyconv.run.diagnose import origin_of
+from tinyconv.run.graph_step import GraphStep
+from tinyconv.run.training import step_for
+from tinyconv.train import LossError, SingleStep, Training, TrainingData
 
 SHAPE = (7, 6, 2)
 
@@ -39,7 +44,13 @@ def make(device, graph=True, kernels="fast", dtype="float64"):
     )
     initialize(net, "robust", seed=11).to(device, dtype, kernels=kernels)
     net.layers[0].input_gradient = False
-    return TrainingStep(net, net.loss(), SGD(net.parameters(), lr=0.1), graph)
+    return step_for(net, SGD(net.parameters(), lr=0.1), graph)
+
+
+def learn(step, x, labels, number):
+    """A whole step: what the loop of `Training` does with a batch."""
+    loss, _, _ = step.forward_backward(x, labels, number)
+    step.optimizer.step(loss)
 
 
 def seeded_batch(images, seed):
@@ -49,12 +60,12 @@ def seeded_batch(images, seed):
 
 
 def after(step, batches, rates=()):
-    """Losses, and the weights' bits at the end, after `step.run` on each batch in turn."""
+    """Losses, and the weights' bits at the end, after a step on each batch in turn."""
     losses = []
     for number, (x, labels) in enumerate(batches):
         if number < len(rates):
             step.optimizer.lr = rates[number]
-        step.run(step.net.device.array(x), labels, number)
+        learn(step, step.net.device.array(x), labels, number)
         losses.append(step.loss.value())
     return losses, step.net.device.to_host(step.optimizer.values).copy()
 
@@ -82,7 +93,7 @@ def test_float32_too_and_the_recording_is_what_runs(cuda_device, monkeypatch):
         monkeypatch.setattr(layer, "forward", None)
         monkeypatch.setattr(layer, "backward", None)
     right = after(plain, data)
-    recorded.run(cuda_device.array(data[3][0]), data[3][1], 3)
+    learn(recorded, cuda_device.array(data[3][0]), data[3][1], 3)
     assert recorded.replayed and recorded.loss.value() == right[0][3]
     np.testing.assert_array_equal(cuda_device.to_host(recorded.optimizer.values), right[1])
 
@@ -91,8 +102,14 @@ def test_each_batch_shape_has_its_recording(cuda_device):
     data = [seeded_batch(images, seed) for seed, images in enumerate([3, 2, 3, 2, 3, 2, 3])]
     recorded, plain = make(cuda_device), make(cuda_device, graph=False)
     replayed = []
-    run = recorded.run
-    recorded.run = lambda *arguments: (run(*arguments), replayed.append(recorded.replayed))
+    run = recorded.forward_backward
+
+    def noted(*arguments):
+        found = run(*arguments)
+        replayed.append(recorded.replayed)
+        return found
+
+    recorded.forward_backward = noted
     mine, right = after(recorded, data), after(plain, data)
     assert replayed == [False, False, True, True, True, True, True]
     assert mine[0] == right[0]
@@ -106,7 +123,7 @@ def test_buffers_that_grew_are_noticed(cuda_device):
     replayed, losses = [], []
     for number, (x, labels) in enumerate(data):
         for step in (recorded, plain):
-            step.run(cuda_device.array(x), labels, number)
+            learn(step, cuda_device.array(x), labels, number)
         replayed.append(recorded.replayed)
         losses.append((recorded.loss.value(), plain.loss.value()))
     assert replayed == [False, True, False, False, True, True]
@@ -117,7 +134,7 @@ def test_a_look_at_other_pictures_in_between_changes_nothing(cuda_device):
     recorded, plain = make(cuda_device), make(cuda_device, graph=False)
     for number, (x, labels) in enumerate(batches(5)):
         for step in (recorded, plain):
-            step.run(cuda_device.array(x), labels, number)
+            learn(step, cuda_device.array(x), labels, number)
             if number % 2:
                 other, of = seeded_batch(2, 50)
                 step.loss.forward(step.net.forward(cuda_device.array(other), train=False), of)
@@ -131,17 +148,17 @@ def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cu
     buffer = cuda_device.empty((3, *SHAPE), np.float64)
     for number, (x, labels) in enumerate(batches(3)):
         buffer[...] = cuda_device.array(x)
-        recorded.run(buffer, labels, number)
-        plain.run(cuda_device.array(x), labels, number)
+        learn(recorded, buffer, labels, number)
+        learn(plain, cuda_device.array(x), labels, number)
     assert not recorded._recorded[buffer.shape].copies
     last = buffer.copy()
     x, labels = seeded_batch(3, 77)
-    recorded.run(cuda_device.array(x), labels, 3)  # a stranger
-    plain.run(cuda_device.array(x), labels, 3)
+    learn(recorded, cuda_device.array(x), labels, 3)  # a stranger
+    learn(plain, cuda_device.array(x), labels, 3)
     assert recorded.replayed and recorded._recorded[buffer.shape].copies
     np.testing.assert_array_equal(buffer, last)
-    recorded.run(buffer, labels, 4)
-    plain.run(buffer, labels, 4)
+    learn(recorded, buffer, labels, 4)
+    learn(plain, buffer, labels, 4)
     assert recorded.loss.value() == plain.loss.value()
     np.testing.assert_array_equal(recorded.optimizer.values, plain.optimizer.values)
 
@@ -160,22 +177,22 @@ def test_a_changed_net_is_recorded_anew(change, cuda_device):
     after(step, data[:2])
     assert step.replayed
     change(step)
-    step.run(cuda_device.array(data[2][0]), data[2][1], 2)
+    learn(step, cuda_device.array(data[2][0]), data[2][1], 2)
     assert not step.replayed
-    step.run(cuda_device.array(data[3][0]), data[3][1], 3)
+    learn(step, cuda_device.array(data[3][0]), data[3][1], 3)
     assert step.replayed
 
 
 def test_simple_kernels_are_launched_one_by_one(cuda_device):
     step = make(cuda_device, kernels="simple")
     after(step, batches(3))
-    assert not step.replayed
+    assert type(step) is SingleStep
 
 
 def test_on_the_host_steps_are_plain_and_those_of_the_loop_written_out():
     step, other = make("cpu"), make("cpu")
+    assert type(step) is SingleStep
     mine = after(step, batches(3))
-    assert not step.replayed
     net, loss, optimizer = other.net, other.loss, other.optimizer
     losses = []
     for number, (x, labels) in enumerate(batches(3)):
@@ -196,7 +213,7 @@ def test_if_recording_is_refused_one_line_says_so_and_training_goes_on(
         Recording(device, work)  # goes through all of the step, and fails at its end
         raise NotImplementedError("this cannot be captured\nsecond line")
 
-    monkeypatch.setattr("tinyconv.step.Recording", refuse)
+    monkeypatch.setattr("tinyconv.run.graph_step.Recording", refuse)
     mine, right = after(recorded, batches(3)), after(plain, batches(3))
     assert mine[0] == right[0] and not recorded.replayed
     np.testing.assert_array_equal(mine[1], right[1])
@@ -218,7 +235,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_learned(graph, 
         (x, labels + 4, r"outside 0\.\.3"),
     ]:
         with pytest.raises(ValueError, match=message):
-            step.run(cuda_device.array(wrong_x), wrong_labels, 3)
+            learn(step, cuda_device.array(wrong_x), wrong_labels, 3)
     np.testing.assert_array_equal(step.optimizer.values, before)
 
 
@@ -227,4 +244,63 @@ def test_a_net_that_moved_is_noticed(cuda_device):
     after(step, batches(3))
     step.net.to(cuda_device)
     with pytest.raises(RuntimeError, match="moved after SGD was made"):
-        step.run(cuda_device.array(seeded_batch(3, 3)[0]), seeded_batch(3, 3)[1], 3)
+        learn(step, cuda_device.array(seeded_batch(3, 3)[0]), seeded_batch(3, 3)[1], 3)
+
+
+class Broken:
+    """An augment whose batch in one step has a NaN."""
+
+    def __init__(self, augment, step):
+        self._augment, self._step, self.calls = augment, step, []
+
+    def __getattr__(self, name):
+        return getattr(self._augment, name)
+
+    def random(self, images, ids, epoch):
+        x = self._augment.random(images, ids, epoch)
+        self.calls.append((epoch, ids.tolist()))
+        if self.calls[self._step : self._step + 1] == [(epoch, ids.tolist())]:
+            x[1, 0, 0, 0] = np.nan
+        return x
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_loss_that_is_not_finite_is_noticed_a_step_late_and_changes_no_weight(graph, cuda_device):
+    photos = random_photos(12, size=8)
+    net = Sequential(
+        {"conv1": Conv2D(3, 2, 3), "flatten": Flatten(), "fc2": Linear(72, 3)}, (8, 8, 3)
+    )
+    initialize(net, "robust", seed=1).to(cuda_device, "float64")
+    augment = Augment(photos.mean_image(), 8, 64.0)
+    step = GraphStep(net, SGD(net.parameters(), 0.01), graph)
+    data = TrainingData(photos, photos, augment, 2)
+    training = Training(net, data, step, epochs=2)
+    before, seen = [], []
+    data.augment = broken = Broken(augment, 3)
+
+    def keep():
+        before.append(cuda_device.to_host(step.optimizer.values).copy())
+        seen.append(training.progress.seen)
+
+    with pytest.raises(LossError, match=r"nan in step 4 \(epoch 1\)") as error:
+        training.run(on_step=keep)
+    # Step 5 was made before the loss of step 4 was read; neither has changed a weight.
+    assert len(broken.calls) == 5 and seen == [0, 2, 4, 6]
+    np.testing.assert_array_equal(before[2], step.optimizer.values)
+    assert not np.array_equal(before[1], before[2])
+    said = origin_of(training, error.value)
+    assert said == "the input of the net is not finite"
+    assert broken.calls[-1] == broken.calls[3]  # the same photos once more
+
+
+def test_a_run_on_a_gpu_gives_the_figures_of_the_host(cuda_device):
+    photos, epochs = random_photos(12, size=8), []
+    for device in ("cpu", cuda_device):
+        net = Sequential({"flatten": Flatten(), "fc1": Linear(192, 3)}, (8, 8, 3))
+        initialize(net, "robust", seed=1).to(device, "float64")
+        augment = Augment(photos.mean_image(), 8, 64.0)
+        epochs.append(train(net, photos, photos, augment, epochs=2, batch_size=5, lr=0.001))
+    for host, gpu in zip(*epochs, strict=True):
+        assert gpu.train_loss == pytest.approx(host.train_loss, rel=1e-12)
+        assert gpu.first_loss == pytest.approx(host.first_loss, rel=1e-12)
+        assert (gpu.train_top1, gpu.val_top1) == (host.train_top1, host.val_top1)

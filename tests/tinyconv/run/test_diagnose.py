@@ -8,7 +8,7 @@ from small import random_photos
 
 from tinyconv import alexnet, initialize, train
 from tinyconv.data.augment import Augment
-from tinyconv.diagnose import (
+from tinyconv.run.diagnose import (
     CAUSES,
     LEARNED,
     first_loss_note,
@@ -71,7 +71,7 @@ def test_training_with_a_rate_that_explodes_names_layer_and_step(net):
         np.errstate(all="ignore"),
         pytest.raises(TrainingError, match=r"in step \d+ .*(in the update of step|the output of)"),
     ):
-        train(net, photos, photos, augment, epochs=9, batch_size=8, lr=1e6, progress=False)
+        train(net, photos, photos, augment, epochs=9, batch_size=8, lr=1e6)
 
 
 def test_the_first_loss_is_compared_with_guessing():
@@ -92,7 +92,7 @@ def test_a_net_that_is_stuck_in_earnest():
         parameter.value *= 0.01
     photos = random_photos(30)
     augment = Augment(photos.mean_image(), 64, 1.0)
-    history = train(net, photos, photos, augment, epochs=2, batch_size=8, lr=1e-6, progress=False)
+    history = train(net, photos, photos, augment, epochs=2, batch_size=8, lr=1e-6)
     assert math.isclose(history[0].first_loss, math.log(3), rel_tol=1e-3)
     assert stuck_note([epoch.train_loss for epoch in history], 3)
 

@@ -1,65 +1,51 @@
-"""One training step: forward, loss, backward, update; on a GPU recorded once and then replayed.
+"""The training step of a GPU: nothing waits for the host, and the launches are recorded once.
 
     labels, keys of the dropout masks       written to the device at every step
     net.forward  -> loss.compute            recorded: `layers/fast/graph.py`
     net.backward <- loss.backward
-    optimizer.step                          by itself: the loss is looked at first
+    loss.pending                            copied to the host, and read there one step later
+    optimizer.step                          leaves the weights if the device has found NaN
 
 The same launches with the same arguments give the same bits, whether Python makes them one by one
 or a recording does. The first step of a batch shape is made plainly: it compiles the kernels and
 makes the buffers. At the second the step is recorded, and from then on replayed. docs/graph.md says
-what has to lie in device memory for that, and why.
+what has to be in device memory for that, and why.
 
-Recording is given up, with one line on standard error, where CuPy or the driver refuses it; steps
-are then made plainly. On a GPU the recorded way has not been run yet.
+If CuPy or the driver refuses to record, one line on standard error says so, and steps are made
+plainly. On a GPU the recorded way has not been run yet.
 """
 
 import sys
 from typing import Any
 
-from layers import Dropout, Linear, SoftmaxCrossEntropy
+from layers import Dropout, Linear
 from layers.fast.graph import Recording
-from tinyconv.sequential import Sequential
-from tinyconv.sgd import SGD
+from tinyconv.train import SingleStep
 
 
-class TrainingStep:
-    """Trains `net` on one batch after another.
+class GraphStep(SingleStep):
+    """`SingleStep` for a GPU and kernels "fast"; loss and hits are `Pending` numbers.
 
-    net, loss and optimizer are on one device, the optimizer made of the net's parameters. graph:
-    record the step and replay it, where kernels are launched (on a GPU, or simulated) and
-    `net.kernels` is "fast"; elsewhere steps are plain in any case. Attribute `replayed`: whether
-    the last step was a replay.
+    graph: record the step and replay it; else launch each kernel by itself. Attribute `replayed`:
+    whether the last step was a replay.
 
-    After a replay `loss.value()` and `loss.probabilities` are those of its batch; the layers' `y`
-    may be of another. Weights may be changed in place at any time; call `forget()` after any other
-    change of the net that `run` cannot notice.
+    After a replay the loss is that of its batch; the layers' `y` may be of another. Weights may be
+    changed in place at any time; call `forget()` after any other change of the net that
+    `forward_backward` cannot notice. Once a loss was not finite, no update follows: training ends.
     """
 
-    def __init__(
-        self, net: Sequential, loss: SoftmaxCrossEntropy, optimizer: SGD, graph: bool = True
-    ) -> None:
-        self.net, self.optimizer, self.graph = net, optimizer, graph
-        self.loss: Any = loss
-        self.replayed = False
+    def __init__(self, net: Any, optimizer: Any, graph: bool = True) -> None:
+        super().__init__(net, optimizer)
+        self.graph, self.replayed = graph, False
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
         self._classes: dict[tuple[int, ...], int] = {}  # by shape of a batch seen: its logits'
 
-    def run(self, x: Any, labels: Any, step: int) -> None:
-        """Learn from x (N, ...), on the device, and labels (N,); `step` chooses dropout's masks.
-
-        The loss stays on the device: `loss.value()` fetches its mean when it is wanted.
-        ValueError for a batch that does not fit the net.
-        """
-        self.gradients(x, labels, step)
-        self.optimizer.step()
-
-    def gradients(self, x: Any, labels: Any, step: int) -> None:
-        """The same without the update: the loss can still be looked at before it does harm."""
+    def forward_backward(self, x: Any, labels: Any, step: int) -> tuple[Any, Any, int]:
+        """As `SingleStep.forward_backward`."""
         x = self.net.check_input(x)
         self.net.set_step(step)
         recorded = self._recording_for(x, labels) if self._may_record() else None
-        self.net.set_step(step)  # recording, whether it went well or not, has moved on
+        self.net.set_step(step)  # recording, whether it succeeded or not, has changed it
         self.replayed = recorded is not None
         if recorded is None:
             logits = self.net.forward(x, train=True)
@@ -69,6 +55,7 @@ class TrainingStep:
         else:
             recorded.replay(x, labels)
             self.net.set_step(step + 1)
+        return *self.loss.pending(), len(labels)
 
     def forget(self) -> None:
         """Drop what was recorded; the next step of each batch shape is a plain one."""
@@ -81,9 +68,7 @@ class TrainingStep:
 
     def _may_record(self) -> bool:
         # A Linear of the book does not go through `graph.products`, where a recording is cut.
-        bare = any(isinstance(step, Linear) for step in self.net.steps)
-        fast = self.net.kernels == "fast" and self.net.device.is_cuda
-        return self.graph and fast and not bare
+        return self.graph and not any(isinstance(step, Linear) for step in self.net.steps)
 
     def _recording_for(self, x: Any, labels: Any) -> "_Recorded | None":
         """What to replay for this batch, recorded now if need be; None: make a plain step."""
@@ -110,7 +95,7 @@ class TrainingStep:
 class _Recorded:
     """The recorded step of one batch shape, with the arrays whose addresses it knows."""
 
-    def __init__(self, step: TrainingStep, x: Any, copies: bool) -> None:
+    def __init__(self, step: GraphStep, x: Any, copies: bool) -> None:
         net, self.loss = step.net, step.loss
         self.copies = copies
         self.x = net.device.empty(x.shape, x.dtype) if copies else x
@@ -123,11 +108,11 @@ class _Recorded:
 
         self.recording = Recording(net.device, work)
         loss = self.loss
-        names = ("y", "probabilities", "losses", "mean", "dlogits")
+        names = ("y", "probabilities", "losses", "hits", "dlogits")
         self.results = {name: vars(loss)[name] for name in names if name in vars(loss)}
         parts = (*net.steps, *net.layers, loss)
-        # Holding the buffers keeps their memory from being given to others. If a layer has made
-        # itself a larger one since, it and the recording no longer speak of the same array.
+        # Holding the buffers keeps their memory from being reused. If a layer has allocated a
+        # larger one since, it and the recording no longer use the same array.
         self.buffers = [(part, part.buffer, dict(part.buffer._flat)) for part in parts]
         self.net, self.steps = net, net.steps
         self.input_gradient = net.layers[0].input_gradient
@@ -145,11 +130,11 @@ class _Recorded:
         )
 
     def takes(self, x: Any) -> bool:
-        """Whether x can be learned from: it lies where the recording looks, or is copied there."""
+        """Whether x can be used: it is where the recording reads, or is copied there."""
         return self.copies or _address(x) == _address(self.x)
 
     def replay(self, x: Any, labels: Any) -> None:
-        """Do the step with this batch."""
+        """Run the step with this batch."""
         loss = self.loss
         loss.load_labels(labels, self.results["y"].shape)
         for dropout in self.dropouts:

@@ -107,7 +107,7 @@ class ColumnAugment(Augment):
         if self._second is not None:
             with self._devices[1].current():
                 self._second.to(self._devices[1], dtype)
-                self._came = Buffers(self._devices[1], np.dtype(np.uint8))
+                self._copies = Buffers(self._devices[1], np.dtype(np.uint8))
         return self
 
     def _cut(
@@ -116,15 +116,15 @@ class ColumnAugment(Augment):
         if self._second is None:
             x = super()._cut(images, top, left, flip, shift, views)
             return Both((x, x))
-        there = images  # from the host each device takes them itself
+        sent = images  # of the host: each device copies them itself
         if not isinstance(images, np.ndarray):
             images = self.device.xp.ascontiguousarray(images)
             with self._devices[1].current():
-                there = self._came("images", images.shape)
-            self._link.send(images, there)
+                sent = self._copies("images", images.shape)
+            self._link.send(images, sent)
         first = super()._cut(images, top, left, flip, shift, views)
-        if there is not images:
+        if sent is not images:
             self._link.take()
         with self._devices[1].current():
-            second = self._second._cut(there, top, left, flip, shift, views)
+            second = self._second._cut(sent, top, left, flip, shift, views)
         return Both((first, second))

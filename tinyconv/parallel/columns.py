@@ -18,9 +18,9 @@
 
 `Columns` makes this of the one-device net with two groups (`tinyconv/alexnet.py`), and the two are
 one function: the same weights in another place, the same dropout masks, outputs and gradients equal
-but for the order in which sums are rounded. Dropout comes after the exchange, on all units in both
-columns: an element then has the number that it has on one device, which is what its mask is a
-function of, and both columns compute the same mask instead of sending one.
+but for the order in which sums are rounded. Dropout comes after the all-gather, on all units in
+both columns: an element then has the number that it has on one device, of which its mask is a
+function, and both columns compute the same mask instead of sending one.
 
 docs/two_gpus.md follows the data through both columns.
 """
@@ -31,8 +31,8 @@ from typing import Any
 from layers import Device
 from layers.fast.conversions import RoundToBFloat16, ToBFloat16, ToFloat32
 from layers.layer import OnDevice
+from tinyconv.parallel.collectives import AllGather, Broadcast, Gather
 from tinyconv.parallel.convert import copy_weights, stages_of, whole_layer
-from tinyconv.parallel.exchange import Exchange, Join, Share
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.stage import Both, Stage, stored
 from tinyconv.sequential import Sequential, settle_tier
@@ -71,8 +71,8 @@ class Columns(Sequential):
     """
 
     def __init__(self, grouped: Sequential, devices: Any = "cpu,cpu") -> None:
-        self.share = Share()
-        self.share.name = "share"
+        self.broadcast = Broadcast()
+        self.broadcast.name = "broadcast"
         super().__init__(stages_of(grouped))
         self.input_shape = grouped.input_shape
         self.to(devices, grouped.dtype, grouped.precision, grouped.kernels)
@@ -81,12 +81,12 @@ class Columns(Sequential):
     @property
     def device(self) -> Device:
         """Where the photos come in and the logits come out."""
-        return self.share.devices[0]
+        return self.broadcast.devices[0]
 
     @property
     def devices(self) -> tuple[Device, Device]:
         """Those of column 0 and column 1."""
-        return self.share.devices
+        return self.broadcast.devices
 
     def stages(self) -> list[Stage]:
         """The layers; the sharing of the photos, which is before them, not included."""
@@ -118,7 +118,7 @@ class Columns(Sequential):
             *(devices[0], self.dtype if dtype is None else dtype),
         )
         links = (Link(devices[0], devices[1]), Link(devices[1], devices[0]))
-        for stage in [self.share, *self.stages()]:
+        for stage in [self.broadcast, *self.stages()]:
             stage.to(devices, dtype, self.precision, self.kernels)
             stage.connect(links)
         if self.precision == "bf16":  # conversions at both ends
@@ -126,7 +126,7 @@ class Columns(Sequential):
             self.ends: tuple[Any, Any] = ToBFloat16(*here), ToFloat32(*here)
             if not self.device.is_cuda:
                 self.ends = (
-                    RoundToBFloat16(*here, first=self.share),
+                    RoundToBFloat16(*here, first=self.broadcast),
                     RoundToBFloat16(*here, last=self.layers[-1]),
                 )
         return self
@@ -137,12 +137,12 @@ class Columns(Sequential):
     def outputs(self, x: Any, train: bool = True) -> Iterator[tuple[str, Any]]:
         """Forward, stage by stage: (name, output) of each."""
         if not isinstance(x, Both):
-            x = OnDevice.check_array(self.share, x, "x")
+            x = OnDevice.check_array(self.broadcast, x, "x")
             if self.precision == "bf16":
                 x = self.ends[0].forward(x)
-        x = self.share.forward(x, train)
+        x = self.broadcast.forward(x, train)
         for stage in self.stages():
-            x = stored(self.share, stage.forward(x, train))
+            x = stored(self.broadcast, stage.forward(x, train))
             yield stage.name, x
         if self.precision == "bf16":
             yield "to float32", self.ends[1].forward(x)
@@ -156,8 +156,8 @@ class Columns(Sequential):
         if self.precision == "bf16":
             dy = self.ends[1].backward(dy)
         for stage in reversed(self.stages()):
-            dy = stored(self.share, stage.backward(dy))
-        dx = stored(self.share, self.share.backward(dy))
+            dy = stored(self.broadcast, stage.backward(dy))
+        dx = stored(self.broadcast, self.broadcast.backward(dy))
         return self.ends[0].backward(dx) if self.precision == "bf16" else dx
 
     def set_seed(self, seed: int) -> None:
@@ -173,11 +173,11 @@ class Columns(Sequential):
         """(name, numbers from column 0, from column 1) that cross for one image in `forward`.
 
         For every stage at which some do; `backward` sends as many the other way. The photos come
-        first, under the name "share"; they have no way back.
+        first, under the name "broadcast"; they have no way back.
         """
         if self.input_shape is None:
             raise ValueError("this net has no input_shape; give it to Sequential")
-        found = [("share", *self.share.crossing(self.input_shape))]
+        found = [("broadcast", *self.broadcast.crossing(self.input_shape))]
         shape: Any = (self.input_shape, self.input_shape)
         for stage in self.stages():
             found.append((stage.name, *stage.crossing(shape)))
@@ -191,7 +191,7 @@ class Columns(Sequential):
         return net
 
     def _grouped(self) -> Sequential:
-        layers = [stage for stage in self.stages() if not isinstance(stage, Exchange | Join)]
+        layers = [stage for stage in self.stages() if not isinstance(stage, AllGather | Gather)]
         return Sequential({each.name: whole_layer(each) for each in layers}, self.input_shape)
 
     def table(self, computed: bool = False) -> str:

@@ -1,7 +1,7 @@
 """From the one-device net to two columns and back: which layers, and which weights.
 
 A layer's halves are its first and its last filters, in that order, so weights move without being
-mixed (`split.py`). A meeting is put before each layer that has to see all channels.
+mixed (`split.py`). An all-gather is put before each layer that needs all channels.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from layers import (
     ReLU,
     Tanh,
 )
-from tinyconv.parallel.exchange import BorderNorm, Exchange, Join
+from tinyconv.parallel.collectives import AllGather, BorderNorm, Gather
 from tinyconv.parallel.stage import COLUMNS, Pair, Stage
 from tinyconv.sequential import Sequential
 
@@ -26,7 +26,7 @@ from tinyconv.sequential import Sequential
 def copy_weights(source: Sequential, target: Sequential) -> None:
     """Copy every parameter of `source` to `target`, which has the same ones in either form.
 
-    The multipliers of rate and decay come along. ValueError for other names or shapes.
+    The multipliers of rate and decay are copied too. ValueError for other names or shapes.
     """
     have = {parameter.name: parameter for parameter in source.parameters()}
     for place in target.parameters():
@@ -43,13 +43,13 @@ def copy_weights(source: Sequential, target: Sequential) -> None:
 
 
 def stages_of(grouped: Sequential) -> dict[str, Layer]:
-    """The stages by name: a pair for each layer, and a meeting where a layer sees all channels."""
+    """The stages by name: a pair for each layer, and an all-gather where it needs all channels."""
     stages: dict[str, Layer] = {}
     whole = True  # do both columns hold all channels at this place?
     for place, layer in enumerate(grouped.layers):
         if _sees_all(layer) and not whole:
             reader = next((x for x in grouped.layers[place:] if x.parameters()), layer)
-            stages[f"exchange_{reader.name}"] = Exchange()
+            stages[f"all_gather_{reader.name}"] = AllGather()
             whole = True
         if getattr(layer, "groups", 1) == 2 and whole:
             raise ValueError(f"{layer.name}: two groups, and both columns hold all its channels")
@@ -58,8 +58,8 @@ def stages_of(grouped: Sequential) -> dict[str, Layer]:
         if isinstance(layer, Conv2D | Linear):
             whole = False
     if whole:
-        raise ValueError("columns: the net has no layer with filters to share out")
-    stages["join"] = Join()
+        raise ValueError("columns: the net has no layer with filters to split")
+    stages["gather"] = Gather()
     return stages
 
 
@@ -71,7 +71,7 @@ def _sees_all(layer: Layer) -> bool:
 
 
 def _pair(layer: Layer, whole: bool) -> Stage:
-    """The layer for both columns, without weights. ValueError if it cannot be cut in half."""
+    """The layer for both columns, without weights. ValueError if it cannot be split."""
     if isinstance(layer, LocalResponseNorm):
         if layer.groups > 2:
             raise ValueError(f"{layer.name}: {layer.groups} groups do not fit two columns")
@@ -94,7 +94,7 @@ def _halves(layer: Layer, count: int) -> tuple[int, int]:
     groups = getattr(layer, "groups", 1)
     if count < 2 or groups > 2:
         raise ValueError(
-            f"{layer.name}: {count} outputs in {groups} group(s) cannot be shared by two columns"
+            f"{layer.name}: {count} outputs in {groups} group(s) cannot be split into columns"
         )
     return count - count // 2, count // 2
 
@@ -114,7 +114,7 @@ def _copy(layer: Layer) -> Layer:
 
 
 def whole_layer(stage: Stage) -> Layer:
-    """The one-device layer that stands behind a stage, without weights."""
+    """The one-device layer that a stage replaces, without weights."""
     if isinstance(stage, BorderNorm):
         norm: Any = stage.norms.columns[0]
         return LocalResponseNorm(norm.size, norm.k, norm.alpha, norm.beta)

@@ -27,7 +27,7 @@ class Link:
         take    the computing queued from now on, on both devices, waits for the copy
 
     ValueError for a host and a GPU. Not yet run on two GPUs; the tests run it in all sorts of
-    orders against a stand-in for CuPy.
+    orders against a fake CuPy.
     """
 
     def __init__(self, source: Device, target: Device) -> None:

@@ -52,9 +52,9 @@ def crossing_table(net: Columns, batch_size: int = 128) -> str:
 
 def _in_words(name: str) -> str:
     """Where something crosses."""
-    if name == "join":
+    if name == "gather":
         return "logits, for the loss"
-    return name.replace("exchange_", "before ").replace("norm", "border of norm")
+    return name.replace("all_gather_", "before ").replace("norm", "border of norm")
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ from html import escape
 from typing import Any
 
 from layers import Conv2D, Layer, LocalResponseNorm, MaxPool2D
+from tinyconv.parallel.collectives import AllGather, Gather
 from tinyconv.parallel.columns import Columns
-from tinyconv.parallel.exchange import Exchange, Join
 from tinyconv.parallel.stage import Stage
 from tinyconv.sequential import Sequential
 
@@ -69,10 +69,10 @@ def blocks_of(net: Sequential) -> tuple[list[Block], int]:
     after: list[str] | None = None  # what has come after a meeting, if there was one
     for layer in net.layers:
         crossing = layer.crossing(shape) if isinstance(layer, Stage) else (0, 0)
-        if isinstance(layer, Join):
+        if isinstance(layer, Gather):
             joined = crossing[1]
             break
-        if isinstance(layer, Exchange):
+        if isinstance(layer, AllGather):
             met, after = crossing, []
         elif layer.parameters():
             head = list(layer.columns) if lanes == 2 else [layer]  # type: ignore[attr-defined]

@@ -20,10 +20,10 @@ from layers import (
 )
 from layers.device import SIMULATED, DeviceError
 from tinyconv import RECIPES, SGD, Sequential, alexnet, initialize
+from tinyconv.parallel.collectives import BorderNorm
 from tinyconv.parallel.column_training import ColumnSGD
 from tinyconv.parallel.columns import Columns, from_grouped, to_grouped, two_devices
 from tinyconv.parallel.convert import copy_weights
-from tinyconv.parallel.exchange import BorderNorm
 from tinyconv.parallel.stage import Both
 
 
@@ -174,14 +174,14 @@ def test_what_crosses_in_the_papers_net():
     columns = Columns(alexnet(recipe="paper"))
     crossings = {name: (first, second) for name, first, second in columns.crossings()}
     assert crossings == {
-        "share": (224 * 224 * 3, 0),
+        "broadcast": (224 * 224 * 3, 0),
         "norm1": (55 * 55 * 2,) * 2,
         "norm2": (27 * 27 * 2,) * 2,
-        "exchange_conv3": (13 * 13 * 128,) * 2,
-        "exchange_fc6": (6 * 6 * 128,) * 2,
-        "exchange_fc7": (2048,) * 2,
-        "exchange_fc8": (2048,) * 2,
-        "join": (0, 500),
+        "all_gather_conv3": (13 * 13 * 128,) * 2,
+        "all_gather_fc6": (6 * 6 * 128,) * 2,
+        "all_gather_fc7": (2048,) * 2,
+        "all_gather_fc8": (2048,) * 2,
+        "gather": (0, 500),
     }
     assert "60,965,224" in str(columns)
 

@@ -16,9 +16,9 @@ from layers import (
 from layers.fast.bfloat16 import from_bits, round_bf16, to_bits
 from layers.fast.precision import BITS
 from tinyconv import SGD, Sequential, initialize
+from tinyconv.parallel.collectives import AllGather
 from tinyconv.parallel.column_training import ColumnSGD
 from tinyconv.parallel.columns import Columns
-from tinyconv.parallel.exchange import Exchange
 from tinyconv.parallel.stage import Both
 
 SHAPE = (12, 14, 3)
@@ -26,7 +26,7 @@ LABELS = np.array([1, 0, 2, 1])
 
 
 def small_net():
-    """Every kind of meeting: a border, an exchange of maps and of units, the logits."""
+    """Every collective: a border, an all-gather of maps and of units, the logits."""
     layers = {
         "conv1": Conv2D(3, 6, 3, stride=2, padding=(0, 1)),
         "relu1": ReLU(),
@@ -86,15 +86,15 @@ def test_kernels_round_where_the_host_does(cuda_device):
     np.testing.assert_allclose(weights, right, rtol=0, atol=1e-4 * np.abs(right).max())
 
 
-def test_what_the_columns_exchange_is_bfloat16_and_is_added_in_float32(cuda_device):
+def test_what_the_columns_all_gather_is_bfloat16_and_is_added_in_float32(cuda_device):
     rng = np.random.default_rng(3)
     x = [round_bf16(*[rng.normal(size=(2, 5, 3)).astype(np.float32)] * 2) for _ in range(2)]
     dy = [round_bf16(*[rng.normal(size=(2, 5, 6)).astype(np.float32)] * 2) for _ in range(2)]
     net = Columns(small_net()).to((cuda_device, cuda_device), precision="bf16")
-    exchange = Exchange()
-    exchange.to(net.devices, "float32", "bf16")
-    y = exchange.forward(Both(cuda_device.array(to_bits(each)) for each in x))
-    dx = exchange.backward(Both(cuda_device.array(to_bits(each)) for each in dy))
+    all_gather = AllGather()
+    all_gather.to(net.devices, "float32", "bf16")
+    y = all_gather.forward(Both(cuda_device.array(to_bits(each)) for each in x))
+    dx = all_gather.backward(Both(cuda_device.array(to_bits(each)) for each in dy))
     assert all(array.dtype == BITS for array in (*y, *dx))
     for c in range(2):
         np.testing.assert_array_equal(from_bits(y[c]), np.concatenate(x, axis=-1))

@@ -1,26 +1,26 @@
-"""Where the two columns meet (paper §3.5): layers that copy from one device to the other.
+"""Stages that copy from one column's device to the other's (paper §3.5).
 
-Each column holds half of the channels of every layer. Where a layer has to see more, a meeting
-stands before it. Below c is a column and o the other one; [a, b] joins along the channels, always
-in the order of the one-device net, column 0's channels first:
+Each column holds half of the channels of every layer. A layer that needs all of them has one of
+these before it. Below c is a column and o the other one; [a, b] concatenates along the channels, in
+the order of the one-device net, column 0's channels first:
 
-    Exchange          y_c = [x_0, x_1], the same on both
-                      dL/dx_c = dL/dy_c, channels of c  +  dL/dy_o, channels of c
-    Exchange(reach)   as above, but only the `reach` channels of o nearest to the border come
-    BorderNorm        LRN whose windows look over the border: such an exchange, the
+    AllGather         y_c = [x_0, x_1], the same on both
+                      dL/dx_c = dL/dy_c, channels of c  +  dL/dy_o, channels of c  (reduce-scatter)
+    AllGather(reach)  only the `reach` channels of o nearest to the border are copied
+    BorderNorm        LRN whose windows reach over the border: such an all-gather, the
                       normalization, and then each column keeps its own channels
-    Join              y = [x_0, x_1] on the first device, where the loss is
+    Gather            y = [x_0, x_1] on the first device, where the loss is
                       dL/dx_c = dL/dy, channels of c
-    Share             y_0 = y_1 = x, the photos for both
+    Broadcast         y_0 = y_1 = x, the photos for both
                       dL/dx = dL/dy_0 + dL/dy_1
 
-The backward passes follow one rule: what was copied has an effect in two places, so its gradients
-from both add. Each sum has two terms in a fixed order: the same bits every time. In bf16 what
-crosses is bfloat16, and such a sum is made in float32 and rounded once.
+The backward passes follow one rule: a copied value has an effect in two places, so its gradients
+from both are added. Each sum has two terms in a fixed order: the same bits every time. In bf16 the
+copies are bfloat16, and such a sum is made in float32 and rounded once.
 
-Shapes: `Both` of (N, ..., C_0) and (N, ..., C_1). Everything that crosses is a `send` and a `take`
-(`link.py`): the host queues both directions, then the column's own half is moved, and only then
-the devices wait. On two GPUs the copies run both ways at once while the own halves are copied.
+Shapes: `Both` of (N, ..., C_0) and (N, ..., C_1). Every copy is a `send` and a `take` (`link.py`):
+the host queues both directions, then the column's own half is moved, and only then the devices
+wait. On two GPUs the copies run in both directions at once while the own halves are moved.
 """
 
 import math
@@ -31,13 +31,13 @@ from layers.fast.precision import round_into
 from tinyconv.parallel.stage import COLUMNS, Both, Pair, Stage, stored
 
 
-class Exchange(Stage):
+class AllGather(Stage):
     """Each column gets the other's channels beside its own; reach: only so many at the border."""
 
     def __init__(self, reach: int | None = None) -> None:
         super().__init__()
         if reach is not None and reach < 1:
-            raise ValueError(f"Exchange: reach must be at least 1, not {reach}")
+            raise ValueError(f"AllGather: reach must be at least 1, not {reach}")
         self.reach = reach
         self.widths = (0, 0)
 
@@ -94,8 +94,8 @@ class Exchange(Stage):
         start = 0 if column == 0 else self._sent(self.widths)[0]
         return slice(start, start + self.widths[column])
 
-    # Column 0's channels end where those of column 1 begin: what comes to column 0 stands behind
-    # its own channels, what comes to column 1 before them.
+    # Column 0's channels end where those of column 1 begin: what column 0 receives is placed after
+    # its own channels, what column 1 receives before them.
 
     def _others(self, column: int) -> slice:
         """Of y: the channels that came from the other column."""
@@ -122,19 +122,18 @@ class BorderNorm(Stage):
     """Local response normalization across the channels of both columns (paper §3.3).
 
     A window of `size` channels at the border reaches size // 2 channels into the other column;
-    only these cross. What a column computes for them in passing is not theirs (their own windows
-    are cut off here) and is dropped; nothing flows back into it. size, k, alpha, beta: as
-    `LocalResponseNorm`.
+    only these are copied. Their own outputs are incomplete here (windows are cut off) and dropped,
+    with no gradient. size, k, alpha, beta: as `LocalResponseNorm`.
     """
 
     def __init__(self, size: int, k: float, alpha: float, beta: float) -> None:
         self.norms = Pair(*(LocalResponseNorm(size, k, alpha, beta) for _ in COLUMNS))
-        self.exchange = Exchange(reach=size // 2) if size > 1 else None
+        self.all_gather = AllGather(reach=size // 2) if size > 1 else None
         super().__init__()
 
     def parts(self) -> list[Stage]:
-        """The exchange, if there is one, and the normalization."""
-        return [self.norms] if self.exchange is None else [self.exchange, self.norms]
+        """The all-gather, if there is one, and the normalization."""
+        return [self.norms] if self.all_gather is None else [self.all_gather, self.norms]
 
     def to(
         self, device: Any, dtype: Any = None, precision: str = "fp32", kernels: str = "fast"
@@ -154,32 +153,32 @@ class BorderNorm(Stage):
 
     def crossing(self, input_shape: Any) -> tuple[int, int]:
         """Places times the channels at the border."""
-        return (0, 0) if self.exchange is None else self.exchange.crossing(input_shape)
+        return (0, 0) if self.all_gather is None else self.all_gather.crossing(input_shape)
 
     def forward(self, x: Any, train: bool = True) -> Any:
         """x Both -> y Both, of the same shapes."""
-        if self.exchange is None:
+        if self.all_gather is None:
             self.y = self.norms.forward(x, train)
             return self.y
-        wide = stored(self, self.norms.forward(self.exchange.forward(x, train), train))
-        self.y = Both(self.packed(c, "y", wide[c][..., self.exchange.own(c)]) for c in COLUMNS)
+        wide = stored(self, self.norms.forward(self.all_gather.forward(x, train), train))
+        self.y = Both(self.packed(c, "y", wide[c][..., self.all_gather.own(c)]) for c in COLUMNS)
         return self.y
 
     def backward(self, dy: Any) -> Any:
         """dy Both -> dx Both, of the same shapes."""
         dy = self.check_same(dy)
-        if self.exchange is None:
+        if self.all_gather is None:
             return self.norms.backward(dy)
         wide = []
         for c in COLUMNS:
             with self.devices[c].current():
                 wide.append(self.buffers[c]("wide", self.norms.columns[c].y.shape))
                 wide[c][...] = 0
-                wide[c][..., self.exchange.own(c)] = dy[c]
-        return self.exchange.backward(stored(self, self.norms.backward(Both(wide))))
+                wide[c][..., self.all_gather.own(c)] = dy[c]
+        return self.all_gather.backward(stored(self, self.norms.backward(Both(wide))))
 
 
-class Join(Stage):
+class Gather(Stage):
     """All channels on the first device: the logits, for the loss."""
 
     def output_shape(self, input_shape: Any) -> Any:
@@ -214,7 +213,7 @@ class Join(Stage):
         return Both((own, came))
 
 
-class Share(Stage):
+class Broadcast(Stage):
     """The photos, on the first device, for both columns."""
 
     def crossing(self, input_shape: Any) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pytest
 from fake_gpus import Gpus
 
 from layers import Device, LocalResponseNorm
-from tinyconv.parallel.exchange import BorderNorm, Exchange, Join, Share
+from tinyconv.parallel.collectives import AllGather, BorderNorm, Broadcast, Gather
 from tinyconv.parallel.link import Link
 from tinyconv.parallel.stage import COLUMNS, Both
 
@@ -32,7 +32,7 @@ def host(arrays):
 
 
 def literal(reach, x, dy):
-    """What an exchange has to give, written with concatenate."""
+    """What an all-gather gives, written with concatenate."""
     sent = [array.shape[-1] if reach is None else min(reach, array.shape[-1]) for array in x]
     near = x[0][..., x[0].shape[-1] - sent[0] :], x[1][..., : sent[1]]
     y = [np.concatenate(pair, axis=-1) for pair in ((x[0], near[1]), (near[0], x[1]))]
@@ -46,11 +46,11 @@ def literal(reach, x, dy):
 
 
 @pytest.mark.parametrize("reach", [None, 1, 2, 6, 50])
-def test_an_exchange_joins_channels_and_adds_their_gradients(reach, device):
+def test_an_all_gather_joins_channels_and_adds_their_gradients(reach, device):
     x = drawn(SHAPES)
     dy = drawn([y.shape for y in literal(reach, x, None)], seed=1)
     y, dx = literal(reach, x, dy)
-    stage = on(device, Exchange(reach))
+    stage = on(device, AllGather(reach))
     for _ in range(2):  # the second time in the buffers of the first
         found = host(stage.forward([device.array(each) for each in x]))
         found_dx = host(stage.backward([device.array(each) for each in dy]))
@@ -68,7 +68,7 @@ def test_the_example_of_the_document():
     document = (DOCS / "two_gpus.md").read_text("utf-8")
     assert "if dL/dy_0 = (3, 5) and dL/dy_1 = (10, 20)" in document
     assert "dL/dx_0 = 13 and dL/dx_1 = 25" in document
-    stage = on(Device("cpu"), Exchange())
+    stage = on(Device("cpu"), AllGather())
     stage.forward([np.zeros((1, 1)), np.zeros((1, 1))])
     first, second = stage.backward([np.array([[3.0, 5.0]]), np.array([[10.0, 20.0]])])
     assert (first.item(), second.item()) == (13, 25)
@@ -91,22 +91,22 @@ def test_a_border_norm_is_the_normalization_across_all_channels(widths, size, de
     np.testing.assert_allclose(found_dx, dx, rtol=1e-11, atol=1e-14)
 
 
-def test_join_and_share_are_each_others_way_back(device):
+def test_gather_and_broadcast_are_each_others_backward_pass(device):
     x = drawn(SHAPES)
-    join, share = on(device, Join()), on(device, Share())
-    whole = device.to_host(join.forward([device.array(each) for each in x]))
+    gather, broadcast = on(device, Gather()), on(device, Broadcast())
+    whole = device.to_host(gather.forward([device.array(each) for each in x]))
     np.testing.assert_array_equal(whole, np.concatenate(x, axis=-1))
-    for c, part in enumerate(host(join.backward(device.array(2 * whole)))):
+    for c, part in enumerate(host(gather.backward(device.array(2 * whole)))):
         np.testing.assert_array_equal(part, 2 * x[c])
     (photos,) = drawn([(2, 3, 5, 3)])
-    first, second = host(share.forward(device.array(photos)))
+    first, second = host(broadcast.forward(device.array(photos)))
     np.testing.assert_array_equal(first, photos)
     np.testing.assert_array_equal(second, photos)
-    dx = share.backward(Both((device.array(photos), device.array(3 * photos))))
+    dx = broadcast.backward(Both((device.array(photos), device.array(3 * photos))))
     np.testing.assert_array_equal(device.to_host(dx), photos + 3 * photos)
-    assert share.backward(None) is None
+    assert broadcast.backward(None) is None
     both = Both((first, second))
-    assert share.forward(both) is both
+    assert broadcast.forward(both) is both
 
 
 def test_both_is_one_row_of_numbers_where_an_array_is_asked_for():
@@ -130,23 +130,23 @@ def test_both_is_one_row_of_numbers_where_an_array_is_asked_for():
 )
 def test_what_is_no_pair_is_refused(arrays, said):
     with pytest.raises(ValueError, match=said):
-        on(Device("cpu"), Exchange()).forward(arrays)
+        on(Device("cpu"), AllGather()).forward(arrays)
 
 
 def test_a_gradient_has_to_fit_and_comes_after_a_forward():
-    stage = on(Device("cpu"), Exchange())
+    stage = on(Device("cpu"), AllGather())
     with pytest.raises(RuntimeError, match="needs a forward"):
         stage.backward(drawn(SHAPES))
     stage.forward(drawn(SHAPES))
     with pytest.raises(ValueError, match="dy has shapes .* the last output has"):
         stage.backward(drawn(SHAPES))
     with pytest.raises(ValueError, match="reach must be at least 1, not 0"):
-        Exchange(0)
+        AllGather(0)
 
 
 def test_arrays_that_are_not_in_rows_are_put_in_rows():
     x = drawn([(3, 7, 2), (3, 4, 2)])
-    y = on(Device("cpu"), Exchange()).forward([each.transpose(0, 2, 1) for each in x])
+    y = on(Device("cpu"), AllGather()).forward([each.transpose(0, 2, 1) for each in x])
     np.testing.assert_array_equal(y[0], np.concatenate(x, axis=1).transpose(0, 2, 1))
 
 
@@ -208,11 +208,11 @@ def cases():
     x = drawn(SHAPES)
     for reach in (None, 2):
         dy = drawn([y.shape for y in literal(reach, x, None)], seed=1)
-        yield f"reach {reach}", lambda reach=reach: Exchange(reach), x, dy, *literal(reach, x, dy)
+        yield f"reach {reach}", lambda reach=reach: AllGather(reach), x, dy, *literal(reach, x, dy)
     whole = drawn([(2, 3, 5, 11)], seed=2)[0]
     halves = [whole[..., :7], whole[..., 7:]]
-    yield "join", Join, x, whole, [np.concatenate(x, axis=-1)], halves
-    yield "share", Share, whole, [whole, 3 * whole], [whole, whole], [whole + 3 * whole]
+    yield "gather", Gather, x, whole, [np.concatenate(x, axis=-1)], halves
+    yield "broadcast", Broadcast, whole, [whole, 3 * whole], [whole, whole], [whole + 3 * whole]
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: case[0])

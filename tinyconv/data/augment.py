@@ -7,7 +7,7 @@
 
 Training has one view of an image, and draws its top, left, flip and shift anew each epoch. A
 224-pixel crop of a 256-pixel square has 33 · 33 · 2 = 2178 versions, which keeps a net of 60
-million parameters from learning its photos by heart. (The paper counts 32 × 32 × 2 = 2048
+million parameters from memorizing its photos. (The paper counts 32 × 32 × 2 = 2048
 versions; offsets 0 .. 32 are 33.) Testing takes the centre, not flipped, or ten views of each
 image: its corners, its centre, and their mirror images.
 

@@ -1,18 +1,18 @@
 """Batches of photos, read ahead of need, in an order that the seed alone decides.
 
-A step of training takes a while, and so does reading a batch. A few threads read the next batches
-during the step, so that the loop seldom waits. Threads are enough: nothing is decoded any more
-(`store.py`), only bytes are copied, and while they are Python's lock is released.
+A few threads read the next batches during a training step, so that the loop seldom waits. Threads
+are enough: nothing has to be decoded (`store.py`), bytes are copied, and Python's lock is released
+meanwhile.
 
-The batches live in a ring of buffers that are used again and again:
+The batches are in a ring of buffers:
 
-    k − 1    handed out last        the consumer may still use it
-    k        handed out now
+    k − 1    returned last          the consumer may still use it
+    k        returned now
     k + 1 .. k + ahead              being read
 
-so a batch is valid until the next but one is asked for. Keep a copy of what has to last longer.
-On a GPU the buffers are pinned memory, and a ring of three device arrays follows them, filled by
-copies that run beside the computing (`Uploads` in `layers/fast/streams.py`).
+so a batch is valid until the next but one is requested. Copy what has to last longer. On a GPU the
+buffers are pinned memory, and a ring of three device arrays follows them, filled by copies that run
+while the GPU computes (`Uploads` in `layers/fast/streams.py`).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ UPLOADED = 3
 """Device arrays: batches k − 1 and k, and one being copied."""
 
 PATIENCE = 1.0
-"""Seconds of waiting after which it is asked whether the threads still live."""
+"""Seconds of waiting between two checks that the threads are alive."""
 
 
 class LoaderError(RuntimeError):
-    """Reading ahead cannot go on, for a reason that has no exception of its own."""
+    """Reading ahead failed, for a reason that has no exception of its own."""
 
 
 class Batch(NamedTuple):
-    """A batch; valid until the next but one is asked for.
+    """A batch; valid until the next but one is requested.
 
     images: uint8 (n, S, S, 3) on the loader's device; labels: int64 (n,) and ids: int64 (n,), the
     photos' places in the set, both NumPy arrays.
@@ -77,9 +77,9 @@ class Loader:
     4 and at most `ahead`); rank, ranks: of the batches of an epoch take this `part` of the rows.
     Takes the memory of ahead + 2 batches. ValueError for arguments out of range.
 
-    One iteration at a time: a new one ends the one before. The threads live as long as an
-    iteration does; leaving it early or `close` ends them. Whatever goes wrong in a thread comes
-    out of the consumer's `next`, in place of the batch. A context manager.
+    One iteration at a time: a new one ends the one before. The threads end with the iteration, also
+    if it is left early, and at `close`. An error in a thread is raised by the consumer's `next`, in
+    place of the batch. A context manager.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Loader:
 
         Every epoch has an order of its own, each image at most once; the images left out at its
         end (less than a batch) are others each time. A set smaller than a batch is one batch. A
-        run that goes on in the middle of an epoch gets the batches that it would have had.
+        run that is resumed within an epoch gets the batches that it would have had.
         """
         if not 0 <= first <= self.batches_per_epoch:
             raise ValueError(
@@ -143,7 +143,7 @@ class Loader:
         return self._batches([order[i : i + size] for i in range(0, len(order), size)])
 
     def close(self) -> None:
-        """End the threads and give the buffers back; an iteration under way cannot go on."""
+        """End the threads and free the buffers; a running iteration cannot continue."""
         self._closed = True
         self._stop()
         self._buffers, self._uploads = [], None

@@ -3,16 +3,16 @@
     batch of N photos    = rows of rank 0, rows of rank 1, ...      disjoint, complete
     dL/dw                = Σ_r  n_r / N · dL_r/dw                   L_r: mean loss of its n_r rows
 
-Every rank scales its dL/dlogits by n_r / N, walks back through the net, and the gradients are
-summed over the ranks (`communicator.py`): then each makes the same update of the same weights. The
-flat array of gradients fills from its end, where the large fully connected layers are; as soon as a
-stretch of it is full its sum begins, while the convolutions are still at work.
+Every rank scales its dL/dlogits by n_r / N, runs its backward pass, and the gradients are summed
+over the ranks (all-reduce, `communicator.py`): then each makes the same update of the same weights.
+The flat array of gradients fills from its end, where the large fully connected layers are; the sum
+of a stretch of it begins as soon as it is complete, while the convolutions are still computed.
 
-What a photo goes through must not depend on the number of ranks. Crop, flip and colour are drawn
-for the photo itself (`augment.py`), dropout masks for its row in the whole batch. So any number of
-ranks trains the same net, but for the roundings of sums: those over a batch are now sums of sums.
+Augmentation and dropout must not depend on the number of ranks: crop, flip and colour are drawn for
+the photo (`augment.py`), dropout masks for its row in the whole batch. So any number of ranks
+trains the same net, except for rounding: sums over a batch are now sums of sums.
 
-In a run of one process nothing of this is used, and neither NCCL nor MPI is imported.
+A run of one process uses none of this and imports neither NCCL nor MPI.
 """
 
 import json
@@ -32,10 +32,10 @@ from tinyconv.sgd import BLOCK
 from tinyconv.train import Progress, SingleStep, Training, TrainingData, TrainingError
 
 BUCKET = 2**20
-"""Gradients that are worth a sum of their own: 4 MiB in float32. Fewer wait for the next layer."""
+"""Fewest gradients to sum at once, 4 MiB in float32; smaller layers wait for the next one."""
 
 CHECK_EVERY = 100
-"""Steps after which the ranks compare their weights; before each validation they do it too."""
+"""Steps between comparisons of the ranks' weights, which come before each validation too."""
 
 
 class ReplicaError(TrainingError):
@@ -70,9 +70,9 @@ class Replica:
         return int(self.communicator.exchange(np.array(int(stop))).max())
 
     def failed(self, status: int) -> tuple[int, int]:
-        """Tell all ranks at `begin` that this one cannot go on.
+        """Tell all ranks at `begin` that this one has failed.
 
-        Returns the first rank that cannot and how many there are.
+        Returns the first rank that has, and how many have.
         """
         found = self.communicator.exchange(np.array([status], np.int64))[:, 0]
         return int(np.flatnonzero(found)[0]), int(np.count_nonzero(found))

@@ -7,8 +7,8 @@
     /colour_axes                   checkpoints only, (3, 3), where colours are varied
     /progress                      checkpoints only, JSON: epoch, batch, step, sums, schedule, best
 
-A weights file is a checkpoint without its last three: enough to use the net, not to train on. No
-file holds code (no pickle): opening one from elsewhere runs nothing.
+A weights file is a checkpoint without its last three: enough to use the net, not to resume its
+training. No file contains code (no pickle): opening one from elsewhere executes nothing.
 """
 
 import json
@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 
 
 class DamagedError(CheckpointError):
-    """The file is missing or damaged; another checkpoint may still do."""
+    """The file is missing or damaged; another checkpoint may be readable."""
 
 
 def save_weights(
@@ -76,7 +76,7 @@ def load_weights(path: str | Path, net: Sequential) -> tuple[np.ndarray, dict[st
 
 
 def load_checkpoint(path: str | Path, training: Training, settings: dict[str, Any]) -> None:
-    """Put `training` where it was when `path` was written.
+    """Restore `training` as it was when `path` was written.
 
     settings: those of this run, which must be the checkpoint's (but for FREE). Nothing is
     changed if they are not: CheckpointError names the first difference. DamagedError if the file
@@ -87,7 +87,7 @@ def load_checkpoint(path: str | Path, training: Training, settings: dict[str, An
         if difference := first_difference(read_json(file, "settings"), settings):
             raise CheckpointError(f"{path}: {difference}")
         if "progress" not in file:
-            raise CheckpointError(f"{path}: holds weights only; training cannot be resumed from it")
+            raise CheckpointError(f"{path}: holds only weights; training cannot be resumed from it")
         velocities = _read_arrays(path, file["velocities"], training.net)
         progress = Progress(**read_json(file, "progress"))
         _load_weights(path, file, training.net)
@@ -103,7 +103,7 @@ def load_checkpoint(path: str | Path, training: Training, settings: dict[str, An
 
 @dataclass
 class Model:
-    """A trained net and what its photos have to go through before it sees them."""
+    """A trained net, the mean image to subtract from its photos, and its settings."""
 
     net: Sequential
     mean_image: np.ndarray
@@ -219,5 +219,5 @@ def _read(path: str | Path, read: Callable[[h5py.File], Any]) -> Any:
     except CheckpointError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        # The digest is right and the contents are not what they should be: another program's file.
+        # The digest is right but the contents are not ours: a file of another program.
         raise CheckpointError(f"{path}: cannot be read ({error})") from error

@@ -1,8 +1,8 @@
-"""One line for whoever waits: at its first run a program compiles its host loops.
+"""One line at the first run, which compiles the host loops.
 
-Numba compiles each loop when it is first called, a quarter of a minute for all of them, and keeps
-the result beside the source (or in the user's cache, where that folder cannot be written). Without
-a word the first run would seem to hang; later runs find everything compiled and say nothing.
+Numba compiles each loop when it is first called, a quarter of a minute for all of them, and caches
+the result beside the source (or in the user's cache, if that folder cannot be written). Without the
+line the first run would seem to hang; later runs load everything from the cache and print nothing.
 """
 
 import sys

@@ -6,8 +6,8 @@
     best.h5                the checkpoint with the highest validation top-1
     weights.h5, curves.png, conv1_filters.png   written at the end
 
-Whatever moment a run is killed at, the folder holds at least one whole checkpoint from which
-`--resume` goes on (or, before the first step, the options to begin again).
+At whatever moment a run is killed, the folder has at least one complete checkpoint for `--resume`
+(or, before the first step, the options to begin again).
 """
 
 import json
@@ -35,12 +35,12 @@ KEPT = 2
 
 
 class RunFolder:
-    """Where a run writes.
+    """The folder of a run.
 
     out: a folder that does not exist yet or is empty; None takes the next free runs/001,
-    runs/002, ... Made at once, so that a place that cannot be written fails before training;
-    used in a `with` statement, a folder into which nothing was written is taken away again.
-    FileExistsError if the folder holds something, OSError if it cannot be made.
+    runs/002, ... It is made at once, so that an unwritable path fails before training; at the end
+    of a `with` statement an empty folder is removed. FileExistsError if the folder is not empty,
+    OSError if it cannot be made.
     """
 
     def __init__(self, out: str | Path | None = None) -> None:
@@ -58,16 +58,16 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | Path) -> "RunFolder":
-        """The folder of a run that is to go on.
+        """The folder of a run to resume.
 
-        FileNotFoundError if it is none, BlockingIOError if another process trains into it (where
-        the system can tell).
+        FileNotFoundError if it is no run's folder, BlockingIOError if another process is writing
+        to it (where the system can tell).
         """
         folder = cls.__new__(cls)
         folder.path, folder._lock = Path(path), None
         folder.metrics = folder.path / "metrics.jsonl"
         if not (folder.path / "run.json").exists():
-            raise FileNotFoundError(f"{path} is not the folder of a run: it holds no run.json")
+            raise FileNotFoundError(f"{path} is not the folder of a run: it has no run.json")
         folder._lock_folder()
         for left_behind in folder.path.glob(".*.part"):  # by a process that was killed
             left_behind.unlink()
@@ -100,7 +100,7 @@ class RunFolder:
         return options
 
     def _lock_folder(self) -> None:
-        """Held until `__exit__`, or until the process ends in whatever way."""
+        """The lock lasts until `__exit__`, or until the process ends in whatever way."""
         try:
             import fcntl
         except ImportError:  # Windows has no such locks
@@ -114,16 +114,16 @@ class RunFolder:
     # --- while it trains
 
     def add(self, epoch: Epoch) -> None:
-        """Append one line of JSON to metrics.jsonl, on disk as soon as it is known."""
+        """Append one line of JSON to metrics.jsonl, and flush it to disk."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(epoch.as_dict()) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def history(self, before: int) -> list[Epoch]:
-        """The epochs of metrics.jsonl below `before`; what comes after is taken out of the file.
+        """The epochs of metrics.jsonl below `before`; later ones are removed from the file.
 
-        A run goes on from its last checkpoint: epochs that it had finished after that will be
+        A run is resumed from its last checkpoint: epochs that it had finished after that are
         trained, and written, again.
         """
         epochs = []
@@ -141,7 +141,7 @@ class RunFolder:
         return epochs
 
     def save(self, training: Training, settings: dict[str, Any], best: bool = False) -> None:
-        """Write a checkpoint, as the best one too if it is; older ones than the last two go."""
+        """Write a checkpoint, if `best` also as best.h5; keep the last two."""
         path = self.path / f"checkpoint-{training.progress.step:09d}.h5"
         save_checkpoint(path, training, settings)
         if best:
@@ -156,15 +156,15 @@ class RunFolder:
             old.unlink()
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints there are, newest first."""
+        """All checkpoints, newest first."""
         return sorted(self.path.glob("checkpoint-*.h5"), reverse=True)
 
     def restore(self, training: Training, settings: dict[str, Any]) -> list[str]:
-        """Put `training` where the newest readable checkpoint left it; returns what was wrong.
+        """Load the newest readable checkpoint into `training`; returns what was wrong.
 
         One line for each checkpoint that is damaged and was skipped. CheckpointError if there
         are checkpoints and none can be read, or if they are of another network or data set.
-        Without any checkpoint the run begins again.
+        Without any checkpoint the run starts again.
         """
         passed_over: list[str] = []
         for path in self.checkpoints():

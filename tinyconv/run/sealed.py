@@ -1,4 +1,4 @@
-"""HDF5 files that are whole or not at all, and that notice a single changed bit.
+"""HDF5 files that are complete or not there, and in which a single changed bit is noticed.
 
 HDF5 leaves the first bytes of a file to the user (its "user block"). Ours say what the file is and
 hold the SHA-256 of everything after them:
@@ -7,10 +7,10 @@ hold the SHA-256 of everything after them:
     sha256 5f2c…
 
 The file is made in memory, sealed, written under a temporary name, flushed to disk, and renamed: a
-reader sees the old file or the new one, never half of one, also when the disk is full or the
-power fails. On the way back the digest is compared before the HDF5 library sees a byte, so damage
-is an error in one line and never a crash, or weights that are slightly wrong. The bytes depend on
-the contents alone (no time stamps).
+reader finds the old file or the new one, never half of one, also when the disk is full or the power
+fails. A reader compares the digest before the HDF5 library parses a byte, so damage is an error in
+one line, never a crash or slightly wrong weights. The bytes depend only on the contents (no time
+stamps).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ USER_BLOCK = 512
 
 
 class SealError(ValueError):
-    """A file is missing, damaged, or something else than it should be, and why."""
+    """A file is missing, damaged, or of another kind, and why."""
 
 
 def write_sealed(path: str | Path, kind: str, fill: Callable[[h5py.File], None]) -> None:

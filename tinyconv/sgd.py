@@ -82,7 +82,7 @@ class SGD:
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError("SGD: no parameters to train")
-        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0:
+        if not (0 <= lr < math.inf and 0 <= momentum < 1 and 0 <= weight_decay < math.inf):
             raise ValueError(
                 "SGD: needs lr >= 0, 0 <= momentum < 1 and weight_decay >= 0, "
                 f"not {lr}, {momentum}, {weight_decay}"

@@ -35,10 +35,17 @@ class TrainingError(RuntimeError):
 
 
 class LossError(TrainingError):
-    """The loss is not finite. Attributes: `epoch` and `step` (from 1), `batch` (from 0)."""
+    """The loss is not finite. Attributes: `epoch` and `step` (from 1), `batch` (from 0).
 
-    def __init__(self, loss: float, epoch: int, batch: int, step: int) -> None:
-        super().__init__(f"the loss became {loss} in step {step} (epoch {epoch})")
+    If it is that of the validation set, `step` is the one that would have been next.
+    """
+
+    def __init__(
+        self, loss: float, epoch: int, batch: int, step: int, validation: bool = False
+    ) -> None:
+        what = "the validation loss" if validation else "the loss"
+        where = f"after epoch {epoch}" if validation else f"in step {step} (epoch {epoch})"
+        super().__init__(f"{what} became {loss} {where}")
         self.epoch, self.batch, self.step = epoch, batch, step
 
 
@@ -65,6 +72,11 @@ class Epoch:
     """Loss of the run's first batch."""
     best: bool
     """No epoch before had a higher validation top-1."""
+    step: int = 0
+    """Steps of the run so far."""
+    val_seconds: float = 0.0
+    ended: str = ""
+    """Local date and time, ISO 8601."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for a line of JSON."""
@@ -194,7 +206,7 @@ class Training:
         """Train to the end of the last epoch; False if `should_stop` ended it before.
 
         on_step and on_epoch are called after each step and each epoch; should_stop after each step
-        and each validation batch. LossError if the loss is not finite; the weights are those before
+        and each validation batch. LossError if a loss is not finite; the weights are those before
         that step. Two runs with equal arguments on one machine give equal bits, however often they
         were stopped and resumed.
         """
@@ -209,8 +221,9 @@ class Training:
                 while self.progress.epoch <= self.epochs:
                     self._begin_epoch()
                     times = self._train_epoch(loader, on_step, stop_if_asked)
+                    started = time.perf_counter()
                     result = self.step.evaluate(self.data, stop_if_asked)
-                    epoch = self._close_epoch(result, *times)
+                    epoch = self._close_epoch(result, *times, time.perf_counter() - started)
                     if on_epoch is not None:
                         on_epoch(epoch)
             except _Stopped:
@@ -283,8 +296,12 @@ class Training:
         if bare:
             self.optimizer.freeze(self.net.layers[0].parameters())
 
-    def _close_epoch(self, result: Evaluation, seconds: float, waited: float, images: int) -> Epoch:
+    def _close_epoch(
+        self, result: Evaluation, seconds: float, waited: float, images: int, val_seconds: float
+    ) -> Epoch:
         now = self.progress
+        if not math.isfinite(result.loss):
+            raise LossError(result.loss, now.epoch, 0, now.step + 1, validation=True)
         best = result.top1 > now.best_top1
         if best:
             now.best_top1, now.best_epoch = result.top1, now.epoch
@@ -301,6 +318,9 @@ class Training:
             waited=waited / seconds,
             first_loss=now.first_loss,
             best=best,
+            step=now.step,
+            val_seconds=val_seconds,
+            ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
         self.schedule.update(1 - result.top1)
         now.schedule = self.schedule.state

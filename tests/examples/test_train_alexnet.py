@@ -188,6 +188,7 @@ MISTAKES = {
     "negative epochs": (None, ["--epochs", "-1"], "at least 1"),
     "no batch": (None, ["--batch-size", "0"], "at least 1"),
     "a negative rate": (None, ["--lr", "-0.1"], "lr >= 0"),
+    "a rate that is no number": (None, ["--lr", "nan"], "lr >= 0"),
     "a negative seed": (None, ["--seed", "-3"], "seed -3"),
     "drops that fall": (None, ["--drops", "3,2"], "--drops must be rising numbers"),
     "drops that are no numbers": (None, ["--drops", "soon"], "--drops must be rising numbers"),

@@ -49,7 +49,7 @@ def same_results(out, whole):
 
 def metrics(out):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    timing = ("seconds", "images_per_second", "waited")
+    timing = ("seconds", "images_per_second", "waited", "val_seconds", "ended")
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
@@ -220,8 +220,8 @@ def test_folders_that_are_no_runs(server, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("[1, 2")
     for folder, message in (
-        (tmp_path / "absent", "holds no run.json"),
-        (tmp_path, "holds no run.json"),
+        (tmp_path / "absent", "has no run.json"),
+        (tmp_path, "has no run.json"),
         (tmp_path / "broken", "is damaged"),
     ):
         assert server.run(["--resume", folder]) == 2

@@ -121,7 +121,8 @@ def test_a_net_that_moved_is_noticed():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"lr": -1}, {"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1e-9}]
+    "arguments",
+    [{"lr": -1}, {"lr": np.nan}, {"lr": np.inf}, {"momentum": 1.0}, {"weight_decay": np.nan}],
 )
 def test_settings_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="SGD: needs"):

@@ -7,6 +7,7 @@ from small import new_training, random_photos, seeded_batch, seeded_net
 from layers import Conv2D, Flatten, Linear, SoftmaxCrossEntropy
 from tinyconv import SGD, Sequential, alexnet, initialize, train
 from tinyconv.data.augment import Augment
+from tinyconv.run.diagnose import losses_explained
 from tinyconv.schedule import Plateau, Steps
 from tinyconv.train import TrainingError
 
@@ -189,3 +190,26 @@ def test_labels_that_the_net_has_no_class_for_are_refused():
     net = initialize(Sequential({"conv": Conv2D(3, 2, 64), "flat": Flatten(), "fc": Linear(2, 2)}))
     with pytest.raises(ValueError, match=r"outside 0\.\.1"):
         small_run(net)
+
+
+def test_weights_ruined_by_the_very_last_update_are_noticed_by_the_validation():
+    """Only the validation comes after it: no further step would have found them."""
+    photos = random_photos(30)
+    net = alexnet(3, 0.05, 64, "robust", seed=1)
+    training = new_training(
+        net, photos, photos, Augment(photos.mean_image(), 64, 64.0), epochs=1, batch_size=10
+    )
+
+    def ruin():
+        if training.progress.step == 3:
+            net["conv2"].weight.value[0] = np.nan
+
+    epochs = []
+    with (
+        pytest.raises(
+            TrainingError, match=r"validation loss became nan after epoch 1: conv2.weig"
+        ) as error,
+        losses_explained(training),
+    ):
+        training.run(on_step=ruin, on_epoch=epochs.append)
+    assert "came in the update of step 3; start again" in str(error.value) and not epochs

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -12,9 +13,12 @@ from tqdm import tqdm
 from tinyconv.parallel.columns import Columns
 from tinyconv.run.diagnose import first_loss_note, stuck_note
 from tinyconv.run.options import resume_command
-from tinyconv.run.plots import plot_column_filters
+from tinyconv.run.plots import plot_column_filters, plot_curves
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import Epoch, Training
+
+LONG = 30.0
+"""Seconds of an epoch after which curves.png is drawn; at the end of a run it always is."""
 
 
 class Recorder:
@@ -55,7 +59,8 @@ class Recorder:
         if self.folder is None:
             return
         if not self.options.resume:
-            self.folder.write_options(vars(self.options))
+            data = self.options.data and str(Path(self.options.data).absolute())
+            self.folder.write_options(vars(self.options) | {"data": data})
             self.save()  # so that there is one whatever happens
             return
         for damage in self.folder.restore(self.training, self.settings):
@@ -88,6 +93,8 @@ class Recorder:
         self.history.append(epoch)
         self.folder.add(epoch)
         self.save(epoch.best)
+        if epoch.seconds > LONG:
+            plot_curves(self.history, self.folder.path / "curves.png")
         classes = len(self.settings["class_names"])
         lines = [str(epoch), stuck_note([each.train_loss for each in self.history], classes)]
         if len(self.history) == 1:

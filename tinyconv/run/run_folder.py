@@ -203,5 +203,8 @@ def _next_free(parent: Path) -> Path:
             if not parent.is_dir():
                 raise
             continue
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"cannot make {path} ({reason}): name a folder with --out") from None
         return path
     raise FileExistsError(f"no free number in {parent}")

@@ -22,7 +22,9 @@ def training():
 
 
 def recorder_of(training, folder, minutes=10, steps=None, resume=None):
-    options = Namespace(checkpoint_minutes=minutes, checkpoint_steps=steps, resume=resume)
+    options = Namespace(
+        checkpoint_minutes=minutes, checkpoint_steps=steps, resume=resume, data=None
+    )
     return Recorder(folder, training, SETTINGS, options)
 
 

@@ -167,3 +167,18 @@ def test_damaged_options_are_an_error(tmp_path, text):
         (folder.path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run.json is damaged: start again"):
             folder.read_options()
+
+
+def test_a_place_that_cannot_be_written_is_refused_with_advice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(OSError, match=r"runs/001 \(Not a directory\): name a folder with --out"):
+        RunFolder()
+    (tmp_path / "runs").unlink()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tinyconv.run.run_folder.Path.mkdir", refuse)
+    with pytest.raises(OSError, match=r"runs/001 \(Permission denied\): name a folder with --out"):
+        RunFolder()

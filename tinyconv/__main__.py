@@ -1,15 +1,15 @@
 """`python -m tinyconv COMMAND`: the project's tools on the command line.
 
     doctor        can this machine train, and if not, why?
-    prepare       decode photos once, into one file that is made for training
-    gradcheck     compare every derivative with the slope of its function
+    prepare       decode photos once, into one file for training
+    gradcheck     compare every derivative with central differences
     plan          which file computes which layer, and by what kernel or library
-    check         look for races, stray accesses, and outputs not written, in every kernel
-    traffic       what a kernel's memory accesses cost
-    draw-kernel   a page that shows a kernel at work, step by step
+    check         find races, accesses out of bounds and outputs not written in every kernel
+    traffic       count a kernel's memory accesses and bank conflicts by source line
+    draw-kernel   write a page that shows a kernel step by step
     draw          the net as boxes and arrows, on one device or two; or its first filters
 
-check, traffic and draw-kernel look at simulated kernels and need no GPU.
+check, traffic and draw-kernel run kernels in the simulator and need no GPU.
 """
 
 import argparse
@@ -27,7 +27,10 @@ from tinyconv.tools.gradient_cases import gradient_cases
 
 
 def gradcheck(device_name: str, kernels: str = "simple") -> int:
-    """Print a row for each array of each layer; 1 if any derivative is wrong, else 0."""
+    """Compare every derivative with central differences: a row for each array of each layer.
+
+    Returns 1 if any derivative is wrong, else 0.
+    """
     device = Device(device_name)
     print(f"central differences in float64 on {device}, kernels {kernels}")
     wrong = 0
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     from tinyconv.tools import draw_command, plan_command
 
     parser = argparse.ArgumentParser(
-        prog="python -m tinyconv", description="tinyconv's tools. COMMAND --help tells more."
+        prog="python -m tinyconv", description="tinyconv's tools; COMMAND --help lists the options."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     doctor.options(
@@ -63,31 +66,34 @@ def main(arguments: list[str] | None = None) -> int:
     prepare_command.options(
         commands.add_parser(
             "prepare",
-            help="decode photos once, into one file that is made for training",
+            help="decode photos once, into one file for training",
             description=prepare_command.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
     gradients = commands.add_parser(
         "gradcheck",
-        help="compare every derivative with the slope of its function",
-        description=gradcheck.__doc__,
+        help="compare every derivative with central differences",
+        description="Compare every derivative with central differences. Status 1 if any differs.",
     )
     gradients.add_argument("--device", default="cpu", help="cpu (default), cuda:0 or auto")
     gradients.add_argument(
         "--kernels",
         choices=KERNELS,
         default="simple",
-        help="simple (default): the layers as their files in layers/ show them; fast: the plan's",
+        help="simple (default): the kernels in layers/*.py; fast: those of the plan",
     )
     purpose = "which file computes which layer, and by what kernel or library"
     plan_command.options(
         commands.add_parser("plan", help=purpose, description=plan_command.__doc__)
     )
     laboratory = {
-        "check": (check_command, "look for races, stray accesses and outputs not written"),
-        "traffic": (traffic_command, "what a kernel's memory accesses cost"),
-        "draw-kernel": (picture_command, "a page that shows a kernel at work, step by step"),
+        "check": (check_command, "find races, accesses out of bounds and outputs not written"),
+        "traffic": (
+            traffic_command,
+            "count a kernel's memory accesses and bank conflicts by source line",
+        ),
+        "draw-kernel": (picture_command, "write a page that shows a kernel step by step"),
     }
     for name, (module, purpose) in laboratory.items():
         module.options(commands.add_parser(name, help=purpose, description=module.__doc__))
@@ -120,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _start_again_with_the_simulator() -> None:
-    """Numba reads the setting when it is first imported, which has happened by now."""
+    """Restart the command: Numba reads the setting only when it is first imported."""
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
     command = [sys.executable, "-m", "tinyconv", *sys.argv[1:]]
     os.execve(sys.executable, command, environment)
@@ -131,6 +137,6 @@ if __name__ == "__main__":
         with compilation_announced():
             sys.exit(main())
     except BrokenPipeError:
-        # The reader has had enough (`| head`); the interpreter's last flush must not fail again.
+        # The reader is closed (`| head`); the flush at interpreter exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -65,7 +65,7 @@ class Gpu(NamedTuple):
 class Driver(NamedTuple):
     """NVIDIA's driver: the CUDA version it supports and its GPUs, or the problem and its fix."""
 
-    version: tuple[int, int] | None = None
+    version: tuple[int, int] = (0, 0)
     gpus: tuple[Gpu, ...] = ()
     problem: str = ""
     fix: str = ""
@@ -89,9 +89,11 @@ class Machine:
         return ask_driver()
 
     @property
-    def oldest(self) -> tuple[int, int]:
-        """The lowest compute capability of the GPUs; without any, one that every CUDA supports."""
-        return min((gpu.capability for gpu in self.driver.gpus), default=CUDA13_FROM)
+    def newest_cuda(self) -> int:
+        """The newest CUDA that driver and GPUs support, 12 or 13; without a driver 13."""
+        # CUDA 13 compiles for compute capability 7.5 (Turing) and newer.
+        old_gpu = any(gpu.capability < (7, 5) for gpu in self.driver.gpus)
+        return 12 if old_gpu or (0, 0) < self.driver.version < (13, 0) else 13
 
 
 def one_line(error: BaseException) -> str:
@@ -184,7 +186,7 @@ def ask_driver() -> Driver:
         return Driver(problem="no NVIDIA driver", fix=install)
     number, count = ctypes.c_int(0), ctypes.c_int(0)
     library.cuDriverGetVersion(ctypes.byref(number))
-    version = (number.value // 1000, number.value % 1000 // 10) if number.value else None
+    version = (number.value // 1000, number.value % 1000 // 10)
     status = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if status == 100 and hidden is not None:
@@ -211,11 +213,11 @@ def _describe(library: Any, index: int) -> Gpu:
 
 def driver(machine: Machine) -> Finding:
     """The newest CUDA version that the driver supports, and its GPUs."""
-    known, gpus = machine.driver.version, machine.driver.gpus
+    (major, minor), gpus = machine.driver.version, machine.driver.gpus
     if not gpus:
         problem = machine.driver.problem or "the driver lists no GPU"
         return Finding(MISSING, problem, machine.driver.fix or "nvidia-smi -L")
-    found = f"CUDA {known[0]}.{known[1]}" if known else "unknown CUDA version"
+    found = f"CUDA {major}.{minor}"
     for index, gpu in enumerate(gpus):
         capability = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
         found += f"; cuda:{index} {gpu.name}, {capability}, {gpu.memory / 1e9:,.1f} GB"
@@ -249,9 +251,6 @@ for name in sys.argv[1:]:
         print(name)
 """
 
-CUDA13_FROM = (7, 5)
-"""The lowest compute capability that CUDA 13 compiles for (Turing)."""
-
 
 def major_of(version: str) -> int:
     """A version's first number."""
@@ -263,8 +262,7 @@ def install_cuda(machine: Machine, *remove: str) -> str:
 
     First it uninstalls `remove` and the packages of another CUDA version.
     """
-    driver_is_old = (machine.driver.version or (13, 0)) < (13, 0)
-    major = 12 if driver_is_old or machine.oldest < CUDA13_FROM else 13
+    major = machine.newest_cuda
     other = [name for name in installed(*CUPY) if name in remove or name != f"cupy-cuda{major}x"]
     libraries = installed(*LIBRARY_PACKAGES)
     other += [name for name, version in libraries.items() if major_of(version) != major]
@@ -300,21 +298,18 @@ def libraries(machine: Machine) -> Finding:
 
 def versions_agree(machine: Machine) -> Finding:
     """Whether NVIDIA's libraries, CuPy, the driver and the GPUs are of compatible versions."""
-    known, oldest = machine.driver.version, machine.oldest
+    known = machine.driver.version
     packages = installed(*LIBRARY_PACKAGES) or installed("cuda-bindings")
     majors = {major_of(version) for version in packages.values()}
     words = [f"libraries {major}" for major in sorted(majors)]
     for major in re.findall(r"cuda(\d+)x", " ".join(installed(*CUPY))):
         majors.add(int(major))
         words.append(f"CuPy {major}")
-    found = ", ".join([*words, f"driver {known[0]}.{known[1]}" if known else "no driver"])
-    if known is None or not majors:
+    found = ", ".join([*words, f"driver {known[0]}.{known[1]}" if known[0] else "no driver"])
+    if not known[0] or not majors:
         return Finding(MISSING, found)
-    if max(majors) > known[0]:
-        note = f"{found}: the driver is older than the packages; a newer driver, or"
-        return Finding(FAILED, note, install_cuda(machine))
-    if max(majors) >= 13 and oldest < CUDA13_FROM:
-        note = f"{found}: CUDA 13 does not support compute capability {oldest[0]}.{oldest[1]}"
+    if (supported := min(known[0], machine.newest_cuda)) < max(majors):
+        note = f"{found}: this driver and these GPUs support CUDA {supported} at most"
         return Finding(FAILED, note, install_cuda(machine))
     if len(majors) > 1:
         return Finding(WARNING, f"{found}: they should be of one version", install_cuda(machine))

@@ -34,7 +34,7 @@ MODES = {
     "PyTorch, BF16, channels_last": Mode("bf16", True),
 }
 IN_WORDS = {"fp32": "", "tf32": ", TF32", "bf16": ", BF16"}
-"""By precision, what is put behind a name."""
+"""By precision, the suffix of a name."""
 
 TOLERANCE = 1e-4
 """Relative to the largest element, for float32 sums of up to 10^5 products in another order. The

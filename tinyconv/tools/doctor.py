@@ -375,7 +375,7 @@ def checks(machine: Machine) -> list[Check]:
     """(title, what it is needed for, check) in the order of the table."""
     if Requirement is None:
         found = "not installed: versions are not checked"
-        missing = partial(Finding, FAILED, found, "pip install packaging")
+        missing = partial(Finding, FAILED, found, "pip install -e .")
         packages: list[Check] = [("packaging", HOST, missing)]
     else:
         packages = [(one.name, HOST, partial(package, one)) for one in requirements()]

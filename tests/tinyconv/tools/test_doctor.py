@@ -146,7 +146,7 @@ def test_without_packaging_the_rest_is_still_checked(tmp_path):
     done = script("--device", "cpu", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and done.stderr == ""
     first, second, *others = done.stdout.splitlines()
-    assert first.split()[:2] == ["packaging", "failed"] and "pip install packaging" in second
+    assert first.split()[:2] == ["packaging", "failed"] and "pip install -e ." in second
     assert any(line.startswith("disk            ok") for line in others)
 
 

@@ -1,4 +1,4 @@
-"""The cases of `gpu_report.py` that are not timed: do whole steps give what they should?"""
+"""The cases of `gpu_report.py` that are not timed: are the results of whole steps right?"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -34,14 +34,14 @@ MODES = {
     "PyTorch, BF16, channels_last": Mode("bf16", True),
 }
 IN_WORDS = {"fp32": "", "tf32": ", TF32", "bf16": ", BF16"}
-"""By precision, what is put behind a name."""
+"""By precision, the suffix of a name."""
 
 TOLERANCE = 1e-4
-"""Of the largest element, for sums in float32 of up to some 10^5 products in another order. The
-products are of numbers that were rounded alike, so that in TF32 and BF16 nothing else differs.
-(Tensor cores cut a sum off where float32 rounds it. That is an error of up to 2^-23 of the sum for
-each 8 or 16 products, always towards zero: 10^-4 after a thousand additions, and the longest sums,
-those of dL/dw, are cut into parts of some hundred.)"""
+"""Relative to the largest element, for float32 sums of up to 10^5 products in another order. The
+factors were rounded in the same way, so that nothing else differs in TF32 and BF16. (Tensor cores
+truncate sums where float32 rounds: an error of up to 2^-23 of the sum for each 8 or 16 products,
+always towards zero, 10^-4 after a thousand additions. The longest sums, those of dL/dw, are split
+into partial sums of about a hundred.)"""
 
 STORED = 2**-7
 """Added to it for a result that is stored as bfloat16: four times the error of that rounding, as

@@ -1,8 +1,8 @@
 """The cases of `gpu_report.py` for the layers without a convolution.
 
 Each is timed as `layers/*.py` computes it (simple) and as the step of the plan (fast); before that,
-its results for two inputs are compared with the host's in float64. In BF16 what goes into a step
-and comes out is bfloat16; TF32 makes a difference to `Linear` alone. Of ReLU and Dropout, which the
+its results for two inputs are compared with the host's in float64. In BF16 the inputs and outputs
+of a step are bfloat16; TF32 makes a difference to `Linear` alone. Of ReLU and Dropout, which the
 plan joins to the layer before, the first one is timed alone.
 """
 

@@ -9,9 +9,9 @@ Needs an NVIDIA GPU, CuPy and numba-cuda; PyTorch (CUDA build) is compared with 
 installed. Without a GPU: one line, and exit status 2.
 
 Data are random, other ones in each run; the seed is printed, and `--seed` repeats it. Results are
-checked before they are timed (`gpu_convs.py`, `gpu_layers.py`, `gpu_agreement.py`). Cases run in
-a fixed order, each several times; medians are shown with the fastest and the slowest. Times of the
-GPU are taken between CUDA events. `gpu_tune.py` says what --autotune does.
+checked before they are timed (`gpu_convs.py`, `gpu_layers.py`, `gpu_agreement.py`). Cases run in a
+fixed order, each several times; medians are shown with the fastest and the slowest. Times of the
+GPU are taken between CUDA events. --autotune is explained in `gpu_tune.py`.
 """
 
 import argparse

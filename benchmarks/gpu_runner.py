@@ -1,8 +1,8 @@
 """Running timed cases in order: each guarded, repeated, and within a budget of minutes.
 
-A case makes what it needs, checks that it computes the right thing, and only then is timed. What
-goes wrong in one case is written into its result, and the others go on. When time is short a case
-is repeated less often, and what no time is left for is not run; both are said.
+A case creates its arrays, checks its result, and only then is timed. An error in one case is
+written into its result, and the other cases still run. When time is short a case is repeated less
+often, and cases without any time left are not run; both are reported.
 """
 
 import gc

@@ -2,10 +2,10 @@
 
 Each of the products of a step (forward, dL/dx, dL/dw) is timed with both tiles of
 `layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds: all repeats
-with 128x128, all with 128x64, and again. The best of the medians of a tile counts.
-What was found goes into layers/fast/conv/tiles.json under the GPU's architecture, which the steps
-read from then on; other architectures' entries stay. A product for which one of the two was not
-timed is left to the rule.
+with 128x128, all with 128x64, and again. The best of the medians of a tile counts. The faster tiles
+are written to layers/fast/conv/tiles.json under the GPU's architecture, where the steps read them;
+entries of other architectures are kept. A product for which one of the tiles was not timed is left
+to the rule.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A training step on the host, layer by layer, ours beside PyTorch's.
+"""A training step on the host, layer by layer, compared with PyTorch's.
 
     python benchmarks/host_step.py                              # the full net, batch 64
     python benchmarks/host_step.py --width 0.25 --image-size 96 --classes 10 --steps 10
@@ -15,9 +15,9 @@ sum of PyTorch's, and each ratio is against the faster of its two. Without PyTor
 timed. `--simple` times the step of the book (`layers/*.py`, kernels="simple") in turn with the
 others.
 
-Beside each median stands the middle half of the times, from the lower to the upper quartile. The
-last lines name the rows without a convolution in which we are behind, by more than the spread if
-the two middle halves do not even touch; and then the layers, with both their passes added up.
+Each median is printed with the lower and the upper quartile. The last lines list the rows without a
+convolution in which PyTorch is faster, and by more than the spread if the quartile ranges do not
+overlap; then the same for layers, with both passes added up.
 """
 
 import argparse

@@ -1,18 +1,19 @@
-"""What the compiler made of every kernel: registers, spills, occupancy, the inner loop's work.
+"""Every kernel as compiled: registers, spills, occupancy, instructions of the inner loop.
 
     python benchmarks/kernel_report.py [--arch 75,80,90,120] [--only conv] [--json] [--write]
 
 Needs no GPU: the kernels are compiled for each architecture, for float32, or for bfloat16 if they
-take nothing else, and taken apart (`sass.py`). Prints Markdown tables for each architecture, those
+take nothing else, and disassembled (`sass.py`). Prints Markdown tables for each architecture, those
 for tensor cores from sm_80 on; `--json` prints all numbers instead, `--write` writes
 benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler, which are wheels:
-without them it says which to install, and exits with 2. Exits with 1 if a kernel does not compile.
+without them it prints which to install, and exits with 2. Exits with 1 if a kernel does not
+compile.
 
-What the numbers cannot tell is time. Occupancy is how many warps a multiprocessor can hold at once,
-out of the most it can hold; the share of FFMA is of the instructions in the loop, as they stand
-there (a branch that is seldom taken counts in full): other instructions take issue slots from FFMA,
-and a loop runs slower still if its warps wait. An HMMA keeps a tensor core busy for many cycles, in
-which other instructions are issued: what counts there is how many of them there are for each HMMA.
+The numbers do not predict time. Occupancy is how many warps a multiprocessor can hold at once, out
+of its maximum; the share of FFMA is of the instructions in the loop, each counted once (also in a
+branch that is seldom taken): other instructions take issue slots from FFMA, and a loop runs slower
+still if its warps wait. An HMMA keeps a tensor core busy for many cycles, in which other
+instructions are issued: what counts there is how many of them there are for each HMMA.
 """
 
 from __future__ import annotations

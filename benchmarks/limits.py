@@ -1,4 +1,4 @@
-"""How fast a training step of AlexNet can be at all: floors from operations and bytes.
+"""Lower bounds of the time of a training step of AlexNet, from operations and bytes.
 
     python benchmarks/limits.py                # the tables of docs/limits.md
     python benchmarks/limits.py --write        # ... written into it
@@ -15,9 +15,9 @@ Bytes: every array that a layer has to read or write crosses the memory once. Ac
 gradients have four bytes, in BF16 two; parameters, their gradients and what SGD keeps are float32
 in every precision. Forward reads x and the parameters and writes y; backward reads dy, x and the
 weights and writes dx and the gradients. ReLU's derivative needs y in place of x, dropout's only dy,
-pooling's dy and the winners, of four bytes each, that its forward pass writes. LRN computes its
-sums again rather than keep them. What stays in a cache from one layer to the next is not taken into
-account, nor ways to convolve with fewer multiplications than the formula has.
+pooling's dy and the winners, of four bytes each, that its forward pass writes. LRN recomputes its
+sums. Not considered: caches between layers, and convolution algorithms with fewer multiplications
+than the formula.
 """
 
 import argparse

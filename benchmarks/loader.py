@@ -1,15 +1,14 @@
-"""Photos from a store to shuffled batches, ours beside PyTorch's DataLoader: images a second.
+"""Photos from a store to shuffled batches, compared with PyTorch's DataLoader: images per second.
 
     python benchmarks/loader.py                       # 4,096 drawn rows of 256×256×3, 0.8 GB
     python benchmarks/loader.py --data photos.h5      # the training photos of a store
 
-Nothing is computed with the batches: this is how fast they can be had, from a file that the system
-has in memory (after the first round; what is on disk comes as fast as the disk). PyTorch reads the
-same rows of the same file in the two ways its users do, by h5py and by a NumPy memory map, each
-with its default collation, in this process and in workers that live on from round to round. Ours
-fetches rows by a memory map, or by reading (`PhotoStore(mapped=False)`). All contestants take
-turns, an epoch each, and medians are compared: a machine that slows down slows all of them.
-Without PyTorch only ours is timed.
+Nothing is computed with the batches. After the first round the file is in the system's page cache;
+before, the disk is the limit. PyTorch reads the same rows of the same file in the two ways its
+users do, by h5py and by a NumPy memory map, each with its default collation, in this process and in
+workers that are kept from round to round. Ours fetches rows by a memory map, or by reading
+(`PhotoStore(mapped=False)`). All contestants take turns, an epoch each, and medians are compared: a
+machine that slows down slows all of them. Without PyTorch only ours is timed.
 """
 
 import argparse

@@ -1,15 +1,16 @@
-"""What the laboratory counts of the textbook kernels, beside what Nsight Compute counts on a GPU.
+"""The laboratory's counts for the textbook kernels, compared with Nsight Compute's on a GPU.
 
     python benchmarks/ncu_traffic.py [--ncu PATH]
 
 Needs an NVIDIA GPU and `ncu` (of the CUDA toolkit; on most machines it has to be allowed to read
-the GPU's counters, or run as root). Prints a Markdown table, predicted beside measured, and exits
-with 1 if any two disagree; with 2, and one line, if there is no GPU or no ncu.
+the GPU's counters, or run as root). Prints a Markdown table, predicted and measured, and exits with
+1 if any two disagree; with 2, and one line, if there is no GPU or no ncu.
 
 This process runs the kernels in the simulator and counts with `tinyconv/lab/traffic.py`. A second
 one runs the same kernels, from `tests/helpers/textbook.py`, on the GPU under ncu. The numbers have
-to be equal, for both count what the instructions ask for, whatever the caches do. One exception:
-where the source reads neighbouring elements in turn, the compiler may read several at once.
+to be equal, because both count the requests of the instructions, independent of caches. One
+exception: where the source reads neighbouring elements in turn, the compiler may read several at
+once.
 """
 
 from __future__ import annotations

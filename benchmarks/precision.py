@@ -1,4 +1,4 @@
-"""What fp32, tf32 and bf16 give: the error of a product, and the same training in each of them.
+"""The accuracy of fp32, tf32 and bf16: errors of products, and the same training in each.
 
     python benchmarks/precision.py                                    # drawn photos
     python benchmarks/precision.py --data photos.h5 --epochs 20
@@ -10,8 +10,8 @@ measured is accuracy, not time.
 Products: dot products of random numbers, of both signs or all positive, against float64. Training:
 one small AlexNet from the same first weights, with the same photos, crops and masks, in each
 precision, with several seeds. Two trainings that differ by one rounding drift apart in time, as all
-chaotic systems do; so a fourth one, in fp32, has the first layer's filters scaled by 1 + 2⁻²³. What
-a precision does beyond that is its own; and how far two seeds are apart says what it matters.
+chaotic systems do; so a fourth one, in fp32, has the first layer's filters scaled by 1 + 2⁻²³. Only
+larger differences are effects of the precision; the difference between two seeds is the scale.
 """
 
 import argparse

@@ -7,8 +7,8 @@ The launches are those of `python -m tinyconv check`, small random inputs of hos
 others, so that no kernel is left out (`sanitize_launches.py`). They are recorded in the simulator
 (greenlet is needed: the extra `simulator`) and made again on the GPU, in one process for each tool.
 memcheck finds stray and misaligned accesses, racecheck unordered ones in shared memory, synccheck
-wrong use of barriers; what the tools cannot see, such as races in global memory, is looked for by
-`python -m tinyconv check`.
+wrong use of barriers; `python -m tinyconv check` finds what the tools cannot, such as races in
+global memory.
 
 Exit status 0: nothing found; 1: something was found, or a kernel did not run; 2, and one line: no
 GPU, or no compute-sanitizer (on PATH, or in NVIDIA's wheel).

@@ -1,8 +1,8 @@
 """What `sanitize.py` launches: every kernel of the project, by the layers that use it.
 
-The laboratory's launches (`tinyconv/lab/subjects.py`) are mostly float32's, on hostile shapes. Here
-stand beside them: every tile of the tensor-core kernels, with channels that are no whole chunks,
-and a net with every kind of layer in bfloat16.
+The laboratory's launches (`tinyconv/lab/subjects.py`) are mostly float32, on hostile shapes. This
+file adds every tile of the tensor-core kernels, with channels that do not fill chunks, and a net
+with every kind of layer in bfloat16.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-# The list of all kernels stands beside the tests that compile them.
+# The list of all kernels is in the helpers of the tests that compile them.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from layers import (  # noqa: E402

@@ -1,7 +1,7 @@
-"""What the assembler made of a kernel: registers, occupancy, and the instructions of its main loop.
+"""Registers, occupancy, and the main loop's instructions of a compiled kernel.
 
-No GPU is needed: Numba writes PTX, `ptxas` makes machine code of it for one architecture and says
-what it uses, and `nvdisasm` lists that code (SASS). `kernel_report.py` makes a table of it.
+No GPU is needed: Numba writes PTX, `ptxas` assembles it for one architecture and reports what it
+uses, and `nvdisasm` lists the machine code (SASS). `kernel_report.py` prints the tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""More than one device: what crosses between them, and what it should cost; and a measurement.
+"""Several devices: bytes between them and predicted times; and a measurement.
 
     python benchmarks/scaling.py --paper                 # the tables of docs/scaling.md
     python benchmarks/scaling.py                         # 1 and 2 ranks of this machine, in turns
@@ -6,10 +6,9 @@
     python benchmarks/scaling.py --devices cuda:0,cuda:1,cuda:2,cuda:3 --ranks 1,2,4
 
 A measurement trains AlexNet on random photos: one rank with all cores (or one GPU), then several
-that share the cores and the batch (on GPUs the batch grows with the ranks), in turns. Predicted is
-the step of one rank with its share of cores and of the batch, and behind it the sum of the
-gradients, each measured by itself: what the ranks would do if nothing were hidden and nothing in
-the way of anything.
+that share the cores and the batch (on GPUs the batch grows with the ranks), in turns. The
+prediction is the step of one rank with its share of cores and of the batch, plus the all-reduce of
+the gradients, each measured alone: no overlap, and no contention.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""A whole run of examples/train_alexnet.py as its user sees it: seconds from start to end.
+"""The wall-clock time of a whole run of examples/train_alexnet.py.
 
     python benchmarks/training_run.py                     # the main job
     python benchmarks/training_run.py --data photos --width 0.5 --image-size 128 --epochs 30
 
-Every argument goes to train_alexnet.py. With --cold (first) Numba's cache starts empty, as on a
-fresh machine: the first run compiles the host loops. Prints the command, the time, and the
+Arguments are passed to train_alexnet.py. With --cold as the first one Numba's cache starts empty,
+as on a fresh machine: the first run compiles the host loops. Prints the command, the time, and the
 accuracy it reached.
 """
 

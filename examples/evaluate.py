@@ -1,13 +1,13 @@
-"""How good is a trained net? Top-1 and top-5 on a data set, or its answers on single photos.
+"""Evaluate trained nets: top-1 and top-5 on a data set, or predictions for single photos.
 
     python examples/evaluate.py runs/001 --data photos
     python examples/evaluate.py runs/001 runs/002 runs/003 --data imagenet.h5 --per-class
     python examples/evaluate.py runs/001 --predict cat.jpg dog.png
 
-A net is the folder of a run (its best checkpoint), a checkpoint, or weights.h5. Several nets answer
-each for itself and, averaged, together. --data is a folder with train/<class>/ and val/<class>/, or
-a file made by `python -m tinyconv prepare`; its classes have to be those of the nets. The centre
-of each photo is looked at, and ten views of it: corners, centre, and their mirror images.
+A net is the folder of a run (its best checkpoint), a checkpoint, or weights.h5. Several nets are
+evaluated one by one, and their average. --data is a folder with train/<class>/ and val/<class>/,
+or a file made by `python -m tinyconv prepare`, with the classes of the nets. The views of a photo
+are its centre crop, or ten crops: corners, centre, and their mirror images.
 """
 
 import argparse
@@ -57,23 +57,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("nets", nargs="+", metavar="NET", help="folder of a run, checkpoint, or weights.h5")
     add("--data", metavar="PATH", help="folder {train,val}/<class>/, or a prepared .h5 file")
-    add("--split", choices=("val", "train"), default="val", help="which photos of it (default val)")
+    add(
+        "--split", choices=("val", "train"), default="val", help="which of its photos (default val)"
+    )
     add("--views", choices=("centre", "ten", "both"), default="both", help="of each photo (both)")
-    add("--per-class", action="store_true", help="a line for each class, the worst first")
-    add("--paper", action="store_true", help="the paper's results beside these")
-    add("--predict", nargs="+", default=[], metavar="PHOTO", help="the five likeliest classes of "
-        "photos in any format, from ten views unless --views is centre")  # fmt: skip
-    add("--json", metavar="FILE", help="write everything as JSON; - for the terminal, instead of "
+    add("--per-class", action="store_true", help="print a line for each class, the worst first")
+    add("--paper", action="store_true", help="print the paper's results, too")
+    add("--predict", nargs="+", default=[], metavar="PHOTO", help="print the five most "
+        "probable classes of each photo, from ten views unless --views is centre")  # fmt: skip
+    add("--json", metavar="FILE", help="write all results as JSON; - prints JSON instead of "
         "the tables")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
     add("--precision", choices=PRECISIONS, default="auto", help="fp32, tf32 or bf16; auto "
-        "(default): tf32 on a GPU that knows it, else fp32")  # fmt: skip
-    add("--kernels", choices=KERNELS, default="fast", help="fast (default), or simple: every layer "
-        "as its file in layers/ shows it")  # fmt: skip
-    add("--batch-size", type=int, default=64, help="crops that go through a net at once (64)")
+        "(default): tf32 on a GPU that supports it, else fp32")  # fmt: skip
+    add("--kernels", choices=KERNELS, default="fast", help="fast (default), or simple: the "
+        "kernels in layers/*.py")  # fmt: skip
+    add("--batch-size", type=int, default=64, help="crops per forward pass (default 64)")
     options = parser.parse_args(arguments)
     if options.data is None and not options.predict:
-        parser.error("nothing to look at: give --data PATH, or --predict PHOTO")
+        parser.error("nothing to evaluate: give --data PATH or --predict PHOTO")
     return options
 
 
@@ -88,14 +90,14 @@ def decoding(photos: Any, total: int) -> Any:
 def open_photos(
     options: argparse.Namespace, members: list[Member], stack: ExitStack
 ) -> tuple[dict[int, Any], list[str]]:
-    """The photos by the sizes that the nets need, and the identifiers of their classes."""
+    """The photos by the sizes that the nets need, and the ids of their classes."""
     sizes = sorted({member.size for member in members})
     if Path(options.data).is_file():
         store = stack.enter_context(PhotoStore(options.data))
         for member in members:
             if member.size != store.size:
                 raise ValueError(
-                    f"{options.data} holds squares of {store.size} pixels, and {member.name} was "
+                    f"{options.data} has squares of {store.size} pixels, but {member.name} was "
                     f"trained on {member.size}: prepare a file of that size"
                 )
         return {store.size: getattr(store, options.split)}, list(store.class_ids)
@@ -112,7 +114,7 @@ def open_photos(
 def evaluate_data(
     options: argparse.Namespace, members: list[Member], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Print the tables; returns what goes into the JSON."""
+    """Print the tables; returns the values for the JSON."""
     first = members[0]
     with ExitStack() as stack:
         photos, ids = open_photos(options, members, stack)
@@ -144,7 +146,7 @@ def evaluate_data(
 def predict_photos(
     options: argparse.Namespace, members: list[Member], say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Print the likeliest classes of each photo; returns them, and how many could not be read."""
+    """Print the most probable classes of each photo; returns them, and the number of failures."""
     names, found, failed = members[0].class_names, [], 0
     views = "centre" if options.views == "centre" else "ten"
     for photo in options.predict:
@@ -201,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except BrokenPipeError:
-        # The reader has had enough (`| head`); the interpreter's last flush must not fail again.
+        # The reader is closed (`| head`); the flush at interpreter exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DeviceError, ValueError, OSError) as error:

@@ -3,14 +3,14 @@
     python examples/step_through_lrn.py
     python examples/step_through_lrn.py --thread 6
 
-The numbers are those of the worked example in docs/lrn.md, and a second place beside it. The
-kernel is the real one, `lrn_forward_kernel` in layers/lrn.py; only its threads are simulated.
+The input is the worked example of docs/lrn.md and a second pixel. The kernel is
+`lrn_forward_kernel` in layers/lrn.py; only its threads are simulated.
 """
 
 import os
 
-# Whether kernels are compiled or simulated is settled when numba is first imported, and the layers
-# import numba. So this has to stand above them; in a shell it would stand before `python`.
+# Numba reads this when it is first imported, so it is set before the layers, which import numba. In
+# a shell: NUMBA_ENABLE_CUDASIM=1 python ...
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import argparse
@@ -30,12 +30,12 @@ WHAT_TO_TYPE = """\
 Type at the prompt, and press Enter after each:
 
     n                     run this line and show the next
-    p i                   print a name; when its line has run, also p row, p total, p low
-    p x[row, i]           or anything else: arrays answer to an index
-    p cuda.threadIdx      which thread of its block this is
-    ll                    the whole kernel, with an arrow at this line
-    c                     run on to the end
-    q                     stop here
+    p i                   print a variable; after their lines have run, also p row, p total, p low
+    p x[row, i]           or any expression
+    p cuda.threadIdx      the index of this thread in its block
+    ll                    show the whole kernel, with an arrow at this line
+    c                     continue to the end
+    q                     quit
 """
 
 
@@ -47,8 +47,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--thread",
         type=int,
         default=1,
-        help=f"the thread to stop in, 0 to {THREADS - 1} (default 1); from {X.size} on there is no "
-        "element left to own",
+        help=f"the thread to stop in, 0 to {THREADS - 1} (default 1); threads from {X.size} on own "
+        "no element",
     )
     options = parser.parse_args(arguments)
     if not 0 <= options.thread < THREADS:
@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def call_with_breakpoint(kernel, condition, function, *arguments):
     """function(*arguments); pdb stops at the top of `kernel` where `condition` holds.
 
-    It is what `b lrn_forward_kernel, condition` and then `c` do at the prompt of pdb.
+    The same as `b lrn_forward_kernel, condition` and then `c` at the prompt of pdb.
     """
     code = kernel.py_func.__code__
     # Without `skip`, `s` (step into a call) would show how the simulator looks up an index.
@@ -70,7 +70,7 @@ def call_with_breakpoint(kernel, condition, function, *arguments):
     )
     if problem:
         raise RuntimeError(problem)
-    debugger.botframe = sys._getframe()  # the outermost frame, as far as pdb shall know
+    debugger.botframe = sys._getframe()  # the outermost frame that pdb shows
     debugger.set_continue()
     sys.settrace(debugger.trace_dispatch)
     try:
@@ -81,17 +81,17 @@ def call_with_breakpoint(kernel, condition, function, *arguments):
 
 def introduce(layer: LocalResponseNorm, thread: int) -> None:
     print(
-        f"LRN of {X.shape[2]} places with {X.shape[3]} channels each; size {layer.size}, "
+        f"LRN of {X.shape[2]} pixels with {X.shape[3]} channels each; size {layer.size}, "
         f"k {layer.k:g}, α {layer.alpha:g}, β {layer.beta:g}."
     )
     for row, values in enumerate(X.reshape(-1, X.shape[-1])):
         print(f"    row {row}: ", *(f"{value:g}" for value in values))
-    print(f"Launched is one block of {THREADS} threads, for {X.size} elements.")
+    print(f"The launch is one block of {THREADS} threads for {X.size} elements.")
     if thread < X.size:
         row, channel = divmod(thread, X.shape[-1])
         print(f"pdb will stop in thread {thread}, the owner of row {row}, channel {channel}.\n")
     else:
-        print(f"pdb will stop in thread {thread}, which owns none: see how it leaves.\n")
+        print(f"pdb will stop in thread {thread}, which owns no element and returns.\n")
     print(WHAT_TO_TYPE)
 
 
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     host = LocalResponseNorm(size=3, k=2.0, alpha=0.5, beta=0.75).forward(X)
-    print("\nEvery thread has run.     kernel     host loop  difference")
+    print("\nAll threads have run.     kernel     host loop  difference")
     for (_, _, row, i), value in np.ndenumerate(y):
         other = host[0, 0, row, i]
         print(f"    y[{row}, {i}]             {value:.6f}   {other:.6f}   {value - other:.0e}")

@@ -1,4 +1,4 @@
-"""Where arrays live and who computes: the host, a GPU, or a GPU simulated on the host.
+"""Devices, on which arrays are stored and computed: the host, a GPU, or a simulated GPU.
 
 The only module that imports numba.cuda and cupy. Every other file imports `cuda` from here:
 

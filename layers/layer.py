@@ -125,9 +125,9 @@ class OnDevice:
 
 
 class Layer(OnDevice, ABC):
-    """Base of all layers: what they do, and the checks of what they are given.
+    """Base class of all layers: their interface and the checks of their arguments.
 
-    A subclass writes `forward`, `backward`, `output_shape`, and, where it learns,
+    A subclass implements `forward`, `backward`, `output_shape`, and, where it learns,
     `parameters` and `multiply_adds`. Weights start at zero; `tinyconv.initialize` draws them.
     """
 

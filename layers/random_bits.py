@@ -16,7 +16,7 @@ constants from round to round.
 
 Everything is written in uint64: a product of two 32-bit words fits, and Numba would turn a mix of
 signed and unsigned into floating point. The one function below is compiled for the host, compiled
-for the GPU, and run as it is in the simulator.
+for the GPU, and run as plain Python in the simulator.
 """
 
 import numpy as np

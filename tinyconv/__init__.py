@@ -5,19 +5,15 @@
 The layers themselves are in the package `layers`, which knows nothing of this one.
 """
 
-from tinyconv.tools import doctor
-
-# If a package is broken, `python -m tinyconv doctor` comes through here, too, and has to say which.
-with doctor.at_hand():
-    from tinyconv.alexnet import alexnet
-    from tinyconv.evaluate import evaluate
-    from tinyconv.gradient_check import check_gradients
-    from tinyconv.initialize import initialize
-    from tinyconv.recipes import RECIPES, Recipe
-    from tinyconv.run.training import train
-    from tinyconv.sequential import Sequential
-    from tinyconv.sgd import SGD
-    from tinyconv.train import Training
+from tinyconv.alexnet import alexnet
+from tinyconv.evaluate import evaluate
+from tinyconv.gradient_check import check_gradients
+from tinyconv.initialize import initialize
+from tinyconv.recipes import RECIPES, Recipe
+from tinyconv.run.training import train
+from tinyconv.sequential import Sequential
+from tinyconv.sgd import SGD
+from tinyconv.train import Training
 
 __all__ = [
     "RECIPES",

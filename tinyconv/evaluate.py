@@ -1,12 +1,11 @@
-"""How good is the net? Top-1 and top-5 accuracy on photos it was not trained on (paper §4.1).
+"""Top-1 and top-5 accuracy and loss of a net on photos that it was not trained on (paper §4.1).
 
-The likeliest class is the net's answer. It is asked about the centre of each photo, or about ten
-views of it (`Augment.ten_views`), or together with other nets (`ensemble.py`); answers are averaged
-as probabilities:
+The net gets the centre of each photo, or ten views of it (`Augment.ten_views`), whose probabilities
+are averaged; `tools/ensemble.py` also averages over nets.
 
     p[n, c] = 1/V Σ_v softmax(z[v, n])[c]              loss = − 1/N Σ_n log p[n, label[n]]
 
-They are kept as logarithms, which stay finite where a probability is too small for a number.
+Probabilities are kept as logarithms, which stay finite where a probability underflows.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from tinyconv.sequential import Sequential
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss, and the shares of photos (0 to 1) whose class is the likeliest, or among five."""
+    """Mean loss; shares of photos (0 to 1) whose label is the most probable, or among five."""
 
     loss: float
     top1: float
@@ -33,10 +32,10 @@ class Evaluation:
 
 
 def likeliest(probabilities: np.ndarray, k: int) -> np.ndarray:
-    """The k likeliest classes of each row of (N, C), best first: (N, k), or (N, C) if C < k.
+    """The k most probable classes of each row of (N, C), best first: (N, k), or (N, C) if C < k.
 
-    Of equal values the first counts as the larger, as in argmax: a net that gives every class the
-    same must not pass for one that knows. Any monotonic function of probabilities will do.
+    Of equal values the first counts as the larger, as in argmax, so that a net with equal outputs
+    scores no better than chance. probabilities: or any monotonic function of them, such as logits.
     """
     if k == 1:  # the first of equals, as in the stable order, without sorting
         return np.argmax(probabilities, axis=1)[:, None]
@@ -46,11 +45,11 @@ def likeliest(probabilities: np.ndarray, k: int) -> np.ndarray:
 def count_hits(probabilities: np.ndarray, labels: np.ndarray, k: int) -> int:
     """How many rows of (N, C) have their label among the k `likeliest`.
 
-    A row with a number that is not finite is never a hit.
+    A row with a non-finite value never counts.
     """
     best = likeliest(probabilities, k)
-    known = np.isfinite(probabilities).all(axis=1)
-    return int(np.count_nonzero((best == labels[:, None]).any(axis=1) & known))
+    finite = np.isfinite(probabilities).all(axis=1)
+    return int(np.count_nonzero((best == labels[:, None]).any(axis=1) & finite))
 
 
 def evaluate(
@@ -64,9 +63,9 @@ def evaluate(
     """Mean loss, top-1 and top-5 of `photos`, with dropout in test mode (paper §4.1).
 
     net and augment on one device; photos: a PhotoSet or a store's StoredPhotos; batch_size: crops
-    that go through the net at once; views: "centre", or "ten" to average ten of each photo.
-    on_batch is called after each batch (training ends there if it is asked to). ValueError for an
-    empty set, labels the net has no class for, or other views.
+    per forward pass; views: "centre", or "ten" to average ten of each photo; on_batch is called
+    after each batch. ValueError for an empty set, labels that are not classes of the net, or other
+    views.
     """
     check_views(views)
     if not len(photos):
@@ -84,7 +83,7 @@ def evaluate(
 
 
 def check_views(views: str) -> None:
-    """ValueError for anything but "centre" and "ten"."""
+    """ValueError unless views is "centre" or "ten"."""
     if views not in ("centre", "ten"):
         raise ValueError(f"evaluate: views must be 'centre' or 'ten', not {views!r}")
 
@@ -97,7 +96,7 @@ def photos_at_once(batch_size: int, views: str) -> int:
 
 
 def log_probabilities(net: Sequential, augment: Augment, images: Any, views: str) -> np.ndarray:
-    """What the net says of each view, as logarithms of probabilities: float64 (V, N, C).
+    """The logarithms of the net's probabilities for each view, float64 (V, N, C).
 
     images: uint8 (N, S, S, 3); V is 1 for "centre", 10 for "ten", in the order of
     `Augment.ten_views`.
@@ -105,7 +104,7 @@ def log_probabilities(net: Sequential, augment: Augment, images: Any, views: str
     x = augment.ten_views(images) if views == "ten" else augment.centre(images)
     logits = net.device.to_host(net.forward(x, train=False)).astype(np.float64)
     z = logits.reshape(len(images), -1, logits.shape[-1]).swapaxes(0, 1)
-    with np.errstate(invalid="ignore"):  # a net that has gone to NaN is told by its results
+    with np.errstate(invalid="ignore"):  # NaN logits give NaN results, which are reported there
         z = z - z.max(axis=-1, keepdims=True)
         return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
@@ -119,42 +118,42 @@ def average(logs: np.ndarray) -> np.ndarray:
         return largest + np.log(np.exp(logs - largest).mean(axis=0))
 
 
-# --- keeping count
+# --- counting
 
 
 class Tally:
-    """What was said of photo after photo, and what they were."""
+    """Predictions and labels of the photos so far."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._loss = 0.0
 
     def add(self, logs: np.ndarray, labels: np.ndarray) -> None:
-        """Count a batch: logarithms of probabilities (N, C) and labels (N,).
+        """Add a batch: logarithms of probabilities (N, C) and labels (N,).
 
-        ValueError for a label that is no class.
+        ValueError for a label that is not a class of the net.
         """
         classes = logs.shape[1]
         wrong = labels[(labels < 0) | (labels >= classes)]
         if wrong.size:
             raise ValueError(f"evaluate: a label is {wrong[0]}, and the net has {classes} classes")
-        known = np.isfinite(logs).all(axis=1)
+        finite = np.isfinite(logs).all(axis=1)
         best = likeliest(logs, 5)
-        among = (best == labels[:, None]).any(axis=1) & known
+        in_top5 = (best == labels[:, None]).any(axis=1) & finite
         self._loss -= float(logs[np.arange(len(labels)), labels].sum())
-        self._batches.append((labels, np.where(known, best[:, 0], -1), among))
+        self._batches.append((labels, np.where(finite, best[:, 0], -1), in_top5))
 
     def photos(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(labels, answers, whether the label was among five) of all photos so far, (N,) each.
+        """(labels, predictions, label is in the top five) of all photos so far, (N,) each.
 
-        An answer is the likeliest class, or -1 where the net gave something else than numbers.
+        A prediction is the most probable class, or -1 if the net's output was not finite.
         """
-        labels, answers, among = (np.concatenate(each) for each in zip(*self._batches, strict=True))
-        return labels, answers, among
+        labels, predicted, in_top5 = (np.concatenate(x) for x in zip(*self._batches, strict=True))
+        return labels, predicted, in_top5
 
     def evaluation(self) -> Evaluation:
-        """Of all photos so far, at least one batch of them."""
-        labels, answers, among = self.photos()
+        """Loss and accuracy of all photos so far; needs at least one batch."""
+        labels, predicted, in_top5 = self.photos()
         count = len(labels)
-        right = int(np.count_nonzero(answers == labels))
-        return Evaluation(self._loss / count, right / count, int(np.count_nonzero(among)) / count)
+        right = int(np.count_nonzero(predicted == labels))
+        return Evaluation(self._loss / count, right / count, int(np.count_nonzero(in_top5)) / count)

@@ -1,18 +1,17 @@
-"""Is the derivative right? Compare it with the slope that the function itself shows.
+"""Compare a layer's backward pass with numerical derivatives of its forward pass.
 
-A layer's backward pass is derived by hand, so it can be wrong. The check: pick random numbers r of
-the output's shape and look at the scalar f(x, w) = Σ r · y. By the chain rule backward(r) must
-return ∂f/∂x and leave ∂f/∂w in the parameters. The slope of f in one variable t is measured by
-central differences,
+Take random numbers r of the output's shape and the scalar f(x, w) = Σ r · y. By the chain rule
+backward(r) must return ∂f/∂x and leave ∂f/∂w in the parameters. The slope of f in one variable t is
+measured by central differences,
 
     ∂f/∂t ≈ ( f(t + h) − f(t − h) ) / 2h        error about h²/6 · f''' + ε/h · |f|
 
-with ε = 1.1e-16 in float64. h = 1e-5 keeps both parts near 1e-10: in float64 a right derivative
-agrees to 1e-6 with much room, in float32 (ε = 6e-8) nothing could be told from noise. The 2012
-training program had such a checker built in.
+with ε = 1.1e-16 in float64. h = 1e-5 keeps both terms near 1e-10, far below the tolerance of 1e-6;
+in float32 (ε = 6e-8) the second term would exceed it. The 2012 training program contained such a
+check.
 
-The function must be smooth within h of x: a ReLU input within h of 0, or two equal numbers in a
-pooling window, measure the wrong slope although the derivative is right.
+The function must be smooth within h of x: with a ReLU input within h of 0, or two equal numbers in
+a pooling window, the measured slope is wrong although the derivative is right.
 """
 
 from collections.abc import Callable
@@ -30,7 +29,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class GradientRow:
-    """The verdict on one array: the input "x", or a parameter."""
+    """The result for one array: the input "x", or a parameter."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,7 +45,7 @@ class GradientRow:
 
     @property
     def ok(self) -> bool:
-        """The error is a number, and not above the tolerance."""
+        """True if the error is not NaN and not above the tolerance."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
@@ -74,11 +73,11 @@ def check_gradients(
 
     layer: a layer or a whole net, in float64 (`.to(device, "float64")`), on any device.
     x: host array (N, ...). labels: (N,) to check the net together with SoftmaxCrossEntropy;
-    without them f = Σ r · y for a seeded random r. train: which forward pass is meant; dropout
-    keeps one mask throughout. samples: check that many elements of each array, chosen by `seed`,
-    instead of every one (two forward passes each).
+    without them f = Σ r · y for a random r. train: the forward pass to check; dropout keeps one
+    mask throughout. samples: check this many elements of each array instead of all (two forward
+    passes each). seed: of r and of the sampled elements.
 
-    Returns a row for each array. Weights and inputs are left as they were.
+    Returns a row for each array. Weights and inputs are unchanged afterwards.
     ValueError if the layer does not compute in float64, or x does not fit.
     """
     if layer.dtype != np.float64:
@@ -95,7 +94,7 @@ def check_gradients(
     had_input_gradient, first.input_gradient = first.input_gradient, True
     dx = gradient()
     first.input_gradient = had_input_gradient
-    # Copies: the forward passes to come overwrite buffers.
+    # Copies: the following forward passes overwrite buffers.
     checked = [("x", x_device, device.to_host(dx).copy())]
     for parameter in layer.parameters():
         checked.append((parameter.name, parameter.value, device.to_host(parameter.grad).copy()))
@@ -104,8 +103,8 @@ def check_gradients(
     for name, array, computed in checked:
         indices = _choose(computed.shape, samples, rng)
         measured = np.array([_slope(output, array, index) for index in indices])
-        mine = np.array([computed[index] for index in indices])
-        errors = _relative_errors(measured, mine)
+        backward = np.array([computed[index] for index in indices])
+        errors = _relative_errors(measured, backward)
         worst = int(np.argmax(errors))
         rows.append(
             GradientRow(
@@ -115,7 +114,7 @@ def check_gradients(
                 error=float(errors[worst]),
                 where=indices[worst],
                 measured=float(measured[worst]),
-                computed=float(mine[worst]),
+                computed=float(backward[worst]),
                 tolerance=tolerance,
             )
         )
@@ -129,7 +128,7 @@ def _objective(
     train: bool,
     rng: np.random.Generator,
 ) -> tuple[Callable[[], float], Callable[[], Any]]:
-    """The scalar f as a function of nothing (x and w are changed in place), and its gradient."""
+    """Functions without arguments for f and its gradient; x and w are changed in place."""
     device = layer.device
 
     def forward() -> Any:
@@ -177,8 +176,8 @@ def _choose(
 def _relative_errors(measured: np.ndarray, computed: np.ndarray) -> np.ndarray:
     """|measured − computed| relative to the larger of the two.
 
-    Slopes below a thousandth of the array's largest are compared with that thousandth: the noise
-    of the difference, 1e-10 of f, would otherwise be all there is of a slope that is truly 0.
+    Slopes below a thousandth of the array's largest are compared with that thousandth: where the
+    derivative is 0 the measured slope is rounding noise, about 1e-10 of f.
     """
     larger = np.maximum(np.abs(measured), np.abs(computed))
     floor = 1e-3 * larger.max() + 1e-12
@@ -186,7 +185,7 @@ def _relative_errors(measured: np.ndarray, computed: np.ndarray) -> np.ndarray:
 
 
 def _slope(output: Callable[[], float], array: Any, index: tuple[int, ...]) -> float:
-    """The central difference of f in array[index], which is put back afterwards."""
+    """The central difference of f in array[index], whose value is restored afterwards."""
     value = float(array[index])
     array[index] = value + STEP
     above = output()

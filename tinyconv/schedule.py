@@ -2,9 +2,8 @@
 
     rate(epoch) = first rate · factor ^ (drops so far)
 
-A schedule is asked for its number of drops before every epoch and told the validation error after
-it. What it remembers is a few numbers (`state`), which a checkpoint keeps, so that a resumed run
-drops where the uninterrupted one did.
+Training calls `scale` before every epoch and `update` with the validation error after it. A
+checkpoint saves `state`, so that a resumed run lowers the rate in the same epochs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,10 @@ from typing import Any
 
 
 class Schedule:
-    """The learning rate stays as it is; base of the others.
+    """A constant learning rate; base class of the others.
 
-    Attributes: `factor`, of each drop; `total`, how many drops there are in all (the authors' last
-    stage begins after the last one).
+    Attributes: `factor` of each drop; `total` number of drops (the authors' last stage begins after
+    the last one).
     """
 
     name = "constant"
@@ -27,23 +26,23 @@ class Schedule:
         return 0
 
     def scale(self, epoch: int) -> float:
-        """What to multiply the first learning rate by in epoch `epoch`."""
+        """The factor of the initial learning rate in epoch `epoch`."""
         return self.factor ** self.drops(epoch)
 
     def last_stage(self, epoch: int) -> bool:
-        """True after the last drop; False as long as one is to come, and if there is none."""
+        """True after the last drop; False before it, and for a schedule without drops."""
         return 0 < self.total == self.drops(epoch)
 
     def update(self, error: float) -> None:
-        """Tell it the validation error (0 to 1) of the epoch that has just ended."""
+        """Record the validation error (0 to 1) of the epoch that has just ended."""
 
     def describe(self) -> dict[str, Any]:
-        """Its name and settings: runs with equal descriptions drop by the same rule."""
+        """Name and settings: runs with equal descriptions follow the same rule."""
         return {"name": self.name}
 
     @property
     def state(self) -> dict[str, Any]:
-        """What it remembers, for a checkpoint."""
+        """What a checkpoint saves."""
         return {}
 
     @state.setter
@@ -52,9 +51,9 @@ class Schedule:
 
 
 class Steps(Schedule):
-    """Divide by 10 before each of the named epochs (the 2010 run's: 23, 51, 78).
+    """Divide by 10 before each of the given epochs (those of the 2010 run: 23, 51, 78).
 
-    epochs: rising numbers from 1; ValueError otherwise.
+    epochs: increasing numbers from 1; ValueError otherwise.
     """
 
     name = "steps"
@@ -62,11 +61,11 @@ class Steps(Schedule):
     def __init__(self, epochs: Sequence[int]) -> None:
         self.epochs = [int(epoch) for epoch in epochs]
         if any(a >= b for a, b in zip([0, *self.epochs], self.epochs, strict=False)):
-            raise ValueError(f"Steps: epochs must be rising numbers from 1, not {self.epochs}")
+            raise ValueError(f"Steps: epochs must be increasing numbers from 1, not {self.epochs}")
         self.total = len(self.epochs)
 
     def drops(self, epoch: int) -> int:
-        """How many of the named epochs have come."""
+        """How many of the given epochs have begun."""
         return sum(epoch >= drop for drop in self.epochs)
 
     def describe(self) -> dict[str, Any]:
@@ -75,10 +74,10 @@ class Steps(Schedule):
 
 
 class Plateau(Schedule):
-    """The paper's rule, made automatic: divide by 10 when the validation error stops improving.
+    """Divide by 10 when the validation error stops improving, which the paper did by hand.
 
-    "Stops" means: `patience` epochs in a row without a new lowest error. `total` drops in all (the
-    paper: three); after that the rate stays. ValueError for numbers below 1.
+    That is, after `patience` successive epochs without a new lowest error, at most `total` times
+    (three in the paper). ValueError for numbers below 1.
     """
 
     name = "plateau"
@@ -92,11 +91,11 @@ class Plateau(Schedule):
         self.done, self.stale, self.best = 0, 0, 2.0
 
     def drops(self, epoch: int) -> int:
-        """How many times it has dropped: the past decides, not the number of the epoch."""
+        """The number of drops so far; it depends on past errors, not on `epoch`."""
         return self.done
 
     def update(self, error: float) -> None:
-        """A new lowest error starts the count of epochs again, and so does a drop."""
+        """Count an epoch; a new lowest error or a drop resets the count."""
         self.stale += 1
         if error < self.best:
             self.best, self.stale = error, 0
@@ -109,7 +108,7 @@ class Plateau(Schedule):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Drops so far, epochs since the lowest error, that error."""
+        """Drops so far, epochs since the lowest error, the lowest error."""
         return {"done": self.done, "stale": self.stale, "best": self.best}
 
     @state.setter

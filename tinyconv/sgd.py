@@ -6,11 +6,11 @@
 ε is the learning rate. (Others write v ← momentum · v + g, w ← w − ε · v; the two agree as long
 as ε does not change. Here a change of ε acts on new gradients only, as in the paper.)
 
-All parameters of a net are laid out in one flat array, all gradients in another, all velocities in
-a third, and each `Parameter.value` and `.grad` becomes a view of its stretch. A step is then one
-pass over three arrays instead of one for each of 16 parameters. Every stretch starts at a multiple
-of BLOCK elements, so a block of threads works on one parameter, and a small table tells the block
-its rate and decay: biases may learn at twice the rate and without decay, as in the 2012 code.
+All parameters of a net are in one flat array, all gradients in another, all velocities in a third,
+and each `Parameter.value` and `.grad` becomes a view of a range. A step is then one pass over
+three arrays instead of one for each of 16 parameters. Every range starts at a multiple of BLOCK
+elements, so that a block of threads works on one parameter, and a table has the rate and decay of
+each block: in the 2012 code, biases learn at twice the rate and without decay.
 
 The gradients of a loss that is not finite must not reach the weights, or its origin could no longer
 be found. The host leaves such a step out; if the loss is still on the device, the kernel does, by a
@@ -45,9 +45,8 @@ def sgd_host(w, dw, v, rates, decays, lr, momentum):
 # --- kernel
 #
 # One thread per element, one block per BLOCK elements of one parameter. All loads and stores are
-# coalesced: three reads and two writes of each element, 20 bytes in float32, and nothing else to
-# do: memory bandwidth is the limit. Every element has one owner: no races, deterministic. With
-# `skip` set all threads return.
+# coalesced: three reads and two writes of each element, 20 bytes in float32, so memory bandwidth is
+# the limit. One thread owns each element: no races, deterministic. With `skip` set all return.
 
 
 @cuda.jit
@@ -66,10 +65,10 @@ def sgd_kernel(w, dw, v, rates, decays, lr, momentum, skip):
 class SGD:
     """Momentum SGD over one flat buffer (paper §5: lr 0.01, momentum 0.9, weight decay 5e-4).
 
-    parameters: `net.parameters()`, after `net.to(device)`; they are moved into the flat buffer,
-    and `net.to` must not be called again while this optimizer is in use (`step` then raises
-    RuntimeError). `lr` may be changed between steps. Attributes `values`, `grads`, `velocities`
-    are the flat arrays; gaps between parameters stay zero.
+    parameters: `net.parameters()`, after `net.to(device)`; they are moved into the flat buffer.
+    If `net.to` is called again, `step` raises RuntimeError. `lr` may be changed between steps.
+    Attributes `values`, `grads`, `velocities` are the flat arrays; gaps between parameters stay
+    zero. ValueError without parameters, or for numbers out of range.
     """
 
     def __init__(
@@ -99,8 +98,8 @@ class SGD:
         self._starts: list[int] = []
         start = 0
         for parameter, count in zip(self.parameters, blocks, strict=True):
-            shape, stretch = parameter.value.shape, slice(start, start + parameter.value.size)
-            value, grad = self.values[stretch].reshape(shape), self.grads[stretch].reshape(shape)
+            shape, part = parameter.value.shape, slice(start, start + parameter.value.size)
+            value, grad = self.values[part].reshape(shape), self.grads[part].reshape(shape)
             value[...], grad[...] = parameter.value, parameter.grad
             parameter.value, parameter.grad = value, grad
             self._views.append((value, grad))
@@ -116,7 +115,7 @@ class SGD:
         self._never = self.device.zeros((1,), np.int32)
 
     def freeze(self, parameters: Sequence[Parameter]) -> None:
-        """Leave these parameters as they are from now on: rate and velocity become 0."""
+        """Exclude these parameters from all further steps: rate and velocity become 0."""
         for parameter in parameters:
             first = self._starts[self.parameters.index(parameter)]
             blocks = slice(first // BLOCK, -(-(first + parameter.value.size) // BLOCK))
@@ -124,7 +123,7 @@ class SGD:
             self.velocities[first : first + parameter.value.size] = 0
 
     def velocity(self, parameter: Parameter) -> Any:
-        """The stretch of `velocities` that belongs to `parameter`, in its shape."""
+        """The velocities of `parameter`, a view in its shape."""
         first = self._starts[self.parameters.index(parameter)]
         return self.velocities[first : first + parameter.value.size].reshape(parameter.value.shape)
 

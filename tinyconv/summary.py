@@ -1,4 +1,4 @@
-"""The table of `print(net)`: layer, output shape, parameters, multiply-adds of one image."""
+"""The table of `print(net)`: layers, output shapes, parameters, multiply-adds per image."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ def summary(net: Any, computed: bool = True) -> str:
     """The table of a Sequential.
 
     computed: add to each layer how it is computed, such as "(im2col, BLAS)", or "(in conv1)" for a
-    layer that shares the step of another, and at the end kernels and precision, unless they are
-    "fast" and fp32. Without it the table is the same on every device: the network alone.
+    layer fused into another one's step, and below the table kernels and precision, unless they are
+    "fast" and fp32. With computed=False the table is the same on every device.
     """
     notes: dict[str, str] = {}
     for step in net.steps if computed else ():
-        if hasattr(step, "notes"):  # a step of the plan, no layer of the book
+        if hasattr(step, "notes"):  # a step of the fast tier, not a layer
             notes |= step.notes()
     shape = net.input_shape
     header = ("layer", "", "output", "parameters", "multiply-adds")
@@ -33,7 +33,7 @@ def summary(net: Any, computed: bool = True) -> str:
         right = "  ".join(cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True))
         lines.append(f"{left}  {right}".rstrip())
     if computed and net.kernels == "simple":
-        lines.append("kernels simple: each layer as its file in layers/ shows it")
+        lines.append("kernels simple: each layer as written in its file in layers/")
     if computed and net.precision != "fp32":
         emulated = ", emulated on the host" if net.device.name == "cpu" else ""
         lines.append(f"precision {net.precision}{emulated}")

@@ -1,8 +1,9 @@
 """Steps that change how numbers are stored: to bfloat16 and back.
 
-On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So conversions
-stand around every layer of the book, and at both ends of the net: what a user passes in and gets
-back is float32. On the host bfloat16 is emulated: a step that rounds stands behind every other one.
+On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So the plan
+inserts conversions before and after every layer of the book, and at both ends of the net, whose
+input and output are float32. On the host bfloat16 is emulated: a rounding step follows every other
+step.
 
 `backward` of a conversion is the opposite conversion of the gradient.
 """
@@ -17,7 +18,7 @@ from layers.layer import Layer
 
 
 class Conversion(Step):
-    """Stands for no layer. first, last: the net's, where x or dy comes from outside the net."""
+    """A step without a layer. first, last: those of the net, if x or dy comes from outside it."""
 
     def __init__(
         self, device: Device, dtype: Any, first: Layer | None = None, last: Layer | None = None
@@ -27,11 +28,11 @@ class Conversion(Step):
 
     @property
     def name(self) -> str:
-        """What it does: "to bf16"."""
+        """The conversion: "to bf16"."""
         return self.short
 
     def notes(self) -> dict[str, str]:
-        """Nothing: `print(net)` shows layers."""
+        """Empty: `print(net)` lists layers only."""
         return {}
 
     def check_input(self, x: Any) -> Any:

@@ -14,12 +14,12 @@ also a launch. So layers that follow each other share a step:
             MaxPool2D 3×3, stride 2     max_pool.py         a row a thread
     loss    SoftmaxCrossEntropy         host/softmax.py, softmax.py
 
-A layer for which there is nothing stays itself and runs from the book: float64 convolutions on a
-GPU, Tanh, Dropout by itself. A subclass may compute something else, so only the layers themselves
-are replaced. In the simulator float32 convolutions run from the book as well: a whole tile takes as
-long there for an image of one pixel. `Conv2D(algorithm=...)` asks for a certain step.
+A layer without a faster step runs from the book: float64 convolutions on a GPU, Tanh, Dropout that
+does not follow Linear and ReLU. Subclasses are never replaced, as they may compute something else.
+In the simulator float32 convolutions run from the book as well: there a tile takes equally long for
+an image of one pixel. `Conv2D(algorithm=...)` selects a certain step.
 
-In bf16 conversions stand between steps that take bfloat16 and layers that take float32
+In bf16 conversions are inserted between steps that take bfloat16 and layers that take float32
 (`conversions.py`).
 """
 
@@ -110,7 +110,7 @@ def simple_note(device: Device) -> str:
     return f"simple, every layer as its file in layers/ shows it; {cost}"
 
 
-# --- how many of the layers become a step of which kind; None: the first one stays itself
+# --- how many of the layers become a step of which kind; None: the first one is not replaced
 
 
 def _kinds(layers: Sequence[Layer]) -> tuple[type, ...]:

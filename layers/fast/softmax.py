@@ -4,7 +4,7 @@ Replaces the kernels of `layers/softmax_cross_entropy.py`, which has the formula
 There each image has one thread, which walks along 1,000 classes three times while most of the GPU
 idles. Here 128 threads share the row: thread t takes classes t, t + 128, ..., and the largest logit
 and the sum are found pairwise in shared memory. Once the sum is known, dL/dlogits is written in the
-same pass: backward has no launch.
+same pass: backward launches no kernel.
 
 hits[n] is 1 if the label of image n has the largest logit (of equal ones the first counts), else 0.
 So loss and accuracy of a batch stay on the GPU, and training reads them a step later (`pending`).

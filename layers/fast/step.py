@@ -1,9 +1,9 @@
-"""Steps: what a plan puts in the place of layers.
+"""Steps: what a plan runs instead of layers.
 
-A step computes one layer, or several that follow each other, with the same results but for
-roundings. It has `forward` and `backward` like a layer. What it replaces stays in the net:
-parameters, seeds and shapes are the layers', and only the arithmetic is the step's. `plan.py`
-chooses the steps of a net; `tinyconv/sequential.py` walks along them.
+A step computes one layer, or several successive ones, with the same results except for rounding. It
+has `forward` and `backward` like a layer. The layers stay in the net with their parameters, seeds
+and shapes; the step has the arithmetic. `plan.py` chooses the steps of a net,
+`tinyconv/sequential.py` runs them.
 
 A step on a GPU whose precision is bf16 takes and returns arrays of `storage`, uint16: the bits of
 bfloat16 (`bfloat16.py`). In every other case activations have the dtype of the arithmetic.
@@ -22,11 +22,12 @@ from layers.layer import Buffers, Layer
 
 
 class Step(ABC):
-    """One or more layers that follow each other, computed together.
+    """One or more successive layers, computed together.
 
     layers: in the net's order, on `device` and of `dtype` when the step runs; precision: "fp32",
-    "tf32" or "bf16". A subclass writes `forward` and `backward`, and says in `computed_by` with
-    which kernels or library. Arrays are the step's own; `y` is the last output, also of each layer.
+    "tf32" or "bf16". A subclass implements `forward` and `backward` and names its kernels or
+    library in `computed_by`. The arrays belong to the step; `y` is the last output, also that of
+    each layer.
     """
 
     computed_by = ""

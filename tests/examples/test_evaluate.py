@@ -158,7 +158,7 @@ def test_a_store_of_photos(tmp_path, capsys):
     assert "class 0 is 'class0' in " in error_of(capsys)
     other = weights(tmp_path / "s.h5", 0, sets["val"].class_names, 80, ids)
     assert script.main([other, *arguments]) == 2
-    assert "holds squares of 73 pixels, and" in (error := error_of(capsys))
+    assert "has squares of 73 pixels, but" in (error := error_of(capsys))
     assert "was trained on 80" in error
 
 
@@ -286,7 +286,7 @@ def test_nothing_to_look_at_is_wrong_usage(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         script.main([weights(tmp_path / "w.h5")])
     assert caught.value.code == 2
-    assert "give --data PATH, or --predict PHOTO" in capsys.readouterr().err
+    assert "give --data PATH or --predict PHOTO" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line(photos, tmp_path, monkeypatch, capsys):

@@ -116,7 +116,7 @@ def test_a_thread_without_an_element_goes_home(answers):
 def test_after_the_last_line_comes_the_next_thread(answers):
     _, *said = answers("--thread", "127", typed=["r", "n", "c"])  # there is none: back in Python
     assert "forward()" in said[1] and "return y" in said[1]
-    assert "Every thread has run" in said[2]
+    assert "All threads have run" in said[2]
     _, *said = answers("--thread", "9", typed=["r", "n", "n", "p cuda.threadIdx.x", "c"])
     assert said[3].strip() == "10"
 

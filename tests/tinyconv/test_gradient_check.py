@@ -5,7 +5,7 @@ import pytest
 
 from layers import Dropout, Linear, ReLU
 from tinyconv import check_gradients
-from tinyconv.__main__ import main
+from tinyconv.tools.command_line import main
 from tinyconv.tools.gradient_cases import gradient_cases
 
 
@@ -95,16 +95,34 @@ def test_the_command_passes_and_prints_a_row_for_each_array(kernels, capsys):
     for title, layer, _, _ in gradient_cases():
         assert title in printed
         assert all(parameter.name.split(".")[-1] in printed for parameter in layer.parameters())
-    assert printed.count(" ok\n") >= 35 and printed.endswith("all derivatives agree\n")
+    assert printed.count(" ok\n") >= 35 and "\nall derivatives agree: " in printed
 
 
 def test_the_command_fails_on_a_wrong_derivative(capsys, monkeypatch):
     cases = [("wrong", WrongReLU(), X, None)]
-    monkeypatch.setattr("tinyconv.__main__.gradient_cases", lambda: iter(cases))
+    monkeypatch.setattr("tinyconv.tools.gradcheck_command.gradient_cases", lambda: iter(cases))
     assert main(["gradcheck"]) == 1
-    assert "1 wrong" in capsys.readouterr().out
+    assert (
+        "\n1 of 1 derivatives are wrong: 1 arrays, simple host loops; " in capsys.readouterr().out
+    )
 
 
 def test_the_command_explains_a_device_that_makes_no_sense(capsys):
     assert main(["gradcheck", "--device", "gpu"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_some_layers_by_name(capsys):
+    assert main(["gradcheck", "lrn", "Tanh"]) == 0
+    printed = capsys.readouterr().out
+    titles = [line.split()[0] for line in printed.splitlines() if line and line[0].isupper()]
+    assert set(titles) == {"LocalResponseNorm", "Tanh"}
+    assert printed.endswith("simple host loops; no kernel was run (--simulate runs them)\n")
+    assert main(["gradcheck", "conv4d"]) == 2
+    said = capsys.readouterr().err
+    assert "no layer 'conv4d': choose from conv2d, maxpool2d," in said and said.count("\n") == 1
+
+
+def test_simulated_kernels(capsys, cuda_device):
+    assert main(["gradcheck", "relu", "--simulate"]) == 0
+    assert capsys.readouterr().out.endswith("all derivatives agree: 1 arrays, simple kernels\n")

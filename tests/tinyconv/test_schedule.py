@@ -34,7 +34,7 @@ def test_without_steps_there_is_no_last_stage():
 
 @pytest.mark.parametrize("epochs", [[0], [3, 3], [5, 2], [-1, 4]])
 def test_steps_must_rise(epochs):
-    with pytest.raises(ValueError, match="rising numbers from 1"):
+    with pytest.raises(ValueError, match="increasing numbers from 1"):
         Steps(epochs)
 
 

@@ -169,7 +169,7 @@ def test_the_tier_can_be_switched_and_the_layers_stay_the_same(device):
     net = tiny_net(device, "simple")
     layers, parameters = list(net.layers), net.parameters()
     assert net.steps == net.layers and net.kernels == "simple" and "(in fc2)" not in str(net)
-    assert str(net).endswith("kernels simple: each layer as its file in layers/ shows it")
+    assert str(net).endswith("kernels simple: each layer as written in its file in layers/")
     net.to(device, kernels="fast")
     assert len(net.steps) < len(net.layers) and "ReLU (in fc2)" in str(net)
     assert net.to(device).kernels == "fast" and net.to(device, kernels="simple").kernels == "simple"

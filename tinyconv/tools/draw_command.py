@@ -4,9 +4,9 @@
     python -m tinyconv draw --parallel columns --recipe authors --out two_columns.svg
     python -m tinyconv draw --filters runs/001 --out filters.png
 
-The first prints the net's table as well, the second the bytes that the devices exchange. With
---filters it draws the first filters of a trained net (a run's folder, or a file of weights), those
-of column 0 above those of column 1, and how colourful each is (paper, figure 3).
+The first also prints the net's table, the second the bytes that the devices exchange. --filters
+draws the first filters of a trained net (a run's folder or a weights file), those of column 0 above
+those of column 1, and prints how colourful each column's are (paper, figure 3).
 """
 
 import argparse
@@ -23,11 +23,11 @@ from tinyconv.tools.draw_net import svg_of_net
 
 
 def crossing_table(net: Columns, batch_size: int = 128) -> str:
-    """What goes from one device to the other in training, as a text table.
+    """A text table of what one device sends to the other in training. ValueError: no input_shape.
 
-    Bytes of one image in the forward pass, from column 0 and from column 1; in the backward pass as
-    many go the other way, for the photos none. Then both passes, both directions, of one step. The
-    photos count as the bytes that cross, one a colour, with the margin that random crops need.
+    Columns: bytes of one image in the forward pass, from column 0 and from column 1; bytes of one
+    step, both passes and both directions. The backward pass returns as many bytes, except for the
+    photos, which are sent as uint8 with the margin for random crops.
     """
     if net.input_shape is None:
         raise ValueError("draw: this net has no input_shape; give it to Sequential")
@@ -51,14 +51,14 @@ def crossing_table(net: Columns, batch_size: int = 128) -> str:
 
 
 def _in_words(name: str) -> str:
-    """Where something crosses."""
+    """The first cell of a row: what crosses, or before which layer."""
     if name == "gather":
         return "logits, for the loss"
     return name.replace("all_gather_", "before ").replace("norm", "border of norm")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
+    """Add the command's arguments to its parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--parallel", choices=("none", "columns"), default="none", help="columns: on two devices")
@@ -66,13 +66,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--classes", type=int, default=1000, help="default 1000")
     add("--image-size", type=int, default=224, help="side of the crop (default 224)")
     add("--recipe", choices=RECIPES, default="paper", help="default paper")
-    add("--batch-size", type=int, default=128, help="images a step, for the table (default 128)")
-    add("--filters", metavar="WEIGHTS.h5", help="draw the first filters of a trained net, a PNG")
+    add("--batch-size", type=int, default=128, help="images per step, for the table (default 128)")
+    add("--filters", metavar="WEIGHTS.h5", help="draw the first filters of a trained net as a PNG")
     add("--out", metavar="FILE", help="default: net.svg, or filters.png with --filters")
 
 
 def main(chosen: argparse.Namespace) -> int:
-    """Draw, and print what the picture does not show."""
+    """Write the picture and print its table; ValueError for unusable arguments."""
     out = Path(chosen.out or ("filters.png" if chosen.filters else "net.svg"))
     ending = ".png" if chosen.filters else ".svg"
     if out.suffix != ending:
@@ -106,7 +106,7 @@ def _draw_net(chosen: argparse.Namespace, out: Path) -> None:
     if chosen.parallel == "columns":
         columns = Columns(net)
         replace_file(out, svg_of_net(columns).encode())
-        print("bytes between the devices, of one image and of a step")
+        print("bytes between the devices, per image and per step")
         print(crossing_table(columns, chosen.batch_size))
     else:
         replace_file(out, svg_of_net(net).encode())

@@ -2,10 +2,9 @@
 
     python -m tinyconv draw --parallel columns --out two_columns.svg
 
-A box is a layer with weights and all that follows it up to the next one; an arrow down carries what
-the box below reads. The two-column net has two rows of boxes, and between them everything that goes
-from one device to the other in a forward pass, in bytes of one image (paper, figure 2). The picture
-from the net itself: a change of the net changes it, and nothing else does.
+A box is a layer with weights and the layers without weights that follow it. The two-column net has
+two rows of boxes, and between them what one device sends to the other in a forward pass, in bytes
+per image (paper, figure 2). The picture is computed from the net alone.
 """
 
 from collections.abc import Sequence
@@ -20,10 +19,10 @@ from tinyconv.parallel.stage import Stage
 from tinyconv.sequential import Sequential
 
 BOX, MIDDLE, MARGIN, HEIGHT = 286, 190, 18, 66
-"""Width of a box, width between two columns, margin, height of a box."""
+"""Pixels: width of a box, width between two columns, margin, height of a box."""
 
 GAP, WIDE_GAP, START = 30, 66, 44
-"""Height between boxes, where the columns meet, and under the image."""
+"""Pixels between boxes, between boxes with an exchange, and below the image."""
 
 STYLE = """
 svg{--paper:#fffefb;--ink:#22252b;--soft:#5d636e;--line:#dcd8cd;--c0:#dfe9fb;--e0:#2563d9;
@@ -41,44 +40,46 @@ text{font:12px system-ui,sans-serif;fill:var(--ink)}
 
 @dataclass
 class Block:
-    """A box: a layer with weights, in each column, and what follows it."""
+    """A box: a layer with weights, in each column, and the layers that follow it."""
 
     head: Sequence[Layer]
     parameters: list[int]
-    meeting: tuple[int, int] = (0, 0)
-    """Numbers that cross before it, from column 0 and from column 1."""
+    exchanged: tuple[int, int] = (0, 0)
+    """Elements per image exchanged before it, from column 0 and from column 1."""
     borders: tuple[int, int] = (0, 0)
-    """Numbers that cross within it, for a normalization across all channels."""
+    """Elements per image exchanged within it, for a normalization over all channels."""
     first: list[str] = field(default_factory=list)
-    """What follows the meeting and comes before the weights."""
+    """Layers between the exchange and the weights."""
     tail: list[str] = field(default_factory=list)
-    gives: Any = ()
+    """Layers after the weights."""
+    output_shapes: Any = ()
+    """Output shape of one image, per column."""
 
 
 def blocks_of(net: Sequential) -> tuple[list[Block], int]:
-    """The boxes of a net, and the numbers of an image that cross for the loss.
+    """The boxes of a net, and the elements per image that column 1 sends for the loss.
 
-    ValueError if the net has no input_shape or begins without weights.
+    ValueError if the net has no input_shape or its first layer has no weights.
     """
     if net.input_shape is None:
         raise ValueError("draw: this net has no input_shape; give it to Sequential")
     blocks: list[Block] = []
     lanes = 2 if isinstance(net, Columns) else 1
     shape: Any = (net.input_shape,) * lanes
-    met, joined = (0, 0), 0
-    after: list[str] | None = None  # what has come after a meeting, if there was one
+    exchanged, joined = (0, 0), 0
+    after: list[str] | None = None  # layers since the last exchange that has no box yet
     for layer in net.layers:
         crossing = layer.crossing(shape) if isinstance(layer, Stage) else (0, 0)
         if isinstance(layer, Gather):
             joined = crossing[1]
             break
         if isinstance(layer, AllGather):
-            met, after = crossing, []
+            exchanged, after = crossing, []
         elif layer.parameters():
             head = list(layer.columns) if lanes == 2 else [layer]  # type: ignore[attr-defined]
             counts = [sum(p.value.size for p in each.parameters()) for each in head]
-            blocks.append(Block(head, counts, met, first=after or []))
-            met, after = (0, 0), None
+            blocks.append(Block(head, counts, exchanged, first=after or []))
+            exchanged, after = (0, 0), None
         elif not blocks:
             raise ValueError(f"draw: the net begins with {layer.name}, which has no weights")
         elif after is not None:
@@ -89,7 +90,7 @@ def blocks_of(net: Sequential) -> tuple[list[Block], int]:
                 blocks[-1].borders = crossing
         shape = layer.output_shape(shape) if lanes == 2 else (layer.output_shape(shape[0]),)
         if after is None:
-            blocks[-1].gives = shape
+            blocks[-1].output_shapes = shape
     return blocks, joined
 
 
@@ -112,7 +113,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _head(layer: Any) -> str:
-    """What a layer with weights is: 48 filters of 11×11×3, stride 4."""
+    """A layer with weights in words: "48 of 11×11×3, stride 4"."""
     if isinstance(layer, Conv2D):
         filters, *window = layer.weight.value.shape
         stride = f", stride {layer.stride}" if layer.stride > 1 else ""
@@ -126,7 +127,7 @@ def _head(layer: Any) -> str:
 
 
 class _Page:
-    """The SVG's parts, from top to bottom."""
+    """The elements of the SVG; y is the top of the next one."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes, self.body, self.y = lanes, [], MARGIN + 44  # type: ignore[var-annotated]
@@ -134,7 +135,7 @@ class _Page:
         self.width = max(self.width, 420)
 
     def left(self, lane: int) -> int:
-        """Where the boxes of a column begin."""
+        """x of the boxes of a column."""
         return (self.width - BOX) // 2 if self.lanes == 1 else MARGIN + lane * (BOX + MIDDLE)
 
     def text(self, x: float, y: float, text: str, style: str = "") -> None:
@@ -146,7 +147,7 @@ class _Page:
         self.body.append(f'<path class="{style}" d="{points}"/>')
 
     def box(self, lane: int, lines: Sequence[str]) -> None:
-        """A box of a column at the present height."""
+        """A box of a column with up to three lines of text."""
         x = self.left(lane)
         self.body.append(
             f'<rect class="b{lane}" x="{x}" y="{self.y}" width="{BOX}" height="{HEIGHT}" rx="6"/>'
@@ -166,8 +167,8 @@ def svg_of_net(net: Sequential, title: str = "AlexNet") -> str:
     total = sum(sum(block.parameters) for block in blocks)
     page.text(MARGIN, MARGIN + 14, f"{title}: {total:,} parameters", "t")
     if lanes == 2:
-        said = "two columns, on two devices; green: bytes of one image from one to the other"
-        page.text(MARGIN, MARGIN + 32, said, "s")
+        note = "two columns, on two devices; green: bytes of one image from one to the other"
+        page.text(MARGIN, MARGIN + 32, note, "s")
     page.text(middle, page.y + 10, f"image {_times(net.input_shape)}", "h n")
     for lane in range(lanes):
         centre = page.left(lane) + BOX / 2
@@ -182,21 +183,20 @@ def svg_of_net(net: Sequential, title: str = "AlexNet") -> str:
         page.text(page.left(1) + BOX, page.y - 8, "column 1", "h e")
     for place, block in enumerate(blocks):
         if place:
-            _draw_way(page, block, bytes_of)
+            _draw_arrows(page, block, bytes_of)
         _draw_block(page, block, bytes_of)
-    _draw_end(page, joined * bytes_of, sum(shape[-1] for shape in blocks[-1].gives))
+    _draw_end(page, joined * bytes_of, sum(shape[-1] for shape in blocks[-1].output_shapes))
     return _file(page, title)
 
 
 def _draw_block(page: _Page, block: Block, bytes_of: int) -> None:
     for lane, layer in enumerate(block.head):
-        gives = "×".join(str(side) for side in block.gives[lane])
-        done = f"first {' · '.join(block.first)}; " if block.first else ""
-        done += f"then {' · '.join(block.tail)}" if block.tail else ""
+        others = f"first {' · '.join(block.first)}; " if block.first else ""
+        others += f"then {' · '.join(block.tail)}" if block.tail else ""
         lines = (
             f"{layer.name}: {_head(layer)}",
-            f"gives {gives}; {block.parameters[lane]:,} parameters",
-            done.removesuffix("; "),
+            f"gives {_times(block.output_shapes[lane])}; {block.parameters[lane]:,} parameters",
+            others.removesuffix("; "),
         )
         page.box(lane, lines)
     if any(block.borders):
@@ -208,25 +208,25 @@ def _draw_block(page: _Page, block: Block, bytes_of: int) -> None:
     page.y += HEIGHT
 
 
-def _draw_way(page: _Page, block: Block, bytes_of: int) -> None:
-    """From the boxes above down to those below, and across where the columns meet."""
-    gap = WIDE_GAP if any(block.meeting) else GAP
+def _draw_arrows(page: _Page, block: Block, bytes_of: int) -> None:
+    """Arrows to the boxes of `block`, diagonal ones too if the columns exchange."""
+    gap = WIDE_GAP if any(block.exchanged) else GAP
     top, bottom = page.y + 2, page.y + gap - 2
     centres = [page.left(lane) + BOX / 2 for lane in range(page.lanes)]
     for centre in centres:
         page.line(f"M{centre:g} {top}V{bottom}", "a")
-    if any(block.meeting):
-        first, second = (bytes_of * numbers for numbers in block.meeting)
+    if any(block.exchanged):
+        first, second = (bytes_of * count for count in block.exchanged)
         for source, target in (centres, centres[::-1]):
             side = 24 if source < target else -24
             page.line(f"M{source + side:g} {top}L{target - side:g} {bottom}", "y")
-        said = f"{first:,} each way" if first == second else f"{first:,} → ← {second:,}"
-        page.text(page.width / 2, page.y + 16, said, "x")
+        note = f"{first:,} each way" if first == second else f"{first:,} → ← {second:,}"
+        page.text(page.width / 2, page.y + 16, note, "x")
     page.y += gap
 
 
 def _draw_end(page: _Page, joined: int, classes: int) -> None:
-    """The softmax, under the first column."""
+    """The softmax, below the first column."""
     centre, y = page.left(0) + BOX / 2, page.y
     page.line(f"M{centre:g} {y + 2}V{y + START - 10}", "a")
     if joined:

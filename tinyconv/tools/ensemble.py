@@ -1,7 +1,7 @@
-"""Several trained nets that answer together (paper §6: five, and seven).
+"""The averaged predictions of several trained nets (paper §6: five, and seven).
 
-Each net sees a photo as it was trained to: from a square of its own size, less its own mean image,
-over its own divisor. Its probabilities are averaged over the views, and those means over the nets.
+Each net gets a photo preprocessed as in its own training: its size, mean image and divisor.
+Probabilities are averaged over the views, then over the nets.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tinyconv.run.checkpoint import CheckpointError, load_model
 from tinyconv.sequential import Sequential
 
 CENTRE = 4
-"""Of the ten views, the one that is the centre crop (`Augment.ten_views`)."""
+"""The index of the centre crop among the ten views (`Augment.ten_views`)."""
 
 
 @dataclass
 class Member:
-    """A trained net with the way its photos go; size: side of the squares it is given, pixels."""
+    """A trained net with the preprocessing of its photos and the ids and names of its classes."""
 
     name: str
     net: Sequential
@@ -47,7 +47,7 @@ class Member:
 
     @property
     def size(self) -> int:
-        """Side S of the photos, that of the mean image."""
+        """Side S in pixels of the photos, equal to that of the mean image."""
         return len(self.augment.mean)
 
 
@@ -56,7 +56,7 @@ def load_member(
 ) -> Member:
     """The net in `path` (weights, a checkpoint, or a run's folder) on `device`.
 
-    CheckpointError, in one line, for a file that cannot be used.
+    CheckpointError for a file that cannot be used.
     """
     model = load_model(path, device, precision, kernels)
     try:
@@ -73,7 +73,7 @@ def load_member(
 def first_other_class(
     name: str, ids: Sequence[str], other_name: str, other_ids: Sequence[str]
 ) -> str:
-    """In words, the first class in which two lists differ; "" if they do not."""
+    """A message about the first class in which two lists differ; "" if they are equal."""
     for place, (one, other) in enumerate(zip(ids, other_ids, strict=False)):
         if one != other:
             return f"class {place} is {one!r} in {name} and {other!r} in {other_name}"
@@ -83,17 +83,17 @@ def first_other_class(
 
 
 def check_members(members: Sequence[Member]) -> None:
-    """ValueError that names the first difference if the nets do not know the same classes."""
+    """ValueError that names the first difference if the nets were trained on other classes."""
     first = members[0]
     for other in members[1:]:
         difference = first_other_class(first.name, first.class_ids, other.name, other.class_ids)
         if difference:
-            raise ValueError(f"{difference}: their answers cannot be averaged")
+            raise ValueError(f"{difference}: their predictions cannot be averaged")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Who was asked ("" for all nets together), about which views, and what came of it."""
+    """The result of one net, or of the average of all (name ""), on one kind of views."""
 
     name: str
     views: str
@@ -107,13 +107,13 @@ def evaluate_members(
     batch_size: int = 64,
     progress: Any = None,
 ) -> list[Row]:
-    """Ask every net, and all of them together if there are several, about every photo.
+    """Evaluate every net, and their average if there are several, on all photos.
 
-    photos: by the size of their squares, the same photos for each size that a net needs; views:
-    "centre", "ten" or both; batch_size: crops that go through a net at once; progress wraps the
-    iteration as tqdm does: progress(iterable, total=number of batches). The rows of each net, in
-    the order of the members, then those of their average. ValueError for other views, an empty
-    set, or sets that are not the same photos.
+    photos: the same photos in each size that a net needs, by size; views: "centre", "ten" or both;
+    batch_size: crops per forward pass; progress wraps the iteration like tqdm:
+    progress(iterable, total=number of batches). Returns the rows of each net in the order of the
+    members, then those of their average. ValueError for other views, an empty set, or sets that
+    are not the same photos.
     """
     for each in views:
         check_views(each)
@@ -121,29 +121,29 @@ def evaluate_members(
     if not len(first):
         raise ValueError("evaluate: the set has no photos")
     if any(not np.array_equal(each.labels, first.labels) for each in photos.values()):
-        raise ValueError("evaluate: a photo can be read in one size and not in another")
-    asked = "ten" if "ten" in views else "centre"
-    count = photos_at_once(batch_size, asked)
+        raise ValueError("evaluate: a photo could be read in one size but not in another")
+    computed = "ten" if "ten" in views else "centre"
+    count = photos_at_once(batch_size, computed)
     names = [member.name for member in members] + ([""] if len(members) > 1 else [])
     rows = [Row(name, each, Tally()) for name in names for each in views]
     batches = _batches(photos, count, members[0].net.device)
     total = -(-len(first) // count)
     for images, labels in batches if progress is None else progress(batches, total=total):
-        said = [log_probabilities(m.net, m.augment, images[m.size], asked) for m in members]
+        every = [log_probabilities(m.net, m.augment, images[m.size], computed) for m in members]
         for place, each in enumerate(views):
-            centre_only = asked == "ten" and each == "centre"
-            answers = [average(logs[[CENTRE]] if centre_only else logs) for logs in said]
+            centre_only = computed == "ten" and each == "centre"
+            means = [average(logs[[CENTRE]] if centre_only else logs) for logs in every]
             if len(members) > 1:
-                answers.append(average(np.stack(answers)))
-            for row, answer in zip(rows[place :: len(views)], answers, strict=True):
-                row.tally.add(answer, labels)
+                means.append(average(np.stack(means)))
+            for row, mean in zip(rows[place :: len(views)], means, strict=True):
+                row.tally.add(mean, labels)
     return rows
 
 
 def _batches(
     photos: dict[int, Any], count: int, device: Device
 ) -> Iterator[tuple[dict[int, Any], np.ndarray]]:
-    """(images by their size, labels) of batch after batch."""
+    """(images by size, labels) of each batch."""
     with ExitStack() as stack:
         loaders = {
             size: stack.enter_context(Loader(each, count, device)) for size, each in photos.items()
@@ -156,10 +156,9 @@ def _batches(
 def predict(
     members: Sequence[Member], photo: str | Path, views: str = "ten", k: int = 5
 ) -> list[tuple[int, float]]:
-    """The k likeliest classes of a photo in any format, best first, with their probabilities.
+    """The k most probable classes of a photo in any format, best first: (label, probability).
 
-    PhotoError, its message the reason in one line, for a file that cannot be read as a photo;
-    ValueError for a net that answers with something else than numbers.
+    PhotoError for a file that cannot be read as a photo; ValueError for non-finite predictions.
     """
     check_views(views)
     path = Path(photo)
@@ -167,14 +166,12 @@ def predict(
         raise PhotoError("not an ordinary file")
     squares = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
         for size in {member.size for member in members}:
             squares[size] = decode_square(str(path), size)[None]
-    said = [log_probabilities(m.net, m.augment, squares[m.size], views) for m in members]
-    logs = average(np.stack([average(each) for each in said]))
+    every = [log_probabilities(m.net, m.augment, squares[m.size], views) for m in members]
+    logs = average(np.stack([average(each) for each in every]))
     if not np.isfinite(logs).all():
-        raise ValueError(
-            f"{photo}: the answer holds values that are not finite; did training fail?"
-        )
+        raise ValueError(f"{photo}: the predictions are not finite; did training fail?")
     best = likeliest(logs, k)[0]
     return [(int(place), float(np.exp(logs[0, place]))) for place in best]

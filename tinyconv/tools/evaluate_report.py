@@ -1,4 +1,4 @@
-"""What an evaluation found, as tables to read and as JSON values."""
+"""The results of an evaluation as text tables and as JSON values."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PAPER = (
     ("1 CNN*, ILSVRC-2012", {"ten": (39.0, 16.6)}),
     ("7 CNNs*, ILSVRC-2012", {"ten": (36.7, 15.4)}),
 )
-"""Errors in percent, top-1 and top-5, as the paper has them (§6, tables 1 and 2). *: trained on a
-larger ImageNet before."""
+"""Top-1 and top-5 errors in percent (paper §6, tables 1 and 2). *: pre-trained on a larger
+ImageNet."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fared: shares of its photos (0 to 1), and what its mistakes were.
+    """The accuracy on one class (0 to 1, None without photos), and its most frequent confusion.
 
-    mistaken_for: the class (a label) that most of its photos were wrongly taken for, of equally
-    many the first, or None; mistakes: how many these are. top1 and top5 are None without photos.
+    mistaken_for: the wrong label predicted most often (the lowest of equals), or None; mistakes:
+    how often.
     """
 
     label: int
@@ -43,19 +43,19 @@ class ClassScore:
 
 def class_scores(tally: Tally, classes: int) -> list[ClassScore]:
     """A score for each class, the worst first; classes without photos last."""
-    labels, answers, among = tally.photos()
+    labels, predicted, in_top5 = tally.photos()
     scores = []
     for label in range(classes):
-        mine = labels == label
-        photos, said = int(mine.sum()), answers[mine]
-        wrong = np.bincount(said[(said != label) & (said >= 0)], minlength=classes)
+        of_class = labels == label
+        photos, given = int(of_class.sum()), predicted[of_class]
+        wrong = np.bincount(given[(given != label) & (given >= 0)], minlength=classes)
         most = int(wrong.argmax())
         scores.append(
             ClassScore(
                 label,
                 photos,
-                int((said == label).sum()) / photos if photos else None,
-                int(among[mine].sum()) / photos if photos else None,
+                int((given == label).sum()) / photos if photos else None,
+                int(in_top5[of_class].sum()) / photos if photos else None,
                 most if wrong[most] else None,
                 int(wrong[most]),
             )
@@ -64,12 +64,15 @@ def class_scores(tally: Tally, classes: int) -> list[ClassScore]:
 
 
 def together(members: int) -> str:
-    """What the row of several nets is called."""
+    """The name of the row of several nets."""
     return f"average of {members}"
 
 
 def accuracy_table(rows: Sequence[Row], members: int, paper: bool = False) -> str:
-    """A line for each net and for their average: top-1, top-5 and loss, by views."""
+    """A line for each net and for their average: top-1, top-5 and loss, by views.
+
+    paper: add the results of the paper.
+    """
     views = list(dict.fromkeys(row.views for row in rows))
     header = [""]
     for each in views:
@@ -91,14 +94,12 @@ def accuracy_table(rows: Sequence[Row], members: int, paper: bool = False) -> st
                 lines.append(line)
     table = _aligned(lines)
     if paper:
-        table += (
-            "\nThe paper prints errors, 100 % less these. *: trained on a larger ImageNet before."
-        )
+        table += "\nThe paper lists errors: 100 % minus these. *: pre-trained on a larger ImageNet."
     return table
 
 
 def class_table(scores: Sequence[ClassScore], names: Sequence[str]) -> str:
-    """Class, photos, top-1, top-5, and the class it is most often taken for."""
+    """Class, photos, top-1, top-5, and the most frequent wrong prediction."""
     lines = [["class", "photos", "top-1", "top-5", "most often taken for"]]
     for score in scores:
         shares = ["" if each is None else f"{each:.1%}" for each in (score.top1, score.top5)]
@@ -110,7 +111,7 @@ def class_table(scores: Sequence[ClassScore], names: Sequence[str]) -> str:
 
 
 def _aligned(lines: list[list[str]], text: tuple[int, ...] = (0,)) -> str:
-    """Columns of equal width: those in `text` begin on the left, numbers end on the right."""
+    """Columns of equal width: those in `text` are left-aligned, the others right-aligned."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
@@ -125,7 +126,7 @@ def _aligned(lines: list[list[str]], text: tuple[int, ...] = (0,)) -> str:
 
 
 def number(value: float) -> float | None:
-    """`value`, or None for what JSON has no numbers for: infinities and NaN."""
+    """`value`, or None for infinities and NaN, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 

@@ -1,9 +1,9 @@
-"""The layers, and a small net, on which `python -m tinyconv gradcheck` tries every derivative.
+"""The layers, and a small net, whose derivatives `python -m tinyconv gradcheck` checks.
 
-All sides of a shape differ and are multiples of nothing, so that a swapped or rounded index shows.
-Constants are large where small ones would hide a mistake: with the paper's α = 1e-4 an LRN over a
-wrong window is hardly off at all, with α = 0.5 it is. Inputs keep away from the places where
-a function has no derivative: ReLU at 0, pooling with a tie.
+All sides of a shape differ, so that swapped or rounded indices are found. Constants are large
+where small ones would hide an error: with the paper's α = 1e-4 an LRN over a wrong window is almost
+right, with α = 0.5 it is not. Inputs avoid the points where a function has no derivative: ReLU at
+0, ties in pooling.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 
 def without_ties(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Shuffled multiples of 0.01, no two alike."""
+    """Shuffled multiples of 0.01, without equal ones."""
     return (rng.permutation(int(np.prod(shape))) * 0.01).reshape(shape)
 
 
@@ -97,7 +97,7 @@ def gradient_cases() -> Iterator[tuple[str, Layer | Sequential, np.ndarray, np.n
     yield "Dropout 0.4, inverted", Dropout(0.4, mode="inverted"), normal, None
     yield "Flatten", Flatten(), normal, None
     yield "Linear", with_weights(Linear(7, 5), rng), rng.standard_normal((3, 7)), None
-    # One layer's derivative is 1, so what is checked is the loss.
+    # Flatten's derivative is 1, so this checks the loss.
     logits = rng.standard_normal((3, 5))
     yield "SoftmaxCrossEntropy", Flatten(), logits, np.array([4, 0, 2])
     x = rng.standard_normal((3, 9, 8, 3))

@@ -19,7 +19,7 @@ from tinyconv.sgd import SGD
 
 
 class MissingGPU:
-    """A GPU that this machine does not have: enough of a `Device` to plan for, not to compute."""
+    """As much of a `Device` as a plan for a GPU needs, on a machine without one."""
 
     name, is_cuda, is_simulated = "cuda:0", True, False
 
@@ -28,7 +28,7 @@ class MissingGPU:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Give the command's arguments to its parser."""
+    """Add the command's arguments to its parser."""
     parser.add_argument("--device", default="auto", help="cpu, cuda:0, or auto (default)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="default auto")
     parser.add_argument("--kernels", choices=KERNELS, default="fast", help="default fast")
@@ -36,9 +36,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print a row for each step of an AlexNet's training; DeviceError, ValueError for wrong usage.
+    """Print a row for each step of training AlexNet; DeviceError, ValueError for wrong usage.
 
-    A GPU that is missing can be planned for: nothing is computed.
+    A plan for a GPU can be printed on a machine without one, because nothing is computed.
     """
     try:
         device: Any = Device(options.device)
@@ -65,7 +65,7 @@ def main(options: argparse.Namespace) -> int:
 def plan_rows(
     net: Sequential, device: Any, kernels: str, precision: str
 ) -> list[tuple[str, str, str, str]]:
-    """(what, file, computed by, files replaced) of each part of a training step, in order."""
+    """(layer, file, computed by, files replaced) for each part of a training step, in order."""
     steps: list[Any] = list(net.layers)
     loss: Any = SoftmaxCrossEntropy
     if kernels == "fast":
@@ -81,14 +81,14 @@ def plan_rows(
 
 
 def row_of(step: Any, on_gpu: bool) -> tuple[str, str, str, str]:
-    """The row of one step, or of a layer that is computed as the book shows it."""
+    """The row of a step, or of a layer that its own file in layers/ computes."""
     if isinstance(step, Step):
         return step.name, step.file, step.computed_by, ", ".join(step.replaces)
     return step.name, source_file(step), names_in(type(step), on_gpu), ""
 
 
 def names_in(kind: type, on_gpu: bool) -> str:
-    """The kernels or host loops that the methods of a class launch, or its products."""
+    """The kernels or host loops that the methods of a class launch, or its matrix products."""
     names: list[str] = []
     for function in vars(kind).values():
         names += _names(getattr(function, "__code__", None))

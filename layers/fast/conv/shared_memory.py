@@ -8,9 +8,9 @@ one for each group, of M × K by K × N elements:
     dL/dx        input pixel n, h, w  channel c            r, s, k
     dL/dw        filter k             weight r, s, c       n, p, q
 
-(These M, N, K are the GEMM's; elsewhere N counts images and K filters.) One of A and B is an array
-as it stands in memory. The other one is *implicit*: nobody writes it down. A thread that needs one
-of its elements computes where in x or dy it is, or that it is outside the image and therefore 0.
+(These M, N, K are the GEMM's; elsewhere N counts images and K filters.) One of A and B is an
+array in memory. The other one is *implicit*, it is never stored: a thread that needs one of its
+elements computes its index in x or dy, or that it is outside the image and therefore 0.
 
 The direct kernels load two numbers from global memory for each multiply-add. But all outputs of a
 row need the same row of A, and all outputs of a column the same column of B. So a block of 16 × 16

@@ -3,9 +3,9 @@
 Tiles are called BM x BN: 128 output pixels by 128 or 64 filters. In dL/dw the output is filters ×
 values of a filter, and its tile is the transpose: "128x64" is 64 filters by 128 values there. A
 128x128 block loads less for each product; 128x64 wastes less where a layer has few filters, and
-makes more blocks where there are few. The rule knows no times. `tiles.json` does: for an
-architecture, and a layer as `layer_key` writes it, it may name the tile that was fastest, which
-overrides the rule:
+makes more blocks where there are few. The rule does not use measured times. `tiles.json` does: for
+an architecture and a layer (`layer_key`) it can name the tile that was fastest, which overrides the
+rule:
 
     {"sm_90": {"bf16 forward 128x27x27x96 256x5x5x48 stride 1 before 2 groups 2": "128x64"}}
 
@@ -24,7 +24,7 @@ TILES = {"128x128": 128, "128x64": 64}
 PATH = Path(__file__).with_name("tiles.json")
 
 MULTIPROCESSORS = 132
-"""Of an H100, where there is no GPU to ask."""
+"""Those of an H100, used without a GPU."""
 
 
 def layer_key(direction, kind, x_shape, w_shape, stride, before, groups):

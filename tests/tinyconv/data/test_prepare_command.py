@@ -11,9 +11,9 @@ import pytest
 from photo_bytes import put
 from tar_bytes import WNIDS, class_folders, photo, tar_of
 
-from tinyconv.__main__ import main
 from tinyconv.data import prepare_command, prepare_work
 from tinyconv.data.store import PhotoStore
+from tinyconv.tools.command_line import main
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -87,7 +87,7 @@ def test_mistakes_give_one_line_and_status_2(
     assert run(*arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert printed.err.startswith("python -m tinyconv prepare: error: ") and message in printed.err
+    assert printed.err.startswith("tinyconv prepare: error: ") and message in printed.err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "older.h5").read_bytes() == b"older"
 

@@ -1,45 +1,66 @@
-"""The doctor as its users call it: on this machine, on broken ones, and with mistakes."""
+"""The doctor as its users run it: on this machine, on broken ones, and with wrong arguments."""
 
 import argparse
-import json
+import ctypes
+import importlib
+import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
-from tinyconv.__main__ import main
-from tinyconv.tools import doctor, doctor_cuda
-from tinyconv.tools.doctor_checks import ABSENT, OK, WARNING, WRONG, Finding, Machine
-from tinyconv.tools.doctor_driver import Driver
+import layers
+from tinyconv.tools import doctor
+from tinyconv.tools.command_line import main
+from tinyconv.tools.doctor import FAILED, MISSING, OK, WARNING, Driver, Finding, Gpu, Machine
 
 ROOT = Path(doctor.__file__).resolve().parents[2]
+SCRIPT = str(ROOT / "tinyconv" / "tools" / "doctor.py")
+
+H200 = Gpu("NVIDIA H200", (9, 0), 150_000_000_000)
+V100 = Gpu("Tesla V100", (7, 0), 16_000_000_000)
+LIBRARIES = ("cuda-nvrtc", "nvvm", "nvjitlink", "cublas")
+CUDA13 = {"cupy-cuda13x": "14.2.0", "cuda-bindings": "13.0.3"}
+CUDA13 |= {f"nvidia-{name}": "13.0.88" for name in LIBRARIES}
+CUDA12 = {"cupy-cuda12x": "14.2.0", "cuda-bindings": "12.9.4"}
+CUDA12 |= {f"nvidia-{name}-cu12": "12.9.86" for name in LIBRARIES}
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch):
-    """Whatever is installed here: no driver, no CuPy."""
-    everything = doctor.installed_versions
-    monkeypatch.setattr(doctor_cuda, "ask_driver", lambda: Driver(problem="no NVIDIA driver"))
-    monkeypatch.setattr(
-        doctor,
-        "installed_versions",
-        lambda: {k: v for k, v in everything().items() if not k.startswith("cupy")},
-    )
+@pytest.fixture
+def install(monkeypatch):
+    """install({name: version}) replaces what is installed."""
+
+    def replace(versions):
+        def version(name):
+            if name not in versions:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return versions[name]
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return replace
 
 
-def diagnose(monkeypatch, capsys, findings, device="auto", used="cpu", *, as_json=False):
-    """What is printed, and the status, for checks that give `findings`."""
+@pytest.fixture
+def real_gpu(monkeypatch):
+    """cuda:0 is not the simulator."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
 
-    def checks(machine):
-        machine.used = used
-        return [(title, need, lambda f=finding: f) for title, need, finding in findings]
 
-    monkeypatch.setattr(doctor, "checks", checks)
-    status = doctor.main(argparse.Namespace(device=device, json=as_json))
-    return status, capsys.readouterr().out
+def machine(version=(13, 0), gpus=(H200,), device="cuda:0", **problem):
+    made = Machine(device)
+    made.driver = Driver(version, tuple(gpus), **problem)
+    return made
+
+
+# --- the command
 
 
 def test_this_machine_can_train_on_its_host(capsys):
@@ -48,42 +69,26 @@ def test_this_machine_can_train_on_its_host(capsys):
     assert lines[-1] == "the host can train"
     titles = [line[:15].strip() for line in lines[:-1] if line[:15].strip()]
     assert titles == [title for title, _, _ in doctor.checks(Machine("cpu"))]
+    assert {"Python", "numba-cuda", "GPU driver", "CUDA versions", "NCCL"} <= set(titles)
     launch = next(line for line in lines if line.startswith("test launch"))
     assert " ok " in launch and "a compiled loop and a matrix product give the right" in launch
 
 
-def test_json_says_the_same_and_nothing_else(capsys):
-    assert main(["doctor", "--json", "--device", "cpu"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["can_train"] is True and result["used"] == result["device"] == "cpu"
-    rows = {row["check"]: row for row in result["checks"]}
-    assert rows["NumPy"]["state"] == "ok" and rows["NumPy"]["needed_by"] == "host"
-    assert rows["driver"]["state"] == "absent"
-    assert {row["state"] for row in rows.values()} <= {"ok", "warning", "wrong", "absent"}
-
-
-def test_a_gpu_that_is_not_there_is_status_1_with_the_reason_and_the_command(monkeypatch, capsys):
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")  # a real one is meant
-    status = main(["doctor", "--device", "cuda:7"])
-    printed = capsys.readouterr().out
-    assert status == 1
-    assert "pip install -e '.[cuda13]'" in printed
-    assert printed.splitlines()[-1].startswith("cuda:7 cannot train: driver: no NVIDIA driver")
-    wrong = [line.split()[0] for line in printed.splitlines() if line[16:21] == "wrong"]
-    assert wrong[:3] == ["driver", "GPUs", "CuPy"]
-
-
-def test_in_a_process_of_its_own_without_the_simulator():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("NUMBA_ENABLE_CUDASIM", None)
-    run = [sys.executable, "-m", "tinyconv", "doctor", "--device", "cuda:0"]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and done.stderr == ""
-    assert done.stdout.splitlines()[-1].startswith("cuda:0 cannot train: ")
+def test_a_missing_gpu_is_status_1_with_the_reason_and_the_command(
+    monkeypatch, capsys, real_gpu, install
+):
+    monkeypatch.setattr(doctor, "ask_driver", lambda: Driver(problem="no NVIDIA driver", fix="f"))
+    install({"numpy": "2.4.0"})
+    assert main(["doctor", "--device", "cuda:7"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line[:15].strip() for line in lines if line[16:22] == "failed"]
+    assert {"h5py", "GPU driver", "CuPy", "test launch"} <= set(failed)
+    assert "numpy" not in failed and f"{'':24} -> pip install -e '.[cuda13]'" in lines
+    assert lines[-1].startswith("cuda:7 cannot train: ")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0"])
-def test_a_device_that_makes_no_sense_is_one_line_and_status_2(name, capsys):
+def test_an_unknown_device_is_one_line_and_status_2(name, capsys):
     assert main(["doctor", "--device", name]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"device {name!r}: use" in error
@@ -96,120 +101,406 @@ def test_wrong_usage_is_status_2(capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+# --- as a script, where tinyconv cannot be imported
+
+
+def script(*arguments, python=(), **environment):
+    """Run doctor.py with the simulator off and no GPU visible, in a folder that is no clone."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "", **environment}
+    environment.pop("NUMBA_ENABLE_CUDASIM", None)
+    command = [sys.executable, *python, SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+
+
+def test_importing_tinyconv_imports_no_tool():
+    code = "import sys, tinyconv; print([n for n in sys.modules if n.startswith('tinyconv.tools')])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_script_needs_no_tinyconv_on_the_path():
+    done = script("--device", "cuda:0", python=["-I"])
+    assert done.returncode == 1 and done.stderr == ""
+    assert done.stdout.splitlines()[-1].startswith("cuda:0 cannot train: ")
+    done = script("--device", "gpu")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "use 'cpu'" in done.stderr
+
+
+def test_packages_that_cannot_be_imported_are_rows_of_the_table(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
+    (tmp_path / "h5py.py").write_text("raise OSError('libhdf5.so: cannot open')")
+    done = script("--device", "cpu", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and done.stderr == ""
+    rows = {line[:15].strip(): line[16:] for line in done.stdout.splitlines()}
+    assert rows["numba"].startswith("failed") and "NumPy 2.4 or less" in rows["numba"]
+    assert rows["h5py"].startswith("failed") and "OSError: libhdf5.so" in rows["h5py"]
+    assert rows["numpy"].startswith("ok") and rows["test launch"].startswith("failed")
+    assert "the host cannot train: numba: " in done.stdout.splitlines()[-1]
+
+
+def test_without_packaging_the_rest_is_still_checked(tmp_path):
+    (tmp_path / "packaging").mkdir()
+    (tmp_path / "packaging" / "__init__.py").write_text("raise ImportError('none')")
+    done = script("--device", "cpu", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and done.stderr == ""
+    first, second, *others = done.stdout.splitlines()
+    assert first.split()[:2] == ["packaging", "failed"] and "pip install -e ." in second
+    assert any(line.startswith("disk            ok") for line in others)
+
+
 # --- verdicts
 
 FINE = ("test launch", doctor.HOST, Finding(OK, "computes"))
-BROKEN = ("test launch", doctor.HOST, Finding(WRONG, "no CuPy", "pip install cupy"))
+BROKEN = ("test launch", doctor.HOST, Finding(FAILED, "no CuPy", "pip install cupy"))
+NO_CUPY = ("CuPy", doctor.GPU, Finding(MISSING, "none", "install it"))
+TWO_CUPYS = ("CuPy", doctor.GPU, Finding(FAILED, "two of them", "remove one"))
+NO_H5PY = ("h5py", doctor.HOST, Finding(FAILED, "not installed", "pip install h5py"))
+MIXED = ("CUDA versions", doctor.OPTIONAL, Finding(FAILED, "mixed", "install one"))
+FIX = "(the fix is in the table)"
+HOST_ONLY = "this machine can train, on the host: no GPU is used (see CuPy)"
+NO_HOST = f"the host cannot train: h5py: not installed {FIX}"
 
 
-def test_what_is_absent_and_not_needed_is_not_wrong(monkeypatch, capsys):
-    rows = [("CuPy", doctor.GPU, Finding(ABSENT, "none", "install it")), FINE]
-    status, printed = diagnose(monkeypatch, capsys, rows)
-    assert status == 0
-    assert "install it" not in printed  # noise where no GPU is
-    assert printed.endswith("this machine can train, on the host: no GPU is used (see CuPy)\n")
-
-
-def test_the_same_is_wrong_where_a_gpu_was_asked_for(monkeypatch, capsys):
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
-    rows = [
-        ("CuPy", doctor.GPU, Finding(ABSENT, "none", "install it")),
-        ("NCCL", doctor.OPTIONAL, Finding(ABSENT, "none")),
-        BROKEN,
-    ]
-    status, printed = diagnose(monkeypatch, capsys, rows, "cuda:0", "")
-    assert status == 1
-    lines = printed.splitlines()
-    assert lines[0].split() == ["CuPy", "wrong", "none"] and lines[1].strip() == "-> install it"
-    assert lines[2].split()[1] == "absent"
-    assert lines[-1] == "cuda:0 cannot train: CuPy: none (what mends it stands above)"
-
-
-def test_a_device_that_computes_can_train_whatever_else_is_found(monkeypatch, capsys):
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
-    rows = [("CUDA versions", doctor.OPTIONAL, Finding(WRONG, "mixed", "one of them")), FINE]
-    status, printed = diagnose(monkeypatch, capsys, rows, "cuda:0", "cuda:0")
-    assert status == 0 and printed.endswith("\ncuda:0 can train\n")
-    status, printed = diagnose(monkeypatch, capsys, rows, "auto", "cuda:0")
-    assert status == 0 and printed.endswith("\nthis machine can train, on cuda:0\n")
-
-
-def test_a_fault_of_the_gpu_is_no_reason_why_the_host_cannot_train(monkeypatch, capsys):
-    rows = [
-        ("CuPy", doctor.GPU, Finding(WRONG, "two of them")),
-        ("h5py", doctor.HOST, Finding(WRONG, "not installed", "pip install h5py")),
-        FINE,
-    ]
-    status, printed = diagnose(monkeypatch, capsys, rows, "cpu")
-    assert status == 1
-    assert "\nthe host cannot train: h5py: not installed (what" in printed
-
-
-def test_a_check_that_fails_is_a_line_and_the_others_go_on(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "device, used, rows, status, last",
+    [
+        # What is missing and not needed is no failure; it is one if a GPU was requested.
+        ("auto", "cpu", [NO_CUPY, FINE], 0, HOST_ONLY),
+        ("cuda:0", "", [NO_CUPY, BROKEN], 1, f"cuda:0 cannot train: CuPy: none {FIX}"),
+        # A device that computes can train, whatever else is found.
+        ("cuda:0", "cuda:0", [MIXED, FINE], 0, "cuda:0 can train"),
+        ("auto", "cuda:0", [MIXED, FINE], 0, "this machine can train, on cuda:0"),
+        # The host fails for reasons of its own.
+        ("cpu", "cpu", [TWO_CUPYS, FINE], 0, "the host can train"),
+        ("cpu", "cpu", [TWO_CUPYS, NO_H5PY, FINE], 1, NO_HOST),
+    ],
+)  # fmt: skip
+def test_verdicts(monkeypatch, capsys, real_gpu, device, used, rows, status, last):
     def checks(machine):
-        def fails():
-            raise RuntimeError("strange\n  machine")
-
-        return [("folder", doctor.HOST, fails), FINE]
+        machine.used = used
+        return [(title, need, lambda finding=finding: finding) for title, need, finding in rows]
 
     monkeypatch.setattr(doctor, "checks", checks)
-    assert doctor.main(argparse.Namespace(device="cpu", json=False)) == 0
+    assert doctor.main(argparse.Namespace(device=device)) == status
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"\n{last}\n")
+    # How to install for a GPU is noise where none is asked for.
+    assert ("-> install it" in printed) == (device == "cuda:0" and NO_CUPY in rows)
+    assert ("-> pip install h5py" in printed) == (NO_H5PY in rows)
+
+
+def test_a_check_that_raises_is_a_warning_and_the_others_follow(monkeypatch, capsys):
+    def fails():
+        raise RuntimeError("strange\n  machine")
+
+    monkeypatch.setattr(
+        doctor,
+        "checks",
+        lambda machine: [("disk", doctor.HOST, fails), FINE[:2] + (lambda: FINE[2],)],
+    )
+    assert doctor.main(argparse.Namespace(device="cpu")) == 0
     first, second, _ = capsys.readouterr().out.splitlines()
-    assert first.split(maxsplit=2)[1:] == [WARNING, "could not be looked at: strange machine"]
+    assert first.split(maxsplit=2)[1:] == [
+        WARNING,
+        "could not be checked: RuntimeError: strange machine",
+    ]
     assert second.startswith("test launch")
 
 
-def test_without_any_list_of_requirements_the_rest_is_still_told(monkeypatch, capsys):
-    def missing():
-        raise OSError("no setup.cfg")
-
-    monkeypatch.setattr(doctor, "required_versions", missing)
-    assert doctor.main(argparse.Namespace(device="cpu", json=False)) == 0
-    assert "NumPy           ok" in capsys.readouterr().out
+# --- packages
 
 
-# --- a tinyconv that cannot be imported
+def test_the_requirements_are_those_of_setup_cfg():
+    needs = {one.name: one for one in doctor.requirements()}
+    assert {"Python", "numpy", "numba", "h5py", "pillow", "matplotlib", "tqdm"} < set(needs)
+    assert "0.30.4" in needs["numba-cuda"].specifier and "0.31" not in needs["numba-cuda"].specifier
+    assert platform.python_version() in needs["Python"].specifier
+    assert "cupy-cuda13x" not in needs  # an extra
 
 
-@pytest.fixture
-def broken(tmp_path):
-    """The doctor's files in a package whose import fails at numba; runs `python -m tinyconv`."""
-    tools = tmp_path / "tinyconv" / "tools"
-    tools.mkdir(parents=True)
-    for path in (*Path(doctor.__file__).parent.glob("doctor*.py"), tools / "__init__.py"):
-        shutil.copy(Path(doctor.__file__).with_name(path.name), tools)
-    shutil.copy(ROOT / "tinyconv" / "__init__.py", tmp_path / "tinyconv")
-    (tmp_path / "tinyconv" / "alexnet.py").write_text("import numba")  # the first to be imported
-    (tmp_path / "tinyconv" / "__main__.py").write_text("")
-    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
-    (tmp_path / "layers.py").write_text("import numba")
-    shutil.copy(ROOT / "setup.cfg", tmp_path) if (ROOT / "setup.cfg").exists() else None
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        )
-
-    return run
+def test_an_installed_package_without_setup_cfg_has_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    lines = ["numpy<2.5,>=2.0", "h5py", 'cupy-cuda13x[ctk]; extra == "cuda13"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: {"Requires-Python": ">=3.10"})
+    assert [str(one) for one in doctor.requirements()] == [
+        "Python>=3.10",
+        "numpy<2.5,>=2.0",
+        "h5py",
+    ]
 
 
-def test_a_numba_that_cannot_be_imported_is_a_line_of_the_table(broken):
-    done = broken("-m", "tinyconv", "doctor")
-    assert done.returncode == 1 and done.stderr == ""
-    line = next(line for line in done.stdout.splitlines() if line.startswith("numba  "))
-    assert "wrong" in line and "importing it fails: Numba needs NumPy 2.4 or less" in line
-    assert "h5py            ok" in done.stdout
-    assert "this machine cannot train: numba: " in done.stdout.splitlines()[-1]
-    assert broken("-X", "dev", "-m", "tinyconv", "doctor", "--json").stdout.startswith("{")
+@pytest.mark.parametrize(
+    "version, state, found",
+    [
+        (None, "failed", "not installed"),
+        ("0.29.9", "failed", "0.29.9; tinyconv needs <0.31,>=0.30"),
+        ("0.31", "failed", "0.31; tinyconv needs <0.31,>=0.30"),
+        ("0.30rc1", "failed", "0.30rc1; tinyconv needs <0.31,>=0.30"),
+        ("0.30.10", "ok", "0.30.10"),
+        ("0.30.5rc1", "ok", "0.30.5rc1"),
+    ],
+)
+def test_a_package_is_missing_out_of_range_or_ok(install, version, state, found):
+    install({"numba-cuda": version} if version else {})
+    finding = doctor.package(Requirement("numba-cuda>=0.30,<0.31"))
+    assert finding[:2] == (state, found)
+    assert finding.fix == ("pip install 'numba-cuda<0.31,>=0.30'" if state == FAILED else "")
 
 
-def test_wrong_usage_and_other_commands_there(broken):
-    done = broken("-m", "tinyconv", "doctor", "--device", "gpu")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    for others in (("-m", "tinyconv", "check"), ("-c", "import tinyconv", "doctor")):
-        done = broken(*others)
-        assert done.returncode == 1 and "ImportError: Numba needs" in done.stderr
+def test_files_left_behind_by_a_package_are_not_a_package(install):
+    install({"h5py": None})  # what importlib.metadata returns for them
+    assert doctor.package(Requirement("h5py>=3.10"))[:2] == (FAILED, "not installed")
+
+
+def test_a_package_that_cannot_be_imported_is_reported_with_its_message(monkeypatch):
+    def fails(name):
+        raise ImportError("numpy.dtype\n size changed")
+
+    monkeypatch.setattr(importlib, "import_module", fails)
+    finding = doctor.package(Requirement("h5py>=3.10"))
+    assert finding.state == FAILED and "ImportError: numpy.dtype size changed" in finding.found
+    assert finding.fix == "pip install --force-reinstall --no-deps 'h5py>=3.10'"
+
+
+def test_an_old_python_fails(monkeypatch):
+    monkeypatch.setattr(platform, "python_version", lambda: "3.9.18")
+    finding = doctor.package(Requirement("Python>=3.10"))
+    assert finding[:2] == (FAILED, "3.9.18; tinyconv needs >=3.10")
+    assert "python3.12 -m venv" in finding.fix
+
+
+def test_optional_packages_never_fail(install):
+    install({"nvidia-nccl-cu13": "2.28.3"})
+    assert doctor.optional("x", "nvidia-nccl-cu12", "nvidia-nccl-cu13")[:2] == (
+        OK,
+        "nvidia-nccl-cu13 2.28.3",
+    )
+    finding = doctor.optional("simulation", "greenlet", fix="pip install greenlet")
+    assert finding == (MISSING, "greenlet: only needed for simulation", "pip install greenlet")
+
+
+def test_long_errors_are_shortened():
+    assert len(doctor.one_line(ValueError("x" * 999))) == 300
+
+
+# --- driver
+
+
+def libcuda(version=13000, init=0, gpus=(), names=None):
+    """The driver's library as far as the doctor calls it: functions that write to pointers."""
+
+    def put(pointer, value):
+        pointer._obj.value = value
+        return 0
+
+    def gpu(handle):
+        return gpus[handle.value - 10]  # a handle is not an index
+
+    return SimpleNamespace(
+        cuInit=lambda flags: init,
+        cuDriverGetVersion=lambda p: put(p, version),
+        cuDeviceGetCount=lambda p: put(p, len(gpus)),
+        cuDeviceGet=lambda p, index: put(p, index + 10),
+        cuDeviceGetName=lambda p, size, d: setattr(p, "value", gpu(d).name.encode()[: size - 1]),
+        cuDeviceTotalMem_v2=lambda p, d: put(p, gpu(d).memory),
+        cuDeviceGetAttribute=lambda p, number, d: put(p, gpu(d).capability[number - 75]),
+        cuGetErrorName=lambda status, p: put(p, (names or {}).get(status)),
+    )
+
+
+def answers(monkeypatch, **settings):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libcuda(**settings))
+    return doctor.ask_driver()
+
+
+def test_version_and_gpus(monkeypatch):
+    t4 = Gpu("Tesla T4", (7, 5), 16_000_000_000)
+    assert answers(monkeypatch, version=12080, gpus=[H200, t4]) == Driver((12, 8), (H200, t4))
+
+
+@pytest.mark.parametrize(
+    "status, name, fix",
+    [
+        (100, b"CUDA_ERROR_NO_DEVICE", "nvidia-smi -L"),
+        (803, b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "restart the machine"),
+        (34, b"CUDA_ERROR_STUB_LIBRARY", "unset LD_LIBRARY_PATH"),
+        (999, b"CUDA_ERROR_UNKNOWN", "install NVIDIA's driver"),
+    ],
+)
+def test_a_driver_that_does_not_start_is_named_with_its_fix(monkeypatch, status, name, fix):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    driver = answers(monkeypatch, init=status, names={status: name})
+    assert driver.problem == f"the driver returns {name.decode()}" and not driver.gpus
+    assert driver.fix.startswith(fix) and driver.version == (13, 0)
+
+
+def test_an_error_without_a_name_is_reported_by_its_number(monkeypatch):
+    driver = answers(monkeypatch, init=4711, version=0)
+    assert driver.problem == "the driver returns error 4711" and driver.version == (0, 0)
+
+
+def test_hidden_gpus_differ_from_missing_ones(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    driver = answers(monkeypatch, init=100)
+    assert driver.problem == "CUDA_VISIBLE_DEVICES='-1' hides the GPUs"
+    assert driver.fix == "unset CUDA_VISIBLE_DEVICES"
+
+
+def test_no_driver(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert doctor.ask_driver().problem == "no NVIDIA driver" and doctor.ask_driver().fix
+    finding = doctor.driver(Machine())
+    assert finding.state == MISSING and "install NVIDIA's driver" in finding.fix
+
+
+def test_every_gpu_is_listed(real_gpu):
+    listed = (
+        "CUDA 13.0; cuda:0 NVIDIA H200, compute capability 9.0, 150.0 GB; "
+        "cuda:1 Tesla V100, compute capability 7.0, 16.0 GB"
+    )
+    two = machine(gpus=(H200, V100), device="cuda:1")
+    assert doctor.driver(two) == (OK, listed, "")
+    two.device = "cuda:2"
+    assert doctor.driver(two) == (FAILED, f"{listed}; no cuda:2", "--device cuda:1")
+
+
+# --- CuPy and NVIDIA's libraries
+
+
+def test_without_cupy_the_extra_for_this_driver_is_the_fix(install):
+    install({})
+    for version, extra in (((13, 0), "cuda13"), ((12, 4), "cuda12"), ((0, 0), "cuda13")):
+        finding = doctor.cupy(machine(version))
+        assert (finding.state, finding.fix) == (MISSING, f"pip install -e '.[{extra}]'")
+
+
+def test_two_cupy_packages_are_both_uninstalled_before_one_is_installed(install):
+    install({"cupy-cuda12x": "13.6.0", **CUDA13})
+    finding = doctor.cupy(machine())
+    assert finding.state == FAILED
+    assert "cupy-cuda12x 13.6.0, cupy-cuda13x 14.2.0" in finding.found
+    assert finding.fix == (
+        "pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install -e '.[cuda13]'"
+    )
+
+
+@pytest.mark.parametrize("error", [ImportError("libcudart.so.13:\n gone"), AttributeError("cuda")])
+def test_a_cupy_that_cannot_be_imported_is_reported_with_its_message(monkeypatch, install, error):
+    def fails(name):
+        raise error
+
+    install(CUDA13)
+    monkeypatch.setattr(importlib, "import_module", fails)
+    finding = doctor.cupy(machine())
+    assert finding.state == FAILED and doctor.one_line(error) in finding.found
+    assert finding.fix == "pip uninstall -y cupy-cuda13x && pip install -e '.[cuda13]'"
+    monkeypatch.setattr(importlib, "import_module", lambda name: None)
+    assert doctor.cupy(machine()) == (OK, "cupy-cuda13x 14.2.0", "")
+
+
+def test_libraries_are_searched_by_cuda_pathfinder_in_another_process(
+    tmp_path, monkeypatch, install
+):
+    package = tmp_path / "cuda"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "pathfinder.py").write_text(
+        "def load_nvidia_dynamic_lib(name):\n    if name in ('nvvm', 'cublas'): raise OSError(name)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    install({})
+    before = set(sys.modules)
+    finding = doctor.libraries(machine())
+    assert finding == (MISSING, "nvvm, cublas not found", "pip install -e '.[cuda13]'")
+    assert not [name for name in set(sys.modules) - before if name.startswith("cuda")]
+    (package / "pathfinder.py").write_text("def load_nvidia_dynamic_lib(name): pass")
+    assert doctor.libraries(machine()) == (OK, "found nvrtc, nvvm, nvJitLink, cublas", "")
+    install(CUDA12)
+    assert "nvidia-cublas-cu12 12.9.86" in doctor.libraries(machine()).found
+    (package / "pathfinder.py").write_text("raise ImportError")
+    assert doctor.libraries(machine()).found == "nvrtc, nvvm, nvJitLink, cublas not found"
+
+
+@pytest.mark.parametrize(
+    "versions, driver, gpu, state",
+    [
+        (CUDA13, (13, 0), H200, OK),
+        (CUDA12, (12, 9), H200, OK),
+        (CUDA12, (13, 0), V100, OK),
+        (CUDA13, (12, 4), H200, FAILED),
+        (CUDA12, (11, 8), H200, FAILED),
+        (CUDA13, (13, 0), V100, FAILED),
+        ({**CUDA12, "cupy-cuda13x": "14"}, (13, 0), H200, WARNING),
+        ({"cuda-bindings": "13.5.0"}, (13, 0), H200, OK),
+        (CUDA13, (0, 0), H200, MISSING),
+        ({}, (13, 0), H200, MISSING),
+    ],
+)
+def test_versions_that_have_to_agree(install, versions, driver, gpu, state):
+    install(versions)
+    finding = doctor.versions_agree(machine(driver, [gpu]))
+    assert finding.state == state and bool(finding.fix) == (state in (FAILED, WARNING))
+
+
+def test_the_fix_of_versions_that_disagree_uninstalls_all_wrong_ones(install):
+    install(CUDA13)
+    finding = doctor.versions_agree(machine((12, 4)))
+    assert finding.found.startswith("libraries 13, CuPy 13, driver 12.4: ")
+    assert finding.found.endswith("support CUDA 12 at most")
+    assert finding.fix == (
+        "pip uninstall -y cupy-cuda13x nvidia-cuda-nvrtc nvidia-nvvm nvidia-nvjitlink "
+        "nvidia-cublas && pip install -e '.[cuda12]'"
+    )
+    finding = doctor.versions_agree(machine(gpus=[H200, V100]))
+    assert "CUDA 12 at most" in finding.found and finding.fix.endswith("'.[cuda12]'")
+
+
+# --- disk and test launch
+
+
+def test_a_full_disk_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9e9))
+    assert doctor.disk() == (OK, f"{tmp_path}, 9.0 GB free", "")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
+    assert doctor.disk().state == WARNING and "--out FOLDER" in doctor.disk().fix
+
+
+def test_the_host_and_the_simulator_compute(device):
+    on = Machine(device.name)
+    finding = doctor.launch(on)
+    assert finding.state == (WARNING if device.is_simulated else OK)
+    assert on.used == device.name
+    assert "a matrix product give the right numbers" in finding.found
+
+
+@pytest.mark.parametrize(
+    "error, fix",
+    [
+        (RuntimeError("[222] cuLinkAddData: UNSUPPORTED_PTX_VERSION"), "nvidia-nvjitlink"),
+        (RuntimeError("cannot cache function:\nno locator available"), "NUMBA_CACHE_DIR="),
+        (ImportError("No module named 'h5py'"), "pip install -e ."),
+        (ValueError("?"), ""),
+    ],
+)
+def test_a_failed_launch_is_reported_with_its_fix(monkeypatch, install, error, fix):
+    def device(name):
+        raise error
+
+    install({})
+    monkeypatch.setattr(layers, "Device", device)
+    finding = doctor.launch(Machine("cuda:0"))
+    assert finding.state == FAILED and finding.found.startswith(doctor.one_line(error))
+    assert fix in finding.fix and bool(fix) == bool(finding.fix)
+
+
+def test_wrong_numbers_are_a_failure(monkeypatch):
+    monkeypatch.setattr(layers.Linear, "forward", lambda self, x: np.zeros((3, 2), np.float32))
+    finding = doctor.launch(Machine("cpu"))
+    assert finding.state == FAILED and "expected [[10, -10], [65, 12], [26, 1]]" in finding.found

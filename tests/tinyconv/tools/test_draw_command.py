@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from tinyconv import alexnet
-from tinyconv.__main__ import main
 from tinyconv.parallel.columns import Columns
 from tinyconv.recipes import RECIPES
 from tinyconv.run.checkpoint import save_weights
+from tinyconv.tools.command_line import main
 from tinyconv.tools.draw_command import crossing_table
 
 SMALL = ["--width", "0.05", "--image-size", "64", "--classes", "6"]
@@ -79,5 +79,5 @@ def test_mistakes_are_one_line_and_exit_status_2(arguments, said, tmp_path, caps
     monkeypatch.chdir(tmp_path)
     assert main(["draw", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("python -m tinyconv draw: error: ") and said in error
+    assert error.startswith("tinyconv draw: error: ") and said in error
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -50,7 +50,7 @@ def test_the_picture_says_what_the_paper_says(papers):
         f"{count:,} each way"
         for count in (4 * 2 * 55**2, 4 * 2 * 27**2, 4 * 128 * 13**2, 4 * 128 * 36, 8192, 8192)
     ]
-    # Two at each border and each meeting, one for the logits.
+    # Two at each border and each exchange, one for the logits.
     assert len(arrows(svg, "y")) == 2 * (2 + 4) + 1 and "2,000" in said
 
 

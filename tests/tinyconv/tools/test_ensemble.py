@@ -82,7 +82,7 @@ def test_nets_of_several_sizes_get_their_own_photos():
         expected = evaluate(each.net, photos[each.size], each.augment, 20, "ten")
         assert row.tally.evaluation() == expected
     other = PhotoSet(photos[9].images, (photos[9].labels + 1) % 6, tuple(CLASSES))
-    with pytest.raises(ValueError, match="in one size and not in another"):
+    with pytest.raises(ValueError, match="in one size but not in another"):
         evaluate_members([small, large], {7: photos[7], 9: other})
 
 
@@ -219,5 +219,5 @@ def test_a_net_gone_to_nan_gives_no_answer(tmp_path):
     bad = member("one", 1)
     bad.net["fc"].weight.value[0, 0] = np.nan
     image = encoded(Image.new("RGB", (20, 20), "red")).getvalue()
-    with pytest.raises(ValueError, match="values that are not finite"):
+    with pytest.raises(ValueError, match="predictions are not finite"):
         predict([bad], put(tmp_path / "red.png", image))

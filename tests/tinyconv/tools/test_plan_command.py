@@ -8,8 +8,8 @@ import pytest
 
 from layers import Device, simulator
 from tinyconv import alexnet
-from tinyconv.__main__ import main
 from tinyconv.tools import plan_command
+from tinyconv.tools.command_line import main
 
 
 def printed(capsys, *arguments):
@@ -95,6 +95,5 @@ def test_a_gpu_that_is_missing_can_be_planned_for(capsys, monkeypatch):
 def test_a_device_that_makes_no_sense_is_refused_in_one_line(capsys):
     assert main(["plan", "--device", "gpu"]) == 2
     assert capsys.readouterr().err == (
-        "python -m tinyconv plan: error: device 'gpu': use 'cpu', 'cuda:0' (or another index) "
-        "or 'auto'\n"
+        "tinyconv plan: error: device 'gpu': use 'cpu', 'cuda:0' (or another index) or 'auto'\n"
     )

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,7 @@ def run(work: Work, options: argparse.Namespace, given: dict[str, Any], program:
     options, given: from `options.parse`; program: begins each error message. Returns the exit
     status.
     """
-
-    def failure(error: BaseException, whose: str = "") -> tuple[int, str] | None:
-        return _failure(error, program, whose)
-
+    failure = partial(explain, program)  # processes of replicas get it, too
     try:
         if under_mpi():
             return join(work, lambda: settled(options, given), failure, program)
@@ -124,7 +122,7 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
     return data
 
 
-def _failure(error: BaseException, program: str, whose: str) -> tuple[int, str] | None:
+def explain(program: str, error: BaseException, whose: str = "") -> tuple[int, str] | None:
     """Exit status and the line to print; None for an error that is a mistake of this program."""
     if isinstance(error, DeviceError | ValueError | OSError):
         return 2, f"{program}: error: {whose}{error}"

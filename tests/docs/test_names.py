@@ -85,7 +85,9 @@ def test_named_functions_exist(document):
 
 def test_the_tour_visits_every_folder():
     folders = {path.parent.relative_to(ROOT).as_posix() for path in sources()} - {"examples"}
-    missing = [folder for folder in folders - {"layers"} if f"| `{folder}/`" not in text_of("tour.md")]
+    missing = [
+        folder for folder in folders - {"layers"} if f"| `{folder}/`" not in text_of("tour.md")
+    ]
     assert not missing, "docs/tour.md should say what to look for in each of these"
 
 

@@ -63,8 +63,29 @@ def test_named_files_exist(document):
         for word in words
         if re.fullmatch(r"[\w./-]+\.(py|md|toml|cfg)", word) or word.startswith(starts)
     }
-    missing = {path for path in paths if not (ROOT / path).exists()}
+    missing = {path for path in paths if not any(ROOT.glob(path.rstrip("/")))}
     assert not missing, f"{document.name} names files that are not there"
+
+
+def headings(path):
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCUMENTS],
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.exists(), target
+        assert not anchor or anchor in headings(other), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -67,7 +67,7 @@ class Epoch:
     images_per_second: float
     seconds: float
     waited: float
-    """Share of the training time (0 to 1) in which a step waited for its photos."""
+    """Part of the training time (0 to 1) in which a step waited for its photos."""
     first_loss: float
     """Loss of the run's first batch."""
     best: bool

@@ -19,7 +19,7 @@ _spec.loader.exec_module(_module)
 SAY = _module.SAY
 
 ALLOWED = (
-    *("tinyconv/data", "tinyconv/lab", "tinyconv/parallel"),
+    *("tinyconv/data", "tinyconv/lab", "tinyconv/parallel", "benchmarks"),
 )
 """Folders and files that still contain words to avoid."""
 

@@ -63,8 +63,29 @@ def test_named_files_exist(document):
         for word in words
         if re.fullmatch(r"[\w./-]+\.(py|md|toml|cfg)", word) or word.startswith(starts)
     }
-    missing = {path for path in paths if not (ROOT / path).exists()}
+    missing = {path for path in paths if not any(ROOT.glob(path.rstrip("/")))}
     assert not missing, f"{document.name} names files that are not there"
+
+
+def headings(path):
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCUMENTS],
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.exists(), target
+        assert not anchor or anchor in headings(other), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -83,15 +104,22 @@ def test_named_functions_exist(document):
     assert not missing, f"{document.name} names what is in no source file"
 
 
-def test_the_tour_visits_every_file():
-    tour = text_of("tour.md")
-    modules = [
-        path.relative_to(ROOT).as_posix()
-        for path in sources()
-        if path.name != "__init__.py" and "examples" not in path.parts
+def test_the_tour_visits_every_folder():
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in sources()} - {"examples"}
+    missing = [
+        folder for folder in folders - {"layers"} if f"| `{folder}/`" not in text_of("tour.md")
     ]
-    missing = [path for path in modules if f"`{path}`" not in tour]
-    assert not missing, "docs/tour.md should say in a sentence what to look for in each of these"
+    assert not missing, "docs/tour.md should say what to look for in each of these"
+
+
+def test_the_first_line_of_every_file_says_what_it_holds():
+    first = {path: path.read_text(encoding="utf-8").partition("\n")[0] for path in sources()}
+    silent = [
+        path.relative_to(ROOT).as_posix()
+        for path, line in first.items()
+        if not re.fullmatch(r'"""\S.{9,}', line) and path.stat().st_size
+    ]
+    assert not silent, "docs/tour.md sends its readers to this line"
 
 
 def test_the_tours_second_exercise_finds_its_lines():

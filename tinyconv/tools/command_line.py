@@ -92,4 +92,3 @@ def run() -> None:
         # The reader is closed (`| head`); the flush at interpreter exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-

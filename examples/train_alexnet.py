@@ -19,6 +19,7 @@ import sys
 
 from tinyconv import RECIPES, SGD, alexnet
 from tinyconv.data.augment import Augment, colour_axes
+from tinyconv.data.training_data import TrainingData
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep, begin_together
@@ -30,7 +31,7 @@ from tinyconv.run.progress_bar import ProgressBar
 from tinyconv.run.recorder import Recorder, in_turn
 from tinyconv.run.stop import StopSignals
 from tinyconv.run.training import step_for
-from tinyconv.train import Training, TrainingData
+from tinyconv.train import Training
 
 
 def train(options, replica=None):

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
+from tinyconv.data.training_data import TrainingData
 from tinyconv.evaluate import Evaluation, count_hits, evaluate
 from tinyconv.schedule import Schedule
 from tinyconv.sequential import Sequential
@@ -108,28 +108,6 @@ class Progress:
     best_top1: float = -1.0
     best_epoch: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class TrainingData:
-    """Photos to learn from and to validate on, and what makes batches of them.
-
-    train, val: a PhotoSet or a store's StoredPhotos; batch_size: of the whole step; seed: of the
-    order. rank, ranks: the place of this process among those that share each batch.
-    """
-
-    train: Any
-    val: Any
-    augment: Augment
-    batch_size: int = 128
-    seed: int = 0
-    rank: int = 0
-    ranks: int = 1
-
-    def loader(self, device: Any) -> Loader:
-        """Reads the training set's batches to `device`."""
-        place = {"rank": self.rank, "ranks": self.ranks}
-        return Loader(self.train, self.batch_size, device, seed=self.seed, **place)
 
 
 class SingleStep:

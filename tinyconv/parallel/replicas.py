@@ -168,22 +168,13 @@ def begin_together(training: Training) -> None:
     """Give all ranks the weights and the progress of rank 0, which may have read a checkpoint.
 
     The net's dropout layers are told which rows of the batch are theirs.
-    training: by a `ReplicaStep`, with equal arguments on every rank, before its `run`. ValueError
-    for a batch that cannot be divided; RankLostError if a rank has failed on its way.
+    training: by a `ReplicaStep`, with equal arguments on every rank, before its `run`.
+    RankLostError if a rank has failed on its way.
     """
     step: Any = training.step
-    replica, optimizer, ranks = step.replica, training.optimizer, training.data.ranks
-    photos, batch = len(training.data.train), training.data.batch_size
-    if batch % ranks:
-        near = batch // ranks * ranks or ranks
-        raise ValueError(
-            f"a batch of {batch} cannot be divided among {ranks} processes: use "
-            f"--batch-size {near} or {near + ranks}"
-        )
-    if photos < ranks:
-        raise ValueError(f"{photos} training photos cannot be divided among {ranks} processes")
-    step.rows = min(batch, photos)
-    first_row = part(step.rows, replica.rank, ranks).start
+    replica, optimizer = step.replica, training.optimizer
+    step.rows = min(training.data.batch_size, len(training.data.train))
+    first_row = part(step.rows, replica.rank, replica.size).start
     for layer in training.net.layers:
         if isinstance(layer, Dropout):
             layer.first_row = first_row

@@ -182,7 +182,7 @@ class Silent:
 )
 def test_what_cannot_be_divided_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        begin_together(training(replica=Replica(Silent(0, 4)), **settings))
+        training(replica=Replica(Silent(0, 4)), **settings)
 
 
 def test_a_rank_that_failed_before_the_first_step_is_noticed_by_the_others():

@@ -45,7 +45,7 @@ LONGEST = (
     "tinyconv/lab/test_checks.py",
     "examples/test_train_survives.py",
     "tinyconv/test_step.py",
-    "tinyconv/data/test_prepare_work.py",
+    "tinyconv/data/test_prepare_resumes.py",
     "tinyconv/parallel/test_columns.py",
     "tinyconv/lab/test_picture.py",
 )

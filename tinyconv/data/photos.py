@@ -17,6 +17,7 @@ a grey lower half would be learned as if it were part of the subject.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class PhotoSet:
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     @property
     def size(self) -> int:
@@ -175,6 +176,8 @@ def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.n
             # twice the wanted size left, the resampling still decides what the result looks like.
             image.draft(None, (2 * size, 2 * size))
             image.load()
+            if image.format == "JPEG":
+                _check_complete(image, source, size)
             small = central_square(_eight_bits(image), size)
             # The middle of a photo stays the middle however it is turned, so the small square can
             # be turned instead of the large photo.
@@ -188,6 +191,31 @@ def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.n
         raise
     except Exception as error:  # bad bytes make Pillow's readers raise nearly anything
         raise PhotoError(_reason(error)) from error
+
+
+def _check_complete(
+    image: Image.Image, source: str | os.PathLike[str] | IO[bytes], size: int
+) -> None:
+    """PhotoError for a JPEG whose data ends early, at any place before its end marker.
+
+    libjpeg decodes every block after that as grey, and Pillow does not report its warning. So if
+    the last pixel is this grey, the photo is decoded again with more data before the end marker,
+    which changes the pixels only if data is missing.
+    """
+    if image.getpixel((image.width - 1, image.height - 1)) not in (128, (128, 128, 128)):
+        return
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            data = file.read()
+    else:
+        source.seek(0)
+        data = source.read()
+    end = data.rfind(b"\xff\xd9")
+    with Image.open(io.BytesIO(data[:end] + b"\x55\xa3" * 2**12 + data[end:])) as longer:
+        longer.draft(None, (2 * size, 2 * size))
+        longer.load()
+        if longer.tobytes() != image.tobytes():
+            raise PhotoError("a part of its data is missing")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

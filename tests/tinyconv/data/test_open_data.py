@@ -27,8 +27,8 @@ def folder(tmp_path):
 def prepared(folder, tmp_path):
     """The same photos as `folder`, in a file."""
     train, val, _ = read_folder(folder, 32)
-    with StoreWriter.create(
-        tmp_path / "f.h5", size=32, room={"train": 10, "val": 4},
+    with StoreWriter(
+        tmp_path / "f.h5", size=32, rows={"train": 10, "val": 4},
         class_ids=["a", "b"], class_names=["A", "B"], settings={},
     ) as writer:  # fmt: skip
         writer.write_rows("train", 0, train.images)
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_and_the_file_closed(prepared, tmp_path):
         open_data(prepared, None, classes=1)
     with pytest.raises(ValueError, match="need a size"):
         open_data(None, None)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         open_data(tmp_path / "absent", 32)
     (tmp_path / "text.h5").write_text("text")
     with pytest.raises(StoreError):

@@ -38,8 +38,10 @@ def read_folder(
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, not {size}")
     root = Path(folder)
-    if root.exists() and not root.is_dir():
-        raise SourceError(f"{quoted(root)} is not a folder; unpack an archive, or prepare it")
+    if not root.is_dir():
+        if root.exists():
+            raise SourceError(f"{quoted(root)} is not a folder; unpack an archive, or prepare it")
+        raise SourceError(f"no such folder: {quoted(root)}")
     listing = list_source(root)
     names, photos = listing.class_ids, listing.photos
     if classes is not None:

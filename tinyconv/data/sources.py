@@ -65,8 +65,8 @@ def list_source(
         raise SourceError(f"cannot read {where}: {error.strerror or error}") from error
     if len(listing.class_ids) < 2:
         raise SourceError(
-            f"{quoted(source)} has photos of one class ({some(listing.class_ids)}): a classifier "
-            "needs at least two"
+            f"only one class in {quoted(source)} ({some(listing.class_ids)}): a classifier needs at "
+            "least two"
         )
     return listing
 
@@ -99,7 +99,7 @@ class _Source:
             kind, classed = self._both(train, val)
         elif train or "val" in folders or VAL_ARCHIVE in archives:
             raise SourceError(
-                f"{quoted(self.path)} has no {'val' if train else 'train'!r} ({self._inside()}): "
+                f"{quoted(self.path)} has no folder {'val' if train else 'train'!r} ({self._inside()}): "
                 "rename the folder that takes its place, or prepare one folder of classes with "
                 "--val-share 0.2"
             )
@@ -176,7 +176,7 @@ class _Source:
                     f"{quoted(self.path)}: {self._inside()}; {EXPECTED}, or photos with --labels "
                     "FILE"
                 )
-            self._check_not_empty("it", classes)
+            self._check_not_empty("", classes)
             classed = [(each, name) for name, files in classes.items() for each in files]
         ids = {name for _, name in classed}
         if self.val_share is None:
@@ -215,11 +215,12 @@ class _Source:
         return [(each, labels.of(each.name) or "") for each in photos]
 
     def _check_not_empty(self, above: str, classes: dict[str, list[Found]]) -> None:
-        if empty := [name for name, photos in classes.items() if not photos]:
-            raise SourceError(
-                f"{quoted(self.path)}: {above} has no file of the class {some(empty)}: put photos "
-                "there or remove the class"
-            )
+        for name, photos in classes.items():
+            if not photos:
+                raise SourceError(
+                    f"{quoted(self.path / above / name)} is empty: put photos there or remove the "
+                    "class"
+                )
 
     def _inside(self) -> str:
         folders = ", ".join(map(quoted, self.tree.folders[:5])) or "none"

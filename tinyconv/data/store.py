@@ -73,7 +73,7 @@ class PhotoStore:
         try:
             self._header = read_header(self.path)
             if self._header.checksum is None:
-                raise StoreError(f"{self.path}: incomplete; run prepare again, which resumes")
+                raise StoreError(f"{self.path}: not complete; run prepare again, which resumes")
             if checksum(self.path, self._header) != self._header.checksum:
                 raise StoreError(f"{self.path}: damaged (wrong checksum); copy it again")
         except OSError as error:

@@ -131,10 +131,13 @@ def spoil(folder: Path) -> None:
 @pytest.mark.parametrize(
     "breakage, message",
     [
-        (remove, "no such file or folder"),
+        (remove, "no such folder"),
         (lambda root: remove(root).write_text("x"), "is not a folder"),
-        (lambda root: remove(root / "train"), "has no 'train' .*'val'"),
-        (lambda root: (root / "val").rename(root / "eval"), "has no 'val' .*'eval', 'train'"),
+        (lambda root: remove(root / "train"), "has no folder 'train' .*'val'"),
+        (
+            lambda root: (root / "val").rename(root / "eval"),
+            "has no folder 'val' .*'eval', 'train'",
+        ),
         (lambda root: [remove(root / "train" / c) for c in ("cat", "dog")], "no class folders"),
         (lambda root: [remove(root / s / "cat") for s in ("train", "val")], "at least two"),
         (lambda root: remove(root / "val" / "dog"), "lacks the class 'dog'"),
@@ -142,7 +145,7 @@ def spoil(folder: Path) -> None:
         (spoil, "no readable photo of the class 'cat' in train .10 of all 10 .*0.png': not a phot"),
         (lambda root: spoil(root / "val"), "no readable photo of .*'cat' in val .4 of all 10"),
         (lambda root: spoil(root / "val/dog"), "no readable photo of .*'dog' in val .2 of all 10"),
-        (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "no file of .* 'dog'"),
+        (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "train/dog' is empty"),
     ],
 )
 def test_unusable_folders_are_explained_in_one_line(root, breakage, message):

@@ -241,10 +241,13 @@ def test_flat_photos_with_labels_and_a_share(tmp_path):
     [
         ({}, "its folders: none; files beside them: 0; expected"),
         ({"x.txt": b"", "y.txt": b""}, "files beside them: 2; expected"),
-        ({"train/a/x": b"", "train/b/x": b"", "eval/a/x": b""}, "no 'val' .*'eval', 'train'"),
-        ({"val/a/x": b"", "val/b/x": b""}, "no 'train'"),
+        (
+            {"train/a/x": b"", "train/b/x": b"", "eval/a/x": b""},
+            "no folder 'val' .*'eval', 'train'",
+        ),
+        ({"val/a/x": b"", "val/b/x": b""}, "no folder 'train'"),
         ({"train/x.png": b"x", "val/a/x": b"x"}, "train has no class folders"),
-        ({"train/a/x": b"x", "val/a/x": b"x"}, "photos of one class .'a'."),
+        ({"train/a/x": b"x", "val/a/x": b"x"}, "only one class in .*'a'"),
         ({"train/a/x": b"", "train/b/x": b"", "val/a/x": b""}, "val lacks the class 'b'"),
         (
             {"train/a/x": b"", "val/a/x": b"", "val/c/x": b""},
@@ -252,7 +255,7 @@ def test_flat_photos_with_labels_and_a_share(tmp_path):
         ),
         ({"a/x": b"", "b/x": b"", "b/y": b""}, "3 files of 2 classes .'a' and 1 more.*--val-share"),
         ({"n1.tar": b"x", "n2.tar": b"x"}, "expected: .* the folder with the archives of ILSVRC"),
-        ({"ILSVRC2012_img_train.tar": b"x"}, "no 'val'"),
+        ({"ILSVRC2012_img_train.tar": b"x"}, "no folder 'val'"),
         ({"ILSVRC2012_img_train.tar": b"", "val/a": b""}, "is not a tar archive"),
     ],
 )
@@ -269,7 +272,7 @@ def test_an_empty_class_folder(tmp_path):
     laid_out(tmp_path, class_folders())
     (tmp_path / "train" / "emu").mkdir()
     (tmp_path / "val" / "emu").mkdir()
-    with pytest.raises(SourceError, match="train has no file of the class 'emu'"):
+    with pytest.raises(SourceError, match="train/emu' is empty"):
         list_source(tmp_path)
 
 

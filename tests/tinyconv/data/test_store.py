@@ -233,7 +233,7 @@ def test_rows_beyond_the_labels_are_unused(path):
     """An unreadable photo: those after it moved up."""
     with new_store(path, SETS, spare=1) as writer:
         writer.write_rows("train", 7, SETS["train"].images[:1])
-        with pytest.raises(StoreError, match="incomplete; run prepare again, which resumes"):
+        with pytest.raises(StoreError, match="not complete; run prepare again, which resumes"):
             PhotoStore(path)
         writer.finish(LABELS)
     with PhotoStore(path) as store:
@@ -289,7 +289,7 @@ def test_killed_at_any_write_the_file_is_incomplete_and_can_be_finished(path, mo
             except Killed:
                 pass
         if path.read_bytes() != whole:  # else the last write lacked only zeros
-            with pytest.raises(StoreError, match="incomplete"):
+            with pytest.raises(StoreError, match="not complete"):
                 PhotoStore(path)
         with new_store(path, SETS, spare=1) as writer:  # the rows are still there
             if last < 3:
@@ -393,7 +393,7 @@ def test_corruption_is_noticed_or_harmless(path, monkeypatch):
             not any(start <= at < start + n for start, n in (header.train, header.val))
             for at in changed
         ):
-            refused(path, "copy it again|prepare the file again|not a file of prep|incomplete")
+            refused(path, "copy it again|prepare the file again|not a file of prep|not complete")
             outcomes["refused"] += 1
             continue
         with PhotoStore(path) as store:

@@ -140,11 +140,9 @@ def _indices_to_ids(
 ) -> dict[str, str]:
     """Labels that are numbers are indices into the sorted class ids, unless they are class ids."""
     labels = set(classes.values())
-    if not all(label.isdecimal() for label in labels) or labels <= set(class_ids or ()):
+    numbers = all(label.isdecimal() for label in labels)
+    if class_ids is None or not numbers or labels <= set(class_ids):
         return classes
-    if class_ids is None:  # numbers of one length sort as numbers do
-        width = max(map(len, labels))
-        return {name: label.zfill(width) for name, label in classes.items()}
     smallest, largest = min(map(int, labels)), max(map(int, labels))
     if largest >= len(class_ids):
         raise SourceError(
@@ -201,14 +199,3 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{quoted(path)} is not text in UTF-8") from error
-
-
-def shortfall(counts: Mapping[str, int], class_ids: tuple[str, ...]) -> list[str]:
-    """Lines that say how many photos are missing, if the classes are those of ILSVRC 2012."""
-    if len(class_ids) != 1000 or not all(map(WNID.fullmatch, class_ids)):
-        return []
-    return [
-        f"note: ILSVRC 2012 has {whole:,} photos in {split}, this source has {counts[split]:,}"
-        for split, whole in (("train", 1_281_167), ("val", 50_000))
-        if counts[split] != whole
-    ]

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -59,7 +59,7 @@ class Prepared:
 
     counts: photos in each split. classes: how many. size: pixels. nbytes: of the file. resumed:
     photos done by an earlier call. bare: ids of classes without training photos. skipped: files
-    that were left out; skipped_file: the file that names them.
+    that were left out; skipped_file: the file that names them, if there are any.
     """
 
     counts: dict[str, int]
@@ -67,9 +67,9 @@ class Prepared:
     size: int
     nbytes: int
     resumed: int
-    bare: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    skipped_file: Path | None = None
+    bare: list[str]
+    skipped: list[Skipped]
+    skipped_file: Path
 
 
 def prepare(
@@ -97,6 +97,7 @@ def prepare(
     older `out` is unchanged then.
     """
     out = Path(os.path.abspath(out))
+    exists = SourceError(f"{quoted(out)} exists already: give --force to replace it")
     if size is not None and not 1 <= size <= LARGEST:
         raise SourceError(f"the size must be 1 to {LARGEST} pixels, not {size}")
     if workers is not None and workers < 0:
@@ -107,14 +108,13 @@ def prepare(
         raise SourceError(f"{quoted(out)} is a folder: give the name of the file to make")
     if not out.parent.is_dir():
         raise SourceError(f"no such folder: {quoted(out.parent)}; make it first")
-    exists = SourceError(f"{quoted(out)} exists already: give --force to replace it")
     if out.exists() and not force and not beside(out, "progress").exists():
         raise exists
     with progress(desc="listing", unit="file") as bar:
         listing = list_source(source, labels, val_share, seed, bar.update)
     work = _Work(listing, out, size or listing.size, strict, report, progress)
     try:
-        with _locked(work.part):
+        with _locked(work.part, work.saved.path):
             complete = work.saved.finished and not work.part.stat().st_size
             if out.exists() and not force and not complete:
                 raise exists
@@ -122,7 +122,8 @@ def prepare(
                 work.part.unlink()
             else:
                 work.run(None if workers is None else workers or 1)
-            return work.result()
+            work.saved.path.unlink(missing_ok=True)
+        return work.result()
     except BrokenPipeError:  # nobody reads the report
         raise
     except OSError as error:
@@ -153,6 +154,7 @@ class _Work:
     ) -> None:
         self.listing, self.photos, self.counts = listing, listing.photos, listing.counts()
         self.out, self.part, self.size, self.strict = out, beside(out, "part"), size, strict
+        self.skipped_file = out.with_suffix(".skipped.txt")
         self.report, self.progress = report, progress
         self.settings = {
             "source": {"kind": listing.kind, "name": listing.name},
@@ -182,12 +184,14 @@ class _Work:
         ) as writer:
             self._decode(writer, workers)
             labels = self._labels()
-            self._check_readable(labels)
+            for split, each in labels.items():
+                if not len(each):
+                    raise SourceError(self._unreadable(split))
             writer.finish(labels, partial(self.progress, desc="statistics", unit="block"))
         if self.saved.skipped:
-            replace_file(_skipped_file(self.out), "".join(f"{each}\n" for each in self._skipped()))
+            replace_file(self.skipped_file, "".join(f"{each}\n" for each in self._skipped()))
         else:
-            _skipped_file(self.out).unlink(missing_ok=True)  # of an older file
+            self.skipped_file.unlink(missing_ok=True)  # of an older file
         self.saved.finished = True
         self.saved.save()
         os.replace(self.part, self.out)
@@ -197,36 +201,33 @@ class _Work:
         needed = len(self.photos) * row + 4 * row + 2**20
         free = shutil.disk_usage(self.out.parent).free
         free += getattr(self.part.stat(), "st_blocks", 0) * 512  # is continued or replaced
+        sizes = f"{needed / 1e9:,.2f} GB", f"{free / 1e9:,.2f} GB"
         self.report(
             f"{self.counts['train']:,} training and {self.counts['val']:,} validation photos, "
             f"{len(self.listing.class_ids):,} classes; at {self.size}×{self.size} they need "
-            f"{needed / 1e9:,.2f} GB, the disk has {free / 1e9:,.2f} GB"
+            f"{sizes[0]}, the disk has {sizes[1]}"
         )
         if needed > free:
             raise SourceError(
-                f"{quoted(self.out)} needs {needed / 1e9:,.2f} GB and the disk has "
-                f"{free / 1e9:,.2f} GB: make room, take another disk, or a smaller --size"
+                f"{quoted(self.out)} needs {sizes[0]} and the disk has {sizes[1]}: make room, take "
+                "another disk, or a smaller --size"
             )
 
     def _check_unfinished(self) -> None:
         """Resume the unfinished file, or empty it if it is of other photos, or damaged."""
         saved, total = self.saved, len(self.photos)
-        damaged = saved.done and self.part.stat().st_size < total * self.size**2 * 3
-        if damaged:
+        if saved.done and self.part.stat().st_size < total * self.size**2 * 3:
             self.report("the unfinished file is missing or damaged: starting again")
+            saved.reset()
         elif saved.other:
-            self.report(
-                "the source or the options have changed since the unfinished preparation: "
-                "starting again"
-            )
+            self.report("the source or the options have changed: starting again")
+            saved.reset()
         elif saved.done:
             self.report(f"resuming after {saved.done:,} of {total:,} photos")
-        if damaged or not saved.done:
-            saved.reset()
+        if not saved.done:
             os.truncate(self.part, 0)
         self.resumed = saved.done
-        if self.strict and saved.skipped:
-            self._refuse(self._skipped()[0])
+        self._check_strict(saved.skipped)
 
     def _decode(self, writer: StoreWriter, workers: int | None) -> None:
         start, border, total = self.saved.done, self.counts["train"], len(self.photos)
@@ -235,26 +236,38 @@ class _Work:
         batches = [[photo.found for photo in self.photos[a:b]] for a, b in bounds]
         skipped = list(self.saved.skipped)
         rows = {split: len(each) for split, each in self._labels(start).items()}
-        time_saved = time.monotonic()
+        saved_at = time.monotonic()
         with (
             self.progress(total=total, initial=start, desc="decoding", unit="photo") as bar,
             closing(decode_in_order(batches, self.size, workers)) as decoded,
         ):
             for (first, last), (images, reasons) in zip(bounds, decoded, strict=True):
                 split = self.photos[first].split
-                skipped += [(first + i, reason) for i, reason in enumerate(reasons) if reason]
-                if self.strict and any(reasons):
-                    self._refuse(self._skip(*skipped[-sum(map(bool, reasons))]))
+                bad = [(first + i, reason) for i, reason in enumerate(reasons) if reason]
+                self._check_strict(bad)
+                skipped += bad
                 kept = images[[not reason for reason in reasons]]
                 writer.write_rows(split, rows[split], kept)
                 rows[split] += len(kept)
                 bar.update(last - first)
-                late = time.monotonic() - time_saved > SAVE_SECONDS
+                late = time.monotonic() - saved_at > SAVE_SECONDS
                 if late or last - self.saved.done >= SAVE_PHOTOS or last == total:
                     writer.flush()
                     self.saved.done, self.saved.skipped = last, list(skipped)
                     self.saved.save()
-                    time_saved = time.monotonic()
+                    saved_at = time.monotonic()
+
+    def _check_strict(self, skipped: list[tuple[int, str]]) -> None:
+        if self.strict and skipped:
+            raise SourceError(f"{self._name(*skipped[0])} (--strict; without it, it is left out)")
+
+    def _unreadable(self, split: str) -> str:
+        first = next(each for each in self.saved.skipped if self.photos[each[0]].split == split)
+        self.saved.reset()
+        return (
+            f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
+            f"{self._name(*first)}"
+        )
 
     def _labels(self, done: int | None = None) -> dict[str, np.ndarray]:
         """Labels of the readable ones among the first `done` photos, by split."""
@@ -265,29 +278,13 @@ class _Work:
             for split in SPLITS
         }
 
-    def _check_readable(self, labels: dict[str, np.ndarray]) -> None:
-        for split in SPLITS:
-            if not len(labels[split]):
-                places = [i for i, _ in self.saved.skipped if self.photos[i].split == split]
-                first = self._skip(*next(x for x in self.saved.skipped if x[0] == places[0]))
-                self.saved.reset()
-                raise SourceError(
-                    f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
-                    f"{first}"
-                )
-
-    def _refuse(self, skipped: Skipped) -> None:
-        raise SourceError(f"{skipped} (--strict; without it such files are left out)")
-
-    def _skip(self, index: int, reason: str) -> Skipped:
+    def _name(self, index: int, reason: str) -> Skipped:
         return Skipped(Path(self.photos[index].found.name), reason)
 
     def _skipped(self) -> list[Skipped]:
-        return [self._skip(*each) for each in self.saved.skipped]
+        return [self._name(*each) for each in self.saved.skipped]
 
     def result(self) -> Prepared:
-        """The result; removes the file with the progress."""
-        self.saved.path.unlink(missing_ok=True)
         labels, ids = self._labels(), self.listing.class_ids
         return Prepared(
             counts={split: len(each) for split, each in labels.items()},
@@ -297,15 +294,15 @@ class _Work:
             resumed=self.resumed,
             bare=[ids[label] for label in sorted(set(range(len(ids))) - set(labels["train"]))],
             skipped=self._skipped(),
-            skipped_file=_skipped_file(self.out) if self.saved.skipped else None,
+            skipped_file=self.skipped_file,
         )
 
 
 @contextmanager
-def _locked(part: Path) -> Iterator[None]:
-    """Hold the unfinished file, made if it does not exist, against a second preparation.
+def _locked(part: Path, progress: Path) -> Iterator[None]:
+    """Lock the unfinished file, made if it does not exist, against a second preparation.
 
-    It is removed if nothing is done of it at the end.
+    At the end it is removed if there is no progress to resume.
     """
     with open(part, "ab") as file:
         try:
@@ -319,10 +316,5 @@ def _locked(part: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            progress = part.with_name(part.name.removesuffix("part") + "progress")
             if part.exists() and not progress.exists():
                 part.unlink()
-
-
-def _skipped_file(out: Path) -> Path:
-    return out.with_suffix(".skipped.txt")

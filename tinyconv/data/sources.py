@@ -65,8 +65,8 @@ def list_source(
         raise SourceError(f"cannot read {where}: {error.strerror or error}") from error
     if len(listing.class_ids) < 2:
         raise SourceError(
-            f"only one class in {quoted(source)} ({some(listing.class_ids)}): a classifier needs at "
-            "least two"
+            f"only one class in {quoted(source)} ({some(listing.class_ids)}): a classifier needs "
+            "at least two"
         )
     return listing
 
@@ -98,10 +98,10 @@ class _Source:
         if train and val:
             kind, classed = self._both(train, val)
         elif train or "val" in folders or VAL_ARCHIVE in archives:
+            missing = "val" if train else "train"
             raise SourceError(
-                f"{quoted(self.path)} has no folder {'val' if train else 'train'!r} ({self._inside()}): "
-                "rename the folder that takes its place, or prepare one folder of classes with "
-                "--val-share 0.2"
+                f"{quoted(self.path)} has no folder {missing!r} ({self._inside()}): rename the one "
+                "that takes its place, or prepare one folder of classes with --val-share 0.2"
             )
         else:
             kind, classed = self._share()
@@ -116,9 +116,7 @@ class _Source:
             [Photo(split, label_of[name], each) for split, name, each in classed],
             notes=self.notes,
         )
-        if train:
-            self.notes += ilsvrc.shortfall(listing.counts(), listing.class_ids)
-        else:
+        if not train:
             listing.choices = {"val_share": self.val_share, "seed": self.seed}
         return listing
 

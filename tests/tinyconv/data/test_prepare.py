@@ -133,7 +133,7 @@ def test_an_older_file_remains_without_force(source, tmp_path):
 
 
 def test_strict_stops_at_the_first_damaged_photo(source, tmp_path):
-    with pytest.raises(SourceError, match="train_1b.PNG': .*--strict; without it"):
+    with pytest.raises(SourceError, match="train_1b.PNG': .*--strict; without it, it is"):
         made(source, tmp_path / "out.h5", strict=True)
     with pytest.raises(KeyboardInterrupt):
         made(source, tmp_path / "out.h5", progress=stopping_at(14))

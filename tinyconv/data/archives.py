@@ -61,7 +61,10 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
     section = _Section(file, outer.offset, outer.size)
     title = quoted(outer.path) + (f" ({quoted(outer.name)})" if outer.offset else "")
     truncated = SourceError(f"{title} is truncated: copy or download it again")
-    damaged = f"{title} is damaged%s; copy or download it again"
+
+    def damaged(how: str) -> SourceError:
+        return SourceError(f"{title} is damaged{how}; copy or download it again")
+
     found: dict[str, Found] = {}
     try:
         # A fixed encoding, because the order of names must not depend on the machine.
@@ -77,7 +80,7 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
         while member := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # a million of them otherwise
             if member.size < 0 or not before < member.offset < archive.offset:
-                raise SourceError(damaged % ": a member ends before it begins")
+                raise damaged(": a member ends before it begins")
             stored = member.isreg() and not member.issparse()
             if stored and member.offset_data + member.size > outer.size:
                 raise truncated
@@ -91,15 +94,15 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
         if len(end) < _BLOCK:
             raise truncated
         if any(end):  # tarfile stops at the end mark, and also at a header that it cannot parse
-            raise SourceError(damaged % f" at byte {outer.offset + archive.offset:,}")
+            raise damaged(f" at byte {outer.offset + archive.offset:,}")
         if any(section.read(_MAX_PADDING)):
-            raise SourceError(damaged % ", or several archives in one: data after its end mark")
+            raise damaged(", or several archives in one: data after its end mark")
     except SourceError:
         raise
     except OSError as error:
         raise SourceError(f"cannot read {title}: {error.strerror or error}") from error
     except Exception as error:  # malformed headers make tarfile raise nearly anything
-        raise (truncated if section.at_end else SourceError(damaged % "")) from error
+        raise (truncated if section.at_end else damaged("")) from error
     if listed:
         listed(len(found))
     return list(found.values())

@@ -15,7 +15,7 @@ from tinyconv.data.listing import SourceError
 
 
 def listed(tmp_path, content):
-    return list_archive(put(tmp_path / "a.tar", content))
+    return list_archive(put(tmp_path / "100%s.tar", content))
 
 
 def content_of(found):

@@ -21,7 +21,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -53,25 +52,6 @@ _NO_BAR = partial(tqdm, disable=True)
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-@dataclass
-class Prepared:
-    """The result of `prepare`.
-
-    counts: photos in each split. classes: how many. size: pixels. nbytes: of the file. resumed:
-    photos done by an earlier call. bare: ids of classes without training photos. skipped: files
-    that were left out; skipped_file: the file that names them, if there are any.
-    """
-
-    counts: dict[str, int]
-    classes: int
-    size: int
-    nbytes: int
-    resumed: int
-    bare: list[str]
-    skipped: list[Skipped]
-    skipped_file: Path
-
-
 def prepare(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -85,7 +65,7 @@ def prepare(
     force: bool = False,
     report: Callable[[str], object] = lambda line: None,
     progress: Callable[..., Any] = _NO_BAR,
-) -> Prepared:
+) -> tuple[list[Skipped], int]:
     """Decode the photos of `source` (`sources.py`) into the file `out`.
 
     size: side of the squares in pixels; None: 256, or 32 for CIFAR-10. workers: threads that
@@ -93,8 +73,9 @@ def prepare(
     unreadable photo is an error. force: replace an older `out`. report is called with lines for
     the user; progress as tqdm is, with desc, total, initial and unit.
 
-    Interrupted or failed, the same call resumes. SourceError, one line that says what to do; an
-    older `out` is unchanged then.
+    Returns the files that were left out, which `skipped_file(out)` names, and how many photos an
+    earlier call had done. Interrupted or failed, the same call resumes. SourceError, one line that
+    says what to do; an older `out` is unchanged then.
     """
     out = Path(os.path.abspath(out))
     exists = SourceError(f"{quoted(out)} exists already: give --force to replace it")
@@ -123,7 +104,7 @@ def prepare(
             else:
                 work.run(None if workers is None else workers or 1)
             work.saved.path.unlink(missing_ok=True)
-        return work.result()
+        return work.skipped(), work.resumed
     except BrokenPipeError:  # nobody reads the report
         raise
     except OSError as error:
@@ -154,7 +135,6 @@ class _Work:
     ) -> None:
         self.listing, self.photos, self.counts = listing, listing.photos, listing.counts()
         self.out, self.part, self.size, self.strict = out, beside(out, "part"), size, strict
-        self.skipped_file = out.with_suffix(".skipped.txt")
         self.report, self.progress = report, progress
         self.settings = {
             "source": {"kind": listing.kind, "name": listing.name},
@@ -189,9 +169,9 @@ class _Work:
                     raise SourceError(self._unreadable(split))
             writer.finish(labels, partial(self.progress, desc="statistics", unit="block"))
         if self.saved.skipped:
-            replace_file(self.skipped_file, "".join(f"{each}\n" for each in self._skipped()))
+            replace_file(skipped_file(self.out), "".join(f"{each}\n" for each in self.skipped()))
         else:
-            self.skipped_file.unlink(missing_ok=True)  # of an older file
+            skipped_file(self.out).unlink(missing_ok=True)  # of an older file
         self.saved.finished = True
         self.saved.save()
         os.replace(self.part, self.out)
@@ -281,21 +261,14 @@ class _Work:
     def _name(self, index: int, reason: str) -> Skipped:
         return Skipped(Path(self.photos[index].found.name), reason)
 
-    def _skipped(self) -> list[Skipped]:
+    def skipped(self) -> list[Skipped]:
+        """The files that are left out."""
         return [self._name(*each) for each in self.saved.skipped]
 
-    def result(self) -> Prepared:
-        labels, ids = self._labels(), self.listing.class_ids
-        return Prepared(
-            counts={split: len(each) for split, each in labels.items()},
-            classes=len(ids),
-            size=self.size,
-            nbytes=self.out.stat().st_size,
-            resumed=self.resumed,
-            bare=[ids[label] for label in sorted(set(range(len(ids))) - set(labels["train"]))],
-            skipped=self._skipped(),
-            skipped_file=self.skipped_file,
-        )
+
+def skipped_file(out: str | os.PathLike[str]) -> Path:
+    """The text file that names what was left out of a prepared file."""
+    return Path(out).with_suffix(".skipped.txt")
 
 
 @contextmanager

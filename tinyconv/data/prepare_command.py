@@ -15,6 +15,7 @@ out and named in OUT.skipped.txt.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -22,8 +23,9 @@ from functools import partial
 
 from tqdm import tqdm
 
-from tinyconv.data.listing import SourceError
-from tinyconv.data.prepare import Prepared, prepare
+from tinyconv.data.listing import Skipped, SourceError
+from tinyconv.data.prepare import prepare, skipped_file
+from tinyconv.data.store import PhotoStore
 
 SMALLEST = 73
 """Pixels; from 7/8 of this side, 64 pixels, AlexNet can be trained."""
@@ -53,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     wait = 0 if sys.stderr.isatty() else 30  # in a log file, a bar every half minute
     try:
-        result = prepare(
+        skipped, resumed = prepare(
             options.source,
             options.out,
             size=options.size,
@@ -66,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
             report=partial(print, flush=True),
             progress=partial(tqdm, leave=False, smoothing=0.1, mininterval=wait or 0.1, delay=wait),
         )
-        _summary(result, options, time.perf_counter() - began)
+        _summary(options, skipped, resumed, time.perf_counter() - began)
         return 0
     except SourceError as error:
         print(f"python -m tinyconv prepare: error: {error}", file=sys.stderr)
@@ -76,26 +78,29 @@ def main(options: argparse.Namespace) -> int:
         return 130
 
 
-def _summary(result: Prepared, options: argparse.Namespace, seconds: float) -> None:
-    for each in result.skipped[:_SHOWN]:
+def _summary(
+    options: argparse.Namespace, skipped: list[Skipped], resumed: int, seconds: float
+) -> None:
+    for each in skipped[:_SHOWN]:
         print(f"skipped {each}")
-    if result.skipped:
-        print(f"skipped {len(result.skipped):,} files; all are named in {result.skipped_file}")
-    if result.bare:
-        names = ", ".join(result.bare[:5]) + (", ..." if len(result.bare) > 5 else "")
-        print(f"note: {len(result.bare):,} classes have no training photo: {names}")
-    total = sum(result.counts.values())
-    rate = (total + len(result.skipped) - result.resumed) / seconds
-    earlier = f" ({result.resumed:,} were done before)" if result.resumed else ""
+    if skipped:
+        print(f"skipped {len(skipped):,} files; all are named in {skipped_file(options.out)}")
+    with PhotoStore(options.out) as store:
+        train, val, size, ids = len(store.train), len(store.val), store.size, store.class_ids
+        bare = [ids[label] for label in sorted(set(range(len(ids))) - set(store.train.labels))]
+    if bare:
+        names = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
+        print(f"note: {len(bare):,} classes have no training photo: {names}")
+    rate = (train + val + len(skipped) - resumed) / seconds
+    earlier = f" ({resumed:,} were done before)" if resumed else ""
     following = f"python examples/train_alexnet.py --data {shlex.quote(options.out)}"
-    if result.size < SMALLEST:
-        print(f"note: {result.size}×{result.size} is too small for AlexNet: prepare larger squares")
+    if size < SMALLEST:
+        print(f"note: {size}×{size} is too small for AlexNet: prepare larger squares")
         source, out = shlex.quote(options.source), shlex.quote(options.out)
         following = f"python -m tinyconv prepare {source} {out} --size {SMALLEST} --force"
     print(
-        f"{options.out}: {result.counts['train']:,} training and {result.counts['val']:,} "
-        f"validation photos of {result.classes:,} classes, {result.size}×{result.size}, "
-        f"{result.nbytes / 1e9:,.2f} GB\n"
+        f"{options.out}: {train:,} training and {val:,} validation photos of {len(ids):,} classes, "
+        f"{size}×{size}, {os.path.getsize(options.out) / 1e9:,.2f} GB\n"
         f"{seconds:,.1f} s, {rate:,.0f} photos/s{earlier}\n"
         f"next: {following}"
     )

@@ -93,7 +93,10 @@ def spoil(folder: Path) -> None:
 @pytest.mark.parametrize(
     "breakage, message",
     [
-        (lambda root: (root / "val").rename(root / "eval"), "has no folder 'val' .*'eval', 'train'"),
+        (
+            lambda root: (root / "val").rename(root / "eval"),
+            "has no folder 'val' .*'eval', 'train'",
+        ),
         (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "train/dog' is empty"),
         (spoil, "no readable photo of the class 'cat' in train .10 of all 10 .*0.png': not a phot"),
         (lambda root: spoil(root / "val"), "no readable photo of .*'cat' in val .4 of all 10"),

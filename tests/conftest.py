@@ -110,7 +110,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills",
         type=int,
         default=0,
-        help="kill so many more ranks at random moments (tests/tinyconv/parallel/test_launch.py)",
+        help="kill so many more ranks (tests/tinyconv/parallel/test_launch.py) and preparations "
+        "(tests/tinyconv/data/test_prepare_resumes.py) at random moments",
     )
 
 

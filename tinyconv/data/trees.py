@@ -14,6 +14,8 @@ from pathlib import Path
 from tinyconv.data.archives import OUTSIDE, list_archive
 from tinyconv.data.listing import Found, Listed, SourceError, problem_with_size, quoted, some
 
+_DEEPEST = 200
+
 
 class Tree:
     """Sorted files and folders (names that end with "/") whose names begin with `prefix`."""
@@ -67,6 +69,8 @@ def _list_folder(path: str, prefix: str, above: tuple[tuple[int, int], ...]) -> 
     if (status.st_dev, status.st_ino) in above:
         return []
     above += ((status.st_dev, status.st_ino),)
+    if len(above) > _DEEPEST:
+        raise SourceError(f"{quoted(path[:200])}...: folders are nested more than {_DEEPEST} deep")
     found = []
     with os.scandir(path) as entries:
         for entry in entries:

@@ -127,6 +127,9 @@ def test_links_are_followed_and_rings_end(tmp_path):
     }
     with pytest.raises(SourceError, match="neither a folder nor an ordinary file"):
         open_tree(folder / "pipe")
+    (folder / "/".join("d" * 250)).mkdir(parents=True)
+    with pytest.raises(SourceError, match="folders are nested more than 200 deep"):
+        open_tree(folder)
 
 
 def test_names_outside_of_the_archive_are_left_out_and_named(tmp_path):

@@ -12,13 +12,14 @@ the devkit are another order and need its table. Others publish the labels as LO
 
 from __future__ import annotations
 
-import io
+import importlib.util
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-
-import numpy as np
 
 from tinyconv.data.archives import list_nested, read_gzipped, unpacked_members
 from tinyconv.data.listing import Found, Listed, SourceError, quoted
@@ -170,26 +171,32 @@ def _from_devkit(path: Path, files: Mapping[str, bytes]) -> Labels:
     return Labels(path, classes, words)
 
 
+# In a process of its own: SciPy can crash on a damaged file.
+_READ_META = """
+import io, json, sys
+from numpy import atleast_1d
+from scipy.io import loadmat
+file = io.BytesIO(sys.stdin.buffer.read())
+rows = atleast_1d(loadmat(file, squeeze_me=True, variable_names=["synsets"])["synsets"])
+leaves = [row for row in rows if int(row["num_children"]) == 0]
+print(json.dumps([(int(r["ILSVRC2012_ID"]), str(r["WNID"]), str(r["words"])) for r in leaves]))
+"""
+
+
 def _read_meta(path: Path, content: bytes) -> tuple[dict[int, str], dict[str, str]]:
     """ILSVRC2012_ID to WordNet id, and names by WordNet id, of the classes without subclasses."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
+    if not importlib.util.find_spec("scipy"):
         raise SourceError(
             f"{quoted(path)}: to read meta.mat, pip install scipy; or give LOC_val_solution.csv "
             "with --labels"
-        ) from error
-    try:
-        synsets = loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])
-        rows = [row for row in np.atleast_1d(synsets["synsets"]) if int(row["num_children"]) == 0]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
-        words = {str(row["WNID"]): str(row["words"]) for row in rows}
-    except Exception as error:  # damaged bytes make SciPy raise nearly anything
-        reason = " ".join(str(error).split())
-        raise SourceError(f"{quoted(path)}: its meta.mat cannot be read ({reason})") from error
-    if not wnids or not all(map(WNID.fullmatch, wnids.values())) or len(words) < len(rows):
-        raise SourceError(f"{quoted(path)}: its meta.mat is not the table of ILSVRC 2012")
-    return wnids, words
+        )
+    command = [sys.executable, "-c", _READ_META]
+    child = subprocess.run(command, input=content, capture_output=True)
+    rows = json.loads(child.stdout) if child.returncode == 0 else []
+    wnids = {number: wnid for number, wnid, _ in rows}
+    if not rows or not all(map(WNID.fullmatch, wnids.values())) or len(set(wnids)) < len(rows):
+        raise SourceError(f"{quoted(path)}: its meta.mat is damaged, or of another data set")
+    return wnids, {wnid: words for _, wnid, words in rows}
 
 
 def _read_text(path: Path) -> str:

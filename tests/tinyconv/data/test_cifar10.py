@@ -1,6 +1,7 @@
 """CIFAR-10's binary files, made in miniature."""
 
 import gzip
+from random import Random
 
 import numpy as np
 import pytest
@@ -104,3 +105,18 @@ def test_a_truncated_archive(tmp_path):
         list_cifar10(put(tmp_path / "c.tar.gz", whole[:-50]))
     with pytest.raises(SourceError, match="truncated"):
         list_cifar10(put(tmp_path / "d.tar.gz", gzip.compress(tar_of(content)[:20000])))
+
+
+def test_corruption_is_one_line_or_harmless(tmp_path):
+    content = {f"{FOLDER}/{name}": data for name, data in files()[0].items()}
+    whole, random = gzip.compress(tar_of(content), mtime=0), Random(0)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        try:
+            list_cifar10(put(tmp_path / "c.tar.gz", bytes(data)))
+        except SourceError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 40  # gzip has a checksum

@@ -2,7 +2,7 @@
 
 import gzip
 import io
-import sys
+from random import Random
 
 import numpy as np
 import pytest
@@ -128,8 +128,35 @@ def test_a_damaged_table(tmp_path, cut):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["d.tar.gz", "meta.mat", "val.txt", "LOC_val_solution.csv"])
+def test_corruption_is_one_line_or_harmless(tmp_path, name):
+    rows = [f"ILSVRC2012_val_{n:08}.JPEG,{wnid} 1 2 3 4" for n, wnid in enumerate(EXPECTED, 1)]
+    whole = {
+        "d.tar.gz": gzip.compress(tar_of(devkit()), mtime=0),
+        "meta.mat": meta_mat(),
+        "val.txt": "\n".join(rows).replace(",", " ").replace(" 1 2 3 4", "").encode(),
+        "LOC_val_solution.csv": "\n".join(["ImageId,PredictionString", *rows]).encode(),
+    }[name]
+    random, refused = Random(0), 0
+    for _ in range(6 if name == "meta.mat" else 60):  # a process each
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 4)):
+            data[random.randrange(len(data))] = random.randrange(256)
+        if name == "meta.mat":
+            files = devkit() | {"ILSVRC2012_devkit_t12/data/meta.mat": bytes(data)}
+            path = put(tmp_path / "d.tar.gz", gzip.compress(tar_of(files), 1))
+        else:
+            path = put(tmp_path / name, bytes(data))
+        try:
+            read_labels(path, [tmp_path], IDS)
+        except SourceError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 1
+
+
 def test_without_scipy_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     put(tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat", b"not read")
     put(tmp_path / "ILSVRC2012_devkit_t12/data" / GROUND_TRUTH, b"1\n")
     with pytest.raises(SourceError, match="pip install scipy; or give LOC_val_solution.csv"):

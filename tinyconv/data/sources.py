@@ -7,9 +7,9 @@
     any photos, and labels for them             likewise
     cifar-10-binary.tar.gz                      or its folder (`cifar10.py`)
 
-`validation/`, `valid/` or `test/` serves as val if there is no `val/`. All of it may be in one
-folder above. Classes are sorted by name, and so are the photos of a class: equal photos give equal
-listings, whatever the file system.
+`validation/`, `valid/` or `test/` with class folders serves as val if there is no `val/`. All this
+may be in one folder. Classes are sorted by name, and so are the photos of a class: equal photos
+give equal listings, whatever the file system.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tinyconv.data.trees import Tree, open_tree
 SHARE = 2**32 - 6
 """Stream of the generator that draws the validation photos (see `augment.py`)."""
 
-VALIDATION = ("val", "validation", "valid", "test")
-"""Folder names of the validation photos; the first that exists is used."""
+OTHER_NAMES = ("validation", "valid", "test")
+"""Folders with class folders that serve as val if there is none."""
 
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 
@@ -93,8 +93,9 @@ class _Source:
         archives = {each.name.rpartition("/")[2]: each for each in self.tree.loose}
         folders = self.tree.folders
         train = "train" if "train" in folders else archives.get(TRAIN_ARCHIVE)
-        found = [name for name in VALIDATION if name in folders]
-        val = found[0] if found else archives.get(VAL_ARCHIVE)
+        val = "val" if "val" in folders else archives.get(VAL_ARCHIVE)
+        for name in OTHER_NAMES:
+            val = val or (name if self.tree.below(name).folders else None)
         if train and val:
             kind, classed = self._both(train, val)
         elif train or "val" in folders or VAL_ARCHIVE in archives:
@@ -138,16 +139,15 @@ class _Source:
             kind = "train/ and val/"
             if self.labels:
                 raise SourceError(f"{quoted(self.path)}: val has class folders: leave out --labels")
-            if unknown := sorted(set(val_classes) - set(classes)):
-                raise SourceError(
-                    f"{quoted(self.path)}: {val} has the class {some(unknown)}, which is not in "
-                    "'train'"
-                )
-            if missing := sorted(set(classes) - set(val_classes)):
-                raise SourceError(
-                    f"{quoted(self.path)}: {val} lacks the class {some(missing)} of 'train'; it "
-                    "needs a folder for every class"
-                )
+            for one, other, there, here in (
+                ("train", val, classes, val_classes),
+                (val, "train", val_classes, classes),
+            ):
+                if missing := sorted(set(here) - set(there)):
+                    raise SourceError(
+                        f"{quoted(self.path)}: {one} lacks the class {some(missing)} of {other}; "
+                        "both need a folder for every class"
+                    )
             classed += [("val", name, each) for name in val_classes for each in val_classes[name]]
         else:
             kind = "train, and val with labels in a file"
@@ -230,7 +230,7 @@ def _only_folder(tree: Tree) -> str | None:
     for depth, name in enumerate(_KAGGLE):
         if name in tree.folders and tree.prefix == "".join(f"{x}/" for x in _KAGGLE[:depth]):
             return name
-    if tree.prefix or len(tree.folders) != 1 or tree.folders[0] in ("train", *VALIDATION):
+    if tree.prefix or len(tree.folders) != 1 or tree.folders[0] in ("train", "val", *OTHER_NAMES):
         return None
     inside = tree.below(tree.folders[0]).folders
     return tree.folders[0] if "train" in inside or not tree.loose else None

@@ -52,9 +52,12 @@ def test_train_and_val(tmp_path, above, packed, val):
     assert listing.name == source.name and listing.choices == {} and listing.size == 256
 
 
-def test_val_is_preferred_to_test(tmp_path):
-    files = class_folders() | {"test/x.png": photo(1)}
+def test_val_is_preferred_to_test_and_photos_without_classes_are_not_taken(tmp_path):
+    files = class_folders() | {"test/a/x.png": photo(1)}
     assert names_only(list_source(laid_out(tmp_path / "s", files))) == WANTED
+    files = class_folders(val=0) | {"test/x.png": photo(1)}
+    with pytest.raises(SourceError, match="no folder 'val'"):
+        list_source(laid_out(tmp_path / "t", files))
 
 
 def test_everything_but_the_place_decides_the_digest():
@@ -254,7 +257,7 @@ def test_flat_photos_with_labels_and_a_share(tmp_path):
         ({"train/a/x": b"", "train/b/x": b"", "val/a/x": b""}, "val lacks the class 'b'"),
         (
             {"train/a/x": b"", "val/a/x": b"", "val/c/x": b""},
-            "has the class 'c', which is not in 'train'",
+            "train lacks the class 'c' of val",
         ),
         ({"a/x": b"", "b/x": b"", "b/y": b""}, "3 files of 2 classes .'a' and 1 more.*--val-share"),
         ({"n1.tar": b"x", "n2.tar": b"x"}, "expected: .* the folder with the archives of ILSVRC"),

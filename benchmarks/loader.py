@@ -6,8 +6,7 @@
 Nothing is computed with the batches. After the first round the file is in the system's page cache;
 before, the disk is the limit. PyTorch reads the same rows of the same file in the two ways its
 users do, by h5py and by a NumPy memory map, each with its default collation, in this process and in
-workers that are kept from round to round. Ours fetches rows by a memory map, or by reading
-(`PhotoStore(mapped=False)`). All contestants take turns, an epoch each, and medians are compared: a
+workers that persist from round to round. All take turns, an epoch each, and medians are compared: a
 machine that slows down slows all of them. Without PyTorch only ours is timed.
 """
 
@@ -34,10 +33,10 @@ CLASSES = 10
 def make_store(path, rows, size):
     """A store of random rows, one of them for validation."""
     rng = np.random.default_rng(0)
-    with StoreWriter.create(
+    with StoreWriter(
         path,
         size=size,
-        room={"train": rows, "val": 1},
+        rows={"train": rows, "val": 1},
         class_ids=[f"n{i:08}" for i in range(CLASSES)],
         class_names=[f"class {i}" for i in range(CLASSES)],
         settings={"source": "benchmarks/loader.py"},
@@ -100,7 +99,7 @@ def torch_epochs(store, batch_size, worker_counts):
 
 
 def check(store):
-    """Both ways of reading give what `copy_rows` gives, or there is nothing to compare."""
+    """PyTorch's data sets must give what `copy_rows` gives."""
     ids = np.linspace(0, len(store.train) - 1, 7).astype(int)
     ours = np.empty((7, store.size, store.size, 3), np.uint8)
     store.train.copy_rows(ids, ours)
@@ -114,11 +113,8 @@ def measure(store, options):
     """Images a second of every contestant, round by round."""
     rates, epochs = {}, {}
     with ExitStack() as stack:
-        for how in ("memory map", "reading"):
-            ours = stack.enter_context(PhotoStore(store.path, mapped=how == "memory map"))
-            loader = Loader(ours.train, options.batch_size, threads=options.threads)
-            name = f"Loader, {how}, {loader.threads} threads"
-            epochs[name] = our_epoch(stack.enter_context(loader))
+        loader = Loader(store.train, options.batch_size, threads=options.threads)
+        epochs[f"Loader, {loader.threads} threads"] = our_epoch(stack.enter_context(loader))
         if importlib.util.find_spec("torch"):
             epochs |= torch_epochs(store, options.batch_size, options.workers)
         else:

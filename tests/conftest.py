@@ -45,7 +45,7 @@ LONGEST = (
     "tinyconv/lab/test_checks.py",
     "examples/test_train_survives.py",
     "tinyconv/test_step.py",
-    "tinyconv/data/test_prepare_work.py",
+    "tinyconv/data/test_prepare_resumes.py",
     "tinyconv/parallel/test_columns.py",
     "tinyconv/lab/test_picture.py",
 )
@@ -110,7 +110,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills",
         type=int,
         default=0,
-        help="kill so many more ranks at random moments (tests/tinyconv/parallel/test_launch.py)",
+        help="kill so many more ranks (tests/tinyconv/parallel/test_launch.py) and preparations "
+        "(tests/tinyconv/data/test_prepare_resumes.py) at random moments",
     )
 
 

@@ -18,9 +18,7 @@ _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 SAY = _module.SAY
 
-ALLOWED = (
-    *("tinyconv/data", "tinyconv/lab", "tinyconv/parallel", "benchmarks"),
-)
+ALLOWED = (*("tinyconv/data", "tinyconv/lab", "tinyconv/parallel", "benchmarks"),)
 """Folders and files that still contain words to avoid."""
 
 FILES = [

@@ -233,7 +233,7 @@ MISTAKES = {
     "a folder without weights": (lambda t: [t, "--data", "photos"], "neither best.h5 nor"),
     "a damaged net": (lambda t: [spoiled(t), "--data", "photos"], "is damaged"),
     "no such data": (lambda t: [weights(t / "w.h5"), "--data", "absent"], "no such folder"),
-    "data without val": (lambda t: [weights(t / "w.h5"), "--data", t], "has no folder 'train'"),
+    "data without val": (lambda t: [weights(t / "w.h5"), "--data", "photos/val"], "no train/"),
     "a net for data": (
         lambda t: [weights(t / "w.h5"), "--data", t / "w.h5"],
         "w.h5",

@@ -250,8 +250,8 @@ def test_one_batch_by_heart(photos, tmp_path, capsys):
 def test_a_prepared_file_trains(tmp_path, capsys):
     rng, rows = np.random.default_rng(0), {"train": 12, "val": 6}
     labels = {split: np.arange(count) % 2 for split, count in rows.items()}
-    with StoreWriter.create(
-        tmp_path / "two.h5", size=80, room=rows, class_ids=["n1", "n2"],
+    with StoreWriter(
+        tmp_path / "two.h5", size=80, rows=rows, class_ids=["n1", "n2"],
         class_names=["dark", "light"], settings={},
     ) as writer:  # fmt: skip
         for split in rows:

@@ -12,7 +12,7 @@ IDS = tuple(sorted(WNIDS))
 
 
 def photos_to_prepare(folder: Path) -> Path:
-    """Three classes, five photos each to train and two to validate; two files are damaged."""
+    """Three classes, five photos each for training, two for validation; two files are damaged."""
     for name, content in class_folders(train=5).items():
         put(folder / name, content)
     put(folder / f"train/{IDS[0]}/train_1b.PNG", noisy_jpeg()[:400])
@@ -20,10 +20,10 @@ def photos_to_prepare(folder: Path) -> Path:
     return folder
 
 
-def made(source, out, **options):
-    """Prepare in this process; returns the lines of the report and the result."""
+def made(source, out, size=8, **options):
+    """Prepare with one thread; returns the lines of the report and the result."""
     lines = []
-    return lines, prepare(source, out, size=8, workers=0, report=lines.append, **options)
+    return lines, prepare(source, out, size=size, workers=1, report=lines.append, **options)
 
 
 def left_in(folder):
@@ -31,13 +31,13 @@ def left_in(folder):
 
 
 def pixels(photos):
-    out = np.empty((len(photos), 8, 8, 3), np.uint8)
+    out = np.empty((len(photos), photos.size, photos.size, 3), np.uint8)
     photos.copy_rows(np.arange(len(photos)), out)
     return out
 
 
 class Bar:
-    """A progress bar that does something at a photo."""
+    """A progress bar that calls `moved` after each batch of photos."""
 
     def __init__(self, iterable=(), total=None, initial=0, desc="", unit=""):
         self.iterable, self.desc, self.at = iterable, desc, initial

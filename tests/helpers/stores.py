@@ -1,4 +1,4 @@
-"""Small stores of photos in files, for the tests of what reads them."""
+"""Small prepared files."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ def photo_sets(train: int = 7, val: int = 3, size: int = 5) -> dict[str, PhotoSe
 
 
 def new_store(path: Path, sets: dict[str, PhotoSet], spare: int = 0) -> StoreWriter:
-    """A store with room for the photos and `spare` more in each split; nothing in it yet."""
+    """A prepared file with rows for the photos and `spare` more in each split, none written yet."""
     names = sets["train"].class_names
-    return StoreWriter.create(
+    return StoreWriter(
         path,
         size=sets["train"].size,
-        room={split: len(photos) + spare for split, photos in sets.items()},
+        rows={split: len(photos) + spare for split, photos in sets.items()},
         class_ids=[f"n{i:08}" for i in range(len(names))],
         class_names=names,
         settings=SETTINGS,
@@ -33,7 +33,7 @@ def new_store(path: Path, sets: dict[str, PhotoSet], spare: int = 0) -> StoreWri
 
 
 def write_store(path: Path, sets: dict[str, PhotoSet], spare: int = 0) -> Path:
-    """A complete store of the photos."""
+    """A complete prepared file of the photos."""
     with new_store(path, sets, spare) as writer:
         for split, photos in sets.items():
             writer.write_rows(split, 0, photos.images)

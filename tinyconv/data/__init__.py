@@ -1,6 +1,7 @@
-"""Photos and where they come from: a folder of your own, or drawn on the spot."""
+"""Photos: read from a folder, from a prepared file, or drawn."""
 
-from tinyconv.data.folder import Skipped, read_folder
+from tinyconv.data.folder import read_folder
+from tinyconv.data.listing import Skipped
 from tinyconv.data.photos import PhotoError, PhotoSet, decode_square
 from tinyconv.data.synthetic import synthetic
 

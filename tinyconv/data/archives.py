@@ -1,14 +1,12 @@
-"""What lies in a tar archive, and where: photos are read in place, nothing is ever unpacked.
+"""The members of a tar archive and their places: photos are read in place, nothing is unpacked.
 
-An uncompressed tar is a row of members, each a header of 512 bytes and then the file's own bytes.
-So a photo in it is (path of the archive, offset, size), and any process can read it at any time.
-Python's `tarfile` reads the headers. It is lenient where a data set needs the opposite: a damaged
-header in the middle looks like the end of the archive. Here an archive is whole, with its end
-mark and nothing behind it, or it is an error.
+A photo in an uncompressed tar is (path of the archive, offset, size). Python's `tarfile` parses the
+headers, but it takes a damaged header for the end of the archive. Here an archive must be whole,
+with its end mark and only zeros after it.
 
-Names in an archive are only compared and shown, never used as a place to write to. A member that
-is no regular file (a link, a device, a sparse file) is listed with the reason why it cannot be
-read.
+Names in an archive are compared and printed, never used as a path. Links, devices and sparse files
+are listed with the reason why they cannot be read. A compressed file is unpacked in memory only
+where a few megabytes are expected, up to a limit.
 """
 
 from __future__ import annotations
@@ -19,136 +17,123 @@ import os
 import tarfile
 from typing import IO
 
-from tinyconv.data.listing import EXPECTED, Found, Listed, SourceError, quoted, trouble_with_size
+from tinyconv.data.listing import EXPECTED, Found, Listed, SourceError, problem_with_size, quoted
+
+OUTSIDE = "its name is not below the archive's top"
+"""The problem of a member whose name is absolute or contains .."""
 
 _MAX_HEADER = 2**20
 _MAX_PADDING = 2**20
 _BLOCK = 512
-_OFTEN = 1000
-
-OUTSIDE = "its name leads out of the archive"
-"""The trouble with a member whose name is absolute or has .. in it."""
-
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"Rar!": "rar",
-    b"7z\xbc\xaf": "7z",
-}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 
 
 def compression(path: str | os.PathLike[str]) -> str | None:
-    """The name of a compressed or packed format that the file begins like, or None."""
+    """The name of the compressed format that a file begins with, or None."""
     with open(path, "rb") as file:
         start = file.read(8)
     return next((name for mark, name in _COMPRESSED.items() if start.startswith(mark)), None)
 
 
 def list_archive(path: str | os.PathLike[str], listed: Listed | None = None) -> list[Found]:
-    """Every member of an uncompressed tar that is not a folder, in the order of the archive.
+    """Every member of an uncompressed tar, in the order of the archive; folders end with "/".
 
-    Where a name occurs twice the last one counts, as if the archive had been unpacked. Raises
-    SourceError if the archive is compressed, damaged or cut short; OSError if it cannot be opened.
+    If a name occurs twice the last one counts, as after unpacking. SourceError if the archive is
+    compressed, damaged or truncated; OSError if it cannot be opened.
     """
     if kind := compression(path):
         raise SourceError(
             f"{quoted(path)} is compressed ({kind}), and photos are read in any order: "
             "unpack it, and give the folder or the .tar"
         )
-    with open(path, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        whole = Found("", os.fspath(path), 0, status.st_size, status.st_mtime_ns)
-        return list_members(file, whole, listed)
+    status = os.stat(path)
+    return list_nested(Found("", os.fspath(path), 0, status.st_size, status.st_mtime_ns), listed)
 
 
 def list_nested(outer: Found, listed: Listed | None = None) -> list[Found]:
-    """Every member of a tar that is itself a file of a source, perhaps inside another tar."""
+    """Every member of a tar that is itself a file of a source, possibly inside another tar."""
     with open(outer.path, "rb", buffering=0) as file:
         return list_members(file, outer, listed)
 
 
 def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) -> list[Found]:
-    """The members of the tar that lies at outer.offset, outer.size bytes, of an open file.
-
-    Their names begin with outer.name. Errors as of `list_archive`.
-    """
+    """The members of the tar in `file` at outer.offset, outer.size bytes; names begin with its."""
     section = _Section(file, outer.offset, outer.size)
     title = quoted(outer.path) + (f" ({quoted(outer.name)})" if outer.offset else "")
+    truncated = SourceError(f"{title} is truncated: copy or download it again")
+
+    def damaged(how: str) -> SourceError:
+        return SourceError(f"{title} is damaged{how}; copy or download it again")
+
     found: dict[str, Found] = {}
-    seen = 0
     try:
-        _check_begin(section, title)
-        # Not the encoding of the machine: the order of names must be the same everywhere.
-        archive = tarfile.TarFile(
-            fileobj=section,  # type: ignore[arg-type]
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
+        # A fixed encoding, because the order of names must not depend on the machine.
+        try:
+            archive = tarfile.TarFile(
+                fileobj=section,  # type: ignore[arg-type]
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+        except tarfile.ReadError as error:
+            raise SourceError(f"{title} is not a tar archive; {EXPECTED}") from error
         before = -1
         while member := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # a million of them otherwise
             if member.size < 0 or not before < member.offset < archive.offset:
-                raise SourceError(f"{title} is damaged: a member ends before it begins")
+                raise damaged(": a member ends before it begins")
             stored = member.isreg() and not member.issparse()
             if stored and member.offset_data + member.size > outer.size:
-                raise _cut_short(title)
+                raise truncated
             before = member.offset
-            seen += 1
-            if listed and seen % _OFTEN == 0:
-                listed(_OFTEN)
-            if not member.isdir():
-                name, trouble = _checked(member, outer.name)
-                start = outer.offset + member.offset_data
-                found.pop(name, None)
-                found[name] = Found(name, outer.path, start, member.size, outer.stamp, trouble)
-        _check_end(section, archive.offset, title)
-    except tarfile.TarError as error:
-        if section.at_end:
-            raise _cut_short(title) from error
-        raise SourceError(f"{title} is damaged: {error}; copy or download it again") from error
-    except OSError as error:
-        raise SourceError(f"cannot read {title}: {error.strerror or error}") from error
+            name, problem = _checked(member, outer.name)
+            start = outer.offset + member.offset_data
+            found.pop(name, None)
+            found[name] = Found(name, outer.path, start, member.size, outer.stamp, problem)
+        section.seek(archive.offset)
+        end = section.read(_BLOCK)
+        if len(end) < _BLOCK:
+            raise truncated
+        if any(end):  # tarfile stops at the end mark, and also at a header that it cannot parse
+            raise damaged(f" at byte {outer.offset + archive.offset:,}")
+        if any(section.read(_MAX_PADDING)):
+            raise damaged(", or several archives in one: data after its end mark")
     except SourceError:
         raise
-    except (ValueError, ArithmeticError, RecursionError, LookupError, MemoryError) as error:
-        # Headers made to confuse: tarfile has no error of its own for some of them.
-        raise SourceError(f"{title} is damaged: a header in it makes no sense") from error
+    except OSError as error:
+        raise SourceError(f"cannot read {title}: {error.strerror or error}") from error
+    except Exception as error:  # malformed headers make tarfile raise nearly anything
+        raise (truncated if section.at_end else damaged("")) from error
     if listed:
-        listed(seen % _OFTEN)
+        listed(len(found))
     return list(found.values())
 
 
-def read_gzipped(path: str | os.PathLike[str], limit: int) -> io.BytesIO:
-    """The unpacked bytes of a .gz in memory; SourceError beyond `limit` bytes, or for damage."""
+def read_gzipped(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The unpacked bytes of a .gz; SourceError beyond `limit` bytes, or for damage."""
     try:
         with gzip.open(path) as file:
             content = file.read(limit + 1)
     except EOFError as error:
-        raise SourceError(f"{quoted(path)} is cut short: copy or download it again") from error
+        raise SourceError(f"{quoted(path)} is truncated: copy or download it again") from error
     except Exception as error:  # gzip, zlib and the disk each have errors of their own
         raise SourceError(f"cannot read {quoted(path)}: {error}") from error
     if len(content) > limit:
-        raise SourceError(
-            f"{quoted(path)} unpacks to more than {limit:,} bytes: is it the right file?"
-        )
-    return io.BytesIO(content)
+        raise SourceError(f"{quoted(path)} unpacks to over {limit:,} bytes: is it the right file?")
+    return content
 
 
-def read_whole(found: Found) -> bytes:
-    """The bytes of a small file or member; SourceError if they cannot be read."""
-    try:
-        with open(found.path, "rb") as file:
-            file.seek(found.offset)
-            return file.read(found.size)
-    except OSError as error:
-        raise SourceError(f"cannot read {quoted(found.path)}: {error.strerror}") from error
+def unpacked_members(path: str | os.PathLike[str], content: bytes) -> dict[str, bytes]:
+    """The files of a tar in memory by the last part of their names."""
+    members = list_members(io.BytesIO(content), Found("", os.fspath(path), 0, len(content), 0))
+    return {
+        each.name.rpartition("/")[2]: content[each.offset : each.offset + each.size]
+        for each in members
+        if not each.problem
+    }
 
 
 class _Section:
-    """A part of a file, as a file that only headers are read from: bounded, whatever they ask."""
+    """A part of a file, from which only headers are read: no read is larger than a header."""
 
     def __init__(self, file: IO[bytes], start: int, size: int):
         self.file, self.start, self.size, self.position = file, start, size, 0
@@ -177,49 +162,15 @@ class _Section:
 
 
 def _checked(member: tarfile.TarInfo, above: str) -> tuple[str, str]:
-    """A member's name without "./", and what keeps it from being read as a photo."""
+    """A member's name without "./", and why it cannot be read as a photo."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.name.startswith("/") or ".." in parts:
         return member.name, OUTSIDE
     name = "/".join([above, *parts] if above else parts)
+    if member.isdir():
+        return f"{name}/", ""
     if member.issym() or member.islnk():
-        return name, "a link, which is not followed inside an archive"
-    if not member.isreg():
+        return name, "a link, and links in an archive are not followed"
+    if not member.isreg() or member.issparse():
         return name, "not an ordinary file"
-    if member.issparse():
-        return name, "a sparse file"
-    return name, trouble_with_size(member.size)
-
-
-def _check_begin(section: _Section, title: str) -> None:
-    header = section.read(_BLOCK)
-    section.seek(0)
-    if not header:
-        raise SourceError(f"{title} is an empty file")
-    try:
-        tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-        return  # an archive of nothing
-    except tarfile.HeaderError as error:
-        raise SourceError(f"{title} is not a tar archive; {EXPECTED}") from error
-
-
-def _check_end(section: _Section, offset: int, title: str) -> None:
-    """tarfile stops at the end mark, and also at a header that it cannot read."""
-    section.seek(offset)
-    mark = section.read(_BLOCK)
-    if len(mark) < _BLOCK:
-        raise _cut_short(title)
-    if any(mark):
-        raise SourceError(
-            f"{title} is damaged at byte {section.start + offset:,}: a header cannot be read; "
-            "copy or download it again"
-        )
-    if any(section.read(_MAX_PADDING)):
-        raise SourceError(
-            f"{title} goes on behind its end mark: archives joined with cat must be taken apart"
-        )
-
-
-def _cut_short(title: str) -> SourceError:
-    return SourceError(f"{title} is cut short: copy or download it again")
+    return name, problem_with_size(member.size)

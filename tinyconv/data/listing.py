@@ -1,45 +1,53 @@
-"""What a source of photos turned out to hold: files, their classes, and their order.
+"""The result of listing a source of photos: files, their classes, and their order.
 
-A listing says everything that decides what will be in the store, before a photo is decoded. Its
-digest tells whether a source is still the one that an interrupted preparation began with.
+A listing determines everything that the prepared file will contain, before any photo is decoded.
+Its digest tells whether a source has changed since an interrupted preparation began.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-SPLITS = ("train", "val")
+from tinyconv.data.photos import PhotoError
 
 MAX_PHOTO = 10**9
-"""Bytes; what is larger is no photo."""
+"""Bytes; a larger file is not taken for a photo."""
 
 EXPECTED = (
     "expected: a folder or an uncompressed .tar with train/<class>/ and val/<class>/ or with "
-    "<class>/, a folder with the archives of ILSVRC 2012, or cifar-10-binary.tar.gz"
+    "<class>/, the folder with the archives of ILSVRC 2012, or cifar-10-binary.tar.gz"
 )
 
 Listed = Callable[[int], object]
-"""Is told now and then how many more files were seen."""
+"""Called from time to time with the number of further files found."""
 
 
-class PrepareError(ValueError):
-    """A preparation cannot begin or go on; the message is one line that says what to do."""
+class SourceError(PhotoError):
+    """A source of photos cannot be used or prepared; the message says in one line what to do."""
 
 
-class SourceError(PrepareError):
-    """What was given is not what can be prepared."""
+class Skipped(NamedTuple):
+    """A file that was left out, and the reason; str() of it is one printable line."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{quoted(self.path)}: {self.reason}"
 
 
 class Found(NamedTuple):
     """A file of a source, and where its bytes are.
 
-    name: relative, "/" between folders. path: the file to open; offset, size: bytes in it.
-    stamp: when `path` was last changed (ns). trouble: why it cannot be read, or "".
+    name: relative, "/" between folders. path: the file to open; offset, size: its bytes in there.
+    stamp: time of the last change (ns). problem: why it cannot be read, or "". pixels: its
+    pixels, uint8 (h, w, 3), where they are in memory already.
     """
 
     name: str
@@ -47,7 +55,8 @@ class Found(NamedTuple):
     offset: int
     size: int
     stamp: int
-    trouble: str = ""
+    problem: str = ""
+    pixels: np.ndarray | None = None
 
 
 class Photo(NamedTuple):
@@ -60,11 +69,10 @@ class Photo(NamedTuple):
 
 @dataclass
 class Listing:
-    """All photos of a source in a fixed order, those to train with first.
+    """All photos of a source in a fixed order, training photos first.
 
-    kind: the layout, in words. name: the source's name without its folder. size: the square that
-    suits it, in pixels. raw: pixels that are in memory already, uint8 (N, h, w, 3), one for each
-    photo. choices: what else decided the order. notes: lines that the user should see.
+    kind: the layout, in words. name: the source's name without its folder. size: suitable side of
+    the squares in pixels. choices: options that decided the order. notes: lines for the user.
     """
 
     kind: str
@@ -73,7 +81,6 @@ class Listing:
     class_names: tuple[str, ...]
     photos: list[Photo]
     size: int = 256
-    raw: np.ndarray | None = None
     choices: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -85,29 +92,26 @@ class Listing:
     def digest(self) -> str:
         """SHA-256 over the names, sizes, times, classes and the order of all photos."""
         sha = hashlib.sha256()
-        for photo in self.photos:
-            found = photo.found
-            line = (photo.split, photo.label, found.name, *found[2:])
+        for split, label, found in self.photos:
+            line = (split, label, found.name, found.offset, found.size, found.stamp, found.problem)
             sha.update(f"{line!r}\n".encode("utf-8", "backslashreplace"))
         sha.update(repr((self.kind, self.class_ids, self.class_names)).encode())
-        if self.raw is not None:
-            sha.update(np.ascontiguousarray(self.raw).tobytes())
         return sha.hexdigest()
 
 
 def quoted(name: object) -> str:
-    """A name as one printable line, whatever is in it."""
+    """A name as one printable line, whatever characters it has."""
     return repr(str(name))
 
 
-def some(names: list[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """The first of several names, and how many more there are."""
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return quoted(names[0]) + more
+    first, *more = names
+    return quoted(first) + (f" and {len(more):,} more" if more else "")
 
 
-def trouble_with_size(size: int) -> str:
-    """Why a file of so many bytes cannot be a photo, or ""."""
+def problem_with_size(size: int) -> str:
+    """Why a file of this many bytes cannot be a photo, or ""."""
     if not size:
         return "empty file"
-    return f"{size:,} bytes are no photo" if size > MAX_PHOTO else ""
+    return f"too large for a photo ({size:,} bytes)" if size > MAX_PHOTO else ""

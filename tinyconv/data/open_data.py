@@ -1,4 +1,4 @@
-"""One door to the photos of a run: drawn ones, a folder, or a prepared HDF5 file."""
+"""Opens the photos of a run: drawn ones, a folder, or a prepared HDF5 file."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyconv.data.folder import Skipped, read_folder
+from tinyconv.data.folder import read_folder
+from tinyconv.data.listing import Skipped
 from tinyconv.data.photos import PhotoSet
 from tinyconv.data.statistics import Statistics
 from tinyconv.data.store import PhotoStore

@@ -1,22 +1,17 @@
-"""From files of any kind to one array of square 8-bit photos (paper §2, §4.1).
+"""From image files of any kind to one array of square 8-bit photos (paper §2, §4.1).
 
-A convolutional network with fully connected layers on top wants every input to have the same
-shape; photos come in every shape. The paper does the least that helps: the shorter side is
-rescaled to 256 pixels, the central 256×256 is kept, nothing else. The aspect ratio survives, and
-so does the subject, because photographers put it in the middle. What is left is larger than the
-224×224 the network sees, so that training can cut a different 224×224 out of it every time.
+The net needs inputs of one shape. As in the paper, the shorter side is rescaled to 256 pixels and
+the central 256×256 are kept, which is larger than the 224×224 that the net sees: training cuts
+another crop out of it every time. The photos remain uint8, a quarter of the size of float32.
 
-The photos stay uint8, as they came: a quarter of the size of float32, and the mean image, the
-crop and the flip are cheap enough to be done anew for every batch (§4.1). Decoding is what
-costs, so it is done once (`folder.py` does it for all the photos of a folder).
-
-What Pillow can read completely becomes RGB; anything else is an error. A photo is never half read:
-a grey lower half would be learned as if it were part of the subject.
+Photos that Pillow decodes completely become RGB; others are an error, also if only a part is
+missing: the net would learn a grey lower half as if it were part of the subject.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -26,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 EXIF_ORIENTATION = 0x0112
-# What undoes each EXIF orientation; 1, and anything a camera should not have written, is upright.
+# The inverse of each EXIF orientation; 1 and undefined values are upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,7 +69,7 @@ class PhotoSet:
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     @property
     def size(self) -> int:
@@ -88,7 +83,7 @@ class PhotoSet:
         `out` that does not fit.
         """
         check_rows(ids, out, len(self), self.size)
-        # The ids are checked; with mode="raise" NumPy would go by way of a copy of `out`.
+        # The ids are checked; with mode="raise" NumPy would make a copy of `out`.
         np.take(self.images, ids, axis=0, out=out[: len(ids)], mode="clip")
 
     def fingerprint(self) -> str:
@@ -110,7 +105,7 @@ class PhotoSet:
 
 
 def check_rows(ids: np.ndarray, out: np.ndarray, count: int, size: int) -> None:
-    """Whether rows `ids` of `count` photos can be copied into `out`; see `PhotoSet.copy_rows`."""
+    """Check that rows `ids` of `count` photos fit into `out`; see `PhotoSet.copy_rows`."""
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"ids must be integers (n,), not {ids.dtype} {ids.shape}")
     if ids.size and not 0 <= ids.min() <= ids.max() < count:
@@ -126,7 +121,7 @@ def check_rows(ids: np.ndarray, out: np.ndarray, count: int, size: int) -> None:
 def fingerprint_of(
     images_sha256: bytes, size: int, labels: np.ndarray, class_names: tuple[str, ...]
 ) -> str:
-    """Hexadecimal SHA-256 of what a set of photos is; images_sha256: digest of all its pixels."""
+    """Hexadecimal SHA-256 of a set of photos; images_sha256: digest of all its pixels."""
     digest = hashlib.sha256(images_sha256)
     digest.update(json.dumps([size, len(labels), class_names]).encode())
     digest.update(labels.astype("<i8").data)
@@ -139,10 +134,9 @@ def fingerprint_of(
 def central_square(image: Image.Image, size: int) -> Image.Image:
     """Rescale so that the shorter side is `size` pixels and keep the central square (§2).
 
-    One resampling does both: bicubic, widened when it reduces so that it averages over all the
-    pixels it replaces (no aliasing), and asked for the square alone, so that the long side of a
-    panorama is never enlarged for nothing. The square begins on a whole pixel: a photo that has
-    the right size already comes through unchanged.
+    One bicubic resampling of the square does both. When it reduces, its filter is widened to
+    average over all the pixels it replaces (no aliasing). The square begins on a whole pixel: a
+    photo of the right size is unchanged.
     """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -154,30 +148,30 @@ def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.n
     """Decode a photo of any format and mode that Pillow reads into an upright RGB square.
 
     source: a path or an open binary file. Returns uint8 (size, size, 3). Small photos are
-    enlarged. Transparent pixels become white, the page for which cut-out pictures are made;
-    merely dropping the transparency would show whatever colour lay hidden, mostly black. Raises
-    PhotoError, its message the reason in one line, for a file that is no photo, that ends early,
-    or that has more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`).
+    enlarged. Transparent pixels become white. PhotoError, its message the reason in one line, for
+    a file that is not a photo, that is incomplete, or that has more pixels than Pillow's limit
+    (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, not {size}")
     try:
         with Image.open(source) as image:
-            # Pillow merely warns from this limit up to twice as many, and only then refuses.
+            # Up to twice this limit Pillow only warns.
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise PhotoError(
                     f"{image.width}×{image.height} pixels are more than Pillow's limit of "
                     f"{Image.MAX_IMAGE_PIXELS}"
                 )
-            if image.format == "EPS":  # a program for a printer, which Pillow would have run
+            if image.format == "EPS":  # a PostScript program, which Pillow would run
                 raise PhotoError("EPS is a drawing, not a photo; convert it to PNG")
-            # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; with at least
-            # twice the wanted size left, the resampling still decides what the result looks like.
+            # A JPEG is decoded faster at 1/2, 1/4 or 1/8; at twice the size or more, the quality
+            # of the result still depends on the resampling.
             image.draft(None, (2 * size, 2 * size))
             image.load()
+            if image.format == "JPEG":
+                _check_complete(image, source, size)
             small = central_square(_eight_bits(image), size)
-            # The middle of a photo stays the middle however it is turned, so the small square can
-            # be turned instead of the large photo.
+            # The centre is the same in every orientation, so the small square is turned.
             orientation = _orientation(image)
         if small.mode == "RGBA":
             small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
@@ -186,8 +180,33 @@ def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.n
         return np.array(small.convert("RGB"))
     except PhotoError:
         raise
-    except Exception as error:  # bad bytes make Pillow's readers raise nearly anything
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise PhotoError(_reason(error)) from error
+
+
+def _check_complete(
+    image: Image.Image, source: str | os.PathLike[str] | IO[bytes], size: int
+) -> None:
+    """PhotoError for a JPEG whose data ends early, at any place before its end marker.
+
+    libjpeg decodes every block after that as grey, and Pillow does not report its warning. So if
+    the last pixel is this grey, the photo is decoded again with more data before the end marker,
+    which changes the pixels only if data is missing.
+    """
+    if image.getpixel((image.width - 1, image.height - 1)) not in (128, (128, 128, 128)):
+        return
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            data = file.read()
+    else:
+        source.seek(0)
+        data = source.read()
+    end = data.rfind(b"\xff\xd9")
+    with Image.open(io.BytesIO(data[:end] + b"\x55\xa3" * 2**12 + data[end:])) as longer:
+        longer.draft(None, (2 * size, 2 * size))
+        longer.load()
+        if longer.tobytes() != image.tobytes():
+            raise PhotoError("a part of its data is missing")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -196,7 +215,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
             raise PhotoError("32-bit greyscale does not say what is white; save it with 8 bits")
-        # 65535 = 255 · 257, so this is the nearest of the 256 levels. Pillow would clip at 255.
+        # Rounds to the nearest of 256 levels, since 65535 = 255 · 257. Pillow would clip at 255.
         return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise PhotoError("floating-point greyscale does not say what is white; save it with 8 bits")
@@ -208,7 +227,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF says nothing against the pixels
+    except Exception:  # with broken EXIF, the pixels are still good
         return 1
 
 

@@ -1,19 +1,18 @@
-"""What training has to know of its photos as a whole: their mean, and how their colours vary.
+"""The mean image of the training photos, and the covariance of their colours.
 
 The mean image is subtracted from every photo (paper §2); the covariance of the colours, through
-its eigenvectors and eigenvalues, says in which directions and how far the colour augmentation may
-shift them (§4.1, `augment.py`):
+its eigenvectors and eigenvalues, gives the directions and sizes of the shifts of the colour
+augmentation (§4.1, `augment.py`):
 
     mean_image[h, w, c] = Σ_n image[n, h, w, c] / N
     covariance[a, b]    = Σ pixel[a] · pixel[b] / M − (Σ pixel[a] / M) · (Σ pixel[b] / M)
 
 with N photos and M = N · S² pixels, each of three numbers from 0 to 255.
 
-The sums are whole numbers and kept as such. So the result is the same, to the bit, in whatever
-blocks and order the photos come, and the difference above, of two large numbers that nearly agree,
-loses nothing. 64 bits hold a sum of levels up to 3.6·10¹⁶ pixels, more than 10¹¹ photos of 512×512.
-A sum of products, each up to 255², would be full after 1.4·10¹⁴, so each block begins a new one,
-and the blocks are added up in Python's integers, which have no end.
+The sums are integers. So the result is the same, to the bit, for any order and blocks of photos,
+and the difference of two large, nearly equal numbers above is exact. 64 bits hold a sum of levels
+of 3.6·10¹⁶ pixels, more than 10¹¹ photos of 512×512. A sum of products, each up to 255², would
+overflow after 1.4·10¹⁴, so each block has its own sum, and Python's unbounded integers add them up.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""Folders of photos as they are found in the wild: odd names, links, damage, gaps."""
+"""Folders of photos as they are found in the wild: odd names, damage, gaps.
+
+Links, order and threads: test_sources.py and test_decode.py.
+"""
 
 import os
 import sys
@@ -8,9 +11,8 @@ import numpy as np
 import pytest
 from photo_bytes import noisy_jpeg, plain, put
 
-from tinyconv.data import PhotoError, folder, read_folder
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX file names and links")
+from tinyconv.data import folder, read_folder
+from tinyconv.data.listing import SourceError
 
 
 @pytest.fixture
@@ -23,15 +25,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_reads_both_splits_in_sorted_order(root):
-    train, val, skipped = read_folder(root, 5)
-    assert train.class_names == val.class_names == ("cat", "dog") and skipped == []
-    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and val.labels.tolist() == [0, 0, 1, 1]
-    assert train.images[:, 2, 2, 0].tolist() == [200, 201, 202, 0, 0, 0]
-    assert val.images[:, 2, 2, 2].tolist() == [0, 0, 200, 201]
-
-
-def test_what_cannot_be_read_is_named_and_leaves_no_gap(root):
+def test_files_that_cannot_be_read_are_named_and_leave_no_gap(root):
     bad = [
         put(root / "train/cat/0-notes.jpg", b"meow\n"),
         put(root / "train/cat/1-empty.jpg", b""),
@@ -41,31 +35,18 @@ def test_what_cannot_be_read_is_named_and_leaves_no_gap(root):
     put(root / "train/cat/.DS_Store", b"junk")
     put(root / "train/.hidden/x.png", plain(3))
     put(root / "train/readme.txt", b"beside the class folders: not looked at")
+    put(root / "train/cat/images/deep/x.png", plain((77, 0, 0)))
     train, val, skipped = read_folder(str(root), 5)
+    assert train.class_names == val.class_names == ("cat", "dog")
     assert [each.path for each in skipped] == bad
     assert [each.reason for each in skipped[:2]] == [
         "not a photo in a format that Pillow reads",
         "empty file",
     ]
-    assert train.images[:, 2, 2, 0].tolist() == [200, 201, 202, 0, 0, 0]
-    assert train.images[:, 2, 2, 2].tolist() == [0, 0, 0, 200, 201, 202]
+    assert train.images[:, 2, 2, 0].tolist() == [200, 201, 202, 77, 0, 0, 0]
+    assert train.images[:, 2, 2, 2].tolist() == [0, 0, 0, 0, 200, 201, 202]
     assert val.images[:, 2, 2, 2].tolist() == [0, 0, 200, 201]
-    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and val.labels.tolist() == [0, 0, 1, 1]
-
-
-def test_the_number_of_threads_changes_nothing(root):
-    for k in range(30):
-        put(root / "train" / "cat" / f"n{k}.jpg", noisy_jpeg(k)[: 500 if k % 7 == 3 else None])
-    one, *_, skipped = read_folder(root, 16, threads=1)
-    many, *_, skipped_too = read_folder(root, 16, threads=7)
-    assert one.images.tobytes() == many.images.tobytes() and len(skipped) == 4
-    assert skipped == skipped_too and one.labels.tolist() == many.labels.tolist()
-
-
-def test_folders_within_a_class_belong_to_it(root):
-    put(root / "train/cat/images/deep/x.png", plain((77, 0, 0)))
-    train, _, _ = read_folder(root, 4)
-    assert train.images[:4, 0, 0, 0].tolist() == [200, 201, 202, 77]
+    assert train.labels.tolist() == [0] * 4 + [1] * 3 and val.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_only_the_first_classes(root):
@@ -74,9 +55,12 @@ def test_only_the_first_classes(root):
     train, val, _ = read_folder(root, 4, classes=2)
     assert train.class_names == val.class_names == ("cat", "dog")
     assert len(train) == 6 and len(val) == 4
+    for classes in (4, 1, 0, -1):
+        with pytest.raises(SourceError, match=f"cannot take {classes} of the 3 classes"):
+            read_folder(root, 4, classes=classes)
 
 
-@posix
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX file names")
 def test_odd_file_names(root):
     for name in ("two words.png", "späte Ähre 猫.png", "new\nline.png", "-rf.png", "no ending"):
         put(root / "val" / "cat" / name, plain((9, 9, 9)))
@@ -87,20 +71,6 @@ def test_odd_file_names(root):
     assert [each.path for each in skipped] == [bad]
     line = str(skipped[0])
     assert "\n" not in line and line.encode("utf-8") and line.endswith(skipped[0].reason)
-
-
-@posix
-def test_links_are_followed_and_rings_end(root):
-    elsewhere = put(root / "elsewhere" / "x.png", plain((50, 0, 0)))
-    cat = root / "train" / "cat"
-    (cat / "3.png").symlink_to(elsewhere)
-    (cat / "ring").symlink_to(cat, target_is_directory=True)
-    (cat / "nowhere.png").symlink_to(root / "gone.png")
-    (cat / "self.png").symlink_to(cat / "self.png")
-    os.mkfifo(cat / "pipe.png")
-    train, _, skipped = read_folder(root, 4)
-    assert train.images[:4, 0, 0, 0].tolist() == [200, 201, 202, 50]
-    assert [each.path.name for each in skipped] == ["nowhere.png", "pipe.png", "self.png"]
 
 
 def test_progress_wraps_the_iteration(root):
@@ -115,13 +85,6 @@ def test_progress_wraps_the_iteration(root):
     assert seen == [10] * 10
 
 
-def remove(folder: Path) -> Path:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
-    return folder
-
-
 def spoil(folder: Path) -> None:
     for path in folder.rglob("*.png"):
         path.write_bytes(b"not a photo")
@@ -130,36 +93,33 @@ def spoil(folder: Path) -> None:
 @pytest.mark.parametrize(
     "breakage, message",
     [
-        (remove, "no such folder"),
-        (lambda root: remove(root).write_text("x"), "is not a folder"),
-        (lambda root: remove(root / "train"), "no folder 'train' .*'val'"),
-        (lambda root: (root / "val").rename(root / "test"), "no folder 'val' .*'test', 'train'"),
-        (lambda root: [remove(root / "train" / c) for c in ("cat", "dog")], "no class folders"),
-        (lambda root: [remove(root / s / "cat") for s in ("train", "val")], "at least two"),
-        (lambda root: remove(root / "val" / "dog"), "lacks the class 'dog'"),
-        (lambda root: (root / "val" / "emu").mkdir(), "'emu' that 'train' has not"),
-        (spoil, "no readable photo in .*cat.*10 of all 10 .*0.png': not a photo"),
-        (lambda root: spoil(root / "val"), "no readable photo in .*val/cat.*4 of all 10"),
-        (lambda root: spoil(root / "val/dog"), "no readable photo in .*val/dog.*2 of all 10"),
-        (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "dog' is empty"),
+        (
+            lambda root: (root / "val").rename(root / "eval"),
+            "has no folder 'val' .*'eval', 'train'",
+        ),
+        (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "train/dog' is empty"),
+        (spoil, "no readable photo of the class 'cat' in train .10 of all 10 .*0.png': not a phot"),
+        (lambda root: spoil(root / "val"), "no readable photo of .*'cat' in val .4 of all 10"),
+        (lambda root: spoil(root / "val/dog"), "no readable photo of .*'dog' in val .2 of all 10"),
     ],
 )
 def test_unusable_folders_are_explained_in_one_line(root, breakage, message):
     breakage(root)
-    with pytest.raises(PhotoError, match=message) as error:
+    with pytest.raises(SourceError, match=message) as error:
         read_folder(root, 4)
     assert "\n" not in str(error.value)
 
 
-def test_more_classes_than_there_are_or_too_few(root):
-    for classes in (3, 1, 0, -1):
-        with pytest.raises(PhotoError, match=f"cannot take {classes} of the 2 classes"):
-            read_folder(root, 4, classes=classes)
+def test_something_else_than_a_folder(tmp_path):
+    with pytest.raises(SourceError, match="no such folder"):
+        read_folder(tmp_path / "gone", 4)
+    with pytest.raises(SourceError, match="is not a folder; unpack an archive, or prepare it"):
+        read_folder(put(tmp_path / "x.tar", b"x"), 4)
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_decoding(root, monkeypatch):
+def test_photos_that_do_not_fit_into_memory_are_refused_before_decoding(root, monkeypatch):
     monkeypatch.setattr(folder, "_available_memory", lambda: 10 * 64 * 64 * 3)
-    with pytest.raises(PhotoError, match=r"10 photos of 64×64 need 0.00 GB.*available"):
+    with pytest.raises(SourceError, match=r"10 photos of 64×64 need 0.00 GB.*available"):
         read_folder(root, 64)
     read_folder(root, 60)
     monkeypatch.setattr(folder, "_available_memory", lambda: None)

@@ -28,14 +28,14 @@ from tinyconv.data.store import PhotoStore
 __all__ = ["no_thread_is_left"]  # a fixture: it runs around every test that can see it
 
 
-@pytest.fixture(params=["memory", "mapped", "read"])
+@pytest.fixture(params=["memory", "mapped"])
 def photos(request, tmp_path):
     if request.param == "memory":
         yield PHOTOS
     else:
         sets = {"train": PHOTOS, "val": random_photos(2, size=4)}
         path = write_store(tmp_path / "photos.h5", sets)
-        with PhotoStore(path, mapped=request.param == "mapped") as store:
+        with PhotoStore(path) as store:
             yield store.train
 
 

@@ -27,8 +27,8 @@ def folder(tmp_path):
 def prepared(folder, tmp_path):
     """The same photos as `folder`, in a file."""
     train, val, _ = read_folder(folder, 32)
-    with StoreWriter.create(
-        tmp_path / "f.h5", size=32, room={"train": 10, "val": 4},
+    with StoreWriter(
+        tmp_path / "f.h5", size=32, rows={"train": 10, "val": 4},
         class_ids=["a", "b"], class_names=["A", "B"], settings={},
     ) as writer:  # fmt: skip
         writer.write_rows("train", 0, train.images)

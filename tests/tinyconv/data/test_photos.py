@@ -186,6 +186,33 @@ def test_a_truncated_jpeg_is_an_error_wherever_it_is_cut():
     decode_square(io.BytesIO(whole), 32)
 
 
+@pytest.mark.parametrize("size", [16, 50, 200])
+def test_a_jpeg_that_lacks_its_middle_is_an_error(tmp_path, size):
+    """libjpeg fills the rest with grey and only warns, which Pillow does not report."""
+    random = np.random.default_rng(3)
+    soft = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((400, 300))
+    for mode in ("RGB", "L"):
+        whole = encoded(soft.convert(mode), "JPEG", quality=90, subsampling=0).getvalue()
+        begin = len(whole) // 3
+        for lost in (len(whole) // 8, len(whole) // 3, 2 * len(whole) // 3 - 4):
+            content = whole[:begin] + whole[begin + lost :]
+            for source in (io.BytesIO(content), put(tmp_path / "x.jpg", content)):
+                with pytest.raises(PhotoError, match="a part of its data is missing"):
+                    decode_square(source, size)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_photo_with_a_grey_lower_half_is_complete(options):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    pixels[40:] = 128
+    for mode in ("RGB", "L"):
+        for quality in (30, 75, 95):
+            image = Image.fromarray(pixels).convert(mode)
+            content = encoded(image, "JPEG", quality=quality, **options).getvalue()
+            square = decode_square(io.BytesIO(content + b"trailing \xff\xd9"), 45)
+            assert (square[-5:] == 128).all()
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow remarks on what it sees
 def test_damaged_files_raise_photo_error_or_nothing():
     random = np.random.default_rng(2)

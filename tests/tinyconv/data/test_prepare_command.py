@@ -1,7 +1,7 @@
 """`python -m tinyconv prepare`: what it prints, and its exit status."""
 
-import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from photo_bytes import put
 from tar_bytes import WNIDS, class_folders, photo, tar_of
+from tqdm import tqdm
 
-from tinyconv.data import prepare_command, prepare_work
+from tinyconv.alexnet import SMALLEST_IMAGE
+from tinyconv.data import prepare as module
+from tinyconv.data import prepare_command
 from tinyconv.data.store import PhotoStore
 from tinyconv.tools.command_line import main
 
 ROOT = Path(__file__).resolve().parents[3]
+TRAIN = "python examples/train_alexnet.py"
 
 
 @pytest.fixture
@@ -26,38 +30,25 @@ def source(tmp_path):
 
 
 def run(*arguments):
-    return main(["prepare", *map(str, arguments), "--size", "8", "--workers", "0"])
+    return main(["prepare", "--size", "8", "--workers", "1", *map(str, arguments)])
 
 
-def test_says_what_it_did_and_what_comes_next(source, tmp_path, capsys):
+def test_prints_the_result_and_the_next_command(source, tmp_path, capsys):
     put(source / "train" / WNIDS[0] / "bad.jpg", b"no")
     out = tmp_path / "my photos.h5"
-    assert run(source, out) == 0
+    assert run(source, out, "--size", "80") == 0
     first, *_, skipped, named, summary, rate, following = capsys.readouterr().out.splitlines()
-    assert first.startswith("13 training and 6 validation photos, 3 classes; at 8×8 they need 0.")
+    assert first.startswith("13 training and 6 validation photos, 3 classes; at 80×80 they need 0")
     assert skipped.startswith(f"skipped 'train/{WNIDS[0]}/bad.jpg': ")
     assert named == f"skipped 1 files; all are named in {tmp_path / 'my photos.skipped.txt'}"
-    assert summary == (f"{out}: 12 training and 6 validation photos of 3 classes, 8×8, 0.00 GB")
+    assert summary == (f"{out}: 12 training and 6 validation photos of 3 classes, 80×80, 0.00 GB")
     assert rate.endswith("photos/s")
-    assert following == f"next: python examples/train_alexnet.py --data '{out}'"
+    assert following == f"next: {TRAIN} --data '{out}'"
     assert len(PhotoStore(out).train) == 12
 
 
-def test_as_a_program_with_workers(source, tmp_path):
-    child = subprocess.run(
-        [sys.executable, "-m", "tinyconv", "prepare", "photos", "out.h5", "--workers", "2"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert child.returncode == 0, child.stderr
-    assert PhotoStore(tmp_path / "out.h5").settings["size"] == 256
-
-
 def test_classes_without_a_training_photo_are_pointed_out(tmp_path, capsys):
-    files = {f"p/n0000000{k}_x.png": photo(k) for k in range(10)}
+    files = {f"p/n0000000{k}/x.png": photo(k) for k in range(10)}
     source = put(tmp_path / "p.tar", tar_of(files))
     assert run(source, tmp_path / "out.h5", "--val-share", "0.7") == 0
     printed = capsys.readouterr().out
@@ -70,9 +61,9 @@ def test_classes_without_a_training_photo_are_pointed_out(tmp_path, capsys):
         (["gone", "out.h5"], "no such file or folder: 'gone'"),
         (["photos", "no/out.h5"], "no such folder"),
         (["photos", "photos"], "is a folder"),
-        (["photos", "out.h5", "--val-share", "2"], "must lie between 0 and 1"),
+        (["photos", "out.h5", "--val-share", "2"], "must be between 0 and 1"),
         (["photos", "out.h5", "--labels", "gone"], "leave out --labels"),
-        (["photos/train", "out.h5"], "give --val-share 0.2"),
+        (["photos/train", "out.h5"], "prepare it with --val-share 0.2"),
         (["text", "out.h5"], "is not a tar archive"),
         (["photos", "older.h5"], "exists already: give --force"),
     ],
@@ -93,49 +84,53 @@ def test_mistakes_give_one_line_and_status_2(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize(
-    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended")]
-)
-def test_signals_end_it_and_it_goes_on(source, tmp_path, monkeypatch, capsys, number, status, word):
-    monkeypatch.setattr(prepare_work, "BATCH", 2)
-    monkeypatch.setattr(prepare_work, "BLOCK", 4)
-    real = prepare_command._progress
+def test_ctrl_c_ends_it_and_it_resumes(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "SAVE_PHOTOS", 4)
 
-    def progress(iterable=None, **settings):
-        bar = real(iterable, **settings)
-        if settings["desc"] == "decoding":
+    class Bar(tqdm):
+        def update(self, count=1):
+            super().update(count)
+            if self.desc == "decoding" and self.n == 10:
+                signal.raise_signal(signal.SIGINT)
 
-            def update(count):
-                bar.n += count
-                if bar.n == 10:
-                    signal.raise_signal(number)
-
-            bar.update = update
-        return bar
-
+    # Started in the background by a shell, pytest ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_command, "_progress", progress)
-        # Started in the background by a shell, pytest ignores Ctrl-C.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        before = signal.getsignal(signal.SIGTERM)
-        assert run(source, tmp_path / "out.h5") == status
-        assert signal.getsignal(signal.SIGTERM) == before
-    assert capsys.readouterr().err == f"{word}: the same command goes on where it was\n"
+        patch.setattr(prepare_command, "tqdm", Bar)
+        assert run(source, tmp_path / "out.h5") == 130
+    assert capsys.readouterr().err.endswith("interrupted: the same command resumes\n")
     assert run(source, tmp_path / "out.h5") == 0
     printed = capsys.readouterr().out
-    assert "going on after 8 of 18 photos\n" in printed and "(8 were done before)" in printed
+    assert "resuming after 8 of 18 photos\n" in printed and "(8 were done before)" in printed
 
 
-def test_progress_without_a_terminal_is_lines(monkeypatch):
-    monkeypatch.setattr(prepare_command, "SECONDS_BETWEEN_LINES", 0)
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
-    with prepare_command._progress(total=3, initial=0, desc="decoding", unit="photo") as bar:
-        for _ in range(3):
-            bar.update(1)
-    lines = log.getvalue().splitlines()
-    assert len(lines) >= 3 and "\r" not in log.getvalue() and all(lines)
-    assert lines[-1].startswith("decoding: 100%") and "3/3" in lines[-1]
+def test_small_squares_are_pointed_out_with_a_command_that_works(source, tmp_path, capsys):
+    assert (
+        next(size for size in range(999) if round(size * 224 / 256) >= SMALLEST_IMAGE)
+        == prepare_command.SMALLEST
+    )
+    out = tmp_path / "out.h5"
+    assert run(source, out) == 0
+    printed = capsys.readouterr().out
+    assert "note: 8×8 is too small for AlexNet: prepare larger squares\n" in printed
+    following = printed.splitlines()[-1].removeprefix("next: python -m tinyconv ")
+    assert main(shlex.split(following)) == 0
+    assert capsys.readouterr().out.endswith(f"next: {TRAIN} --data {out}\n")
+    assert PhotoStore(out).size == 73
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="needs /dev/stdin")
+def test_a_tar_as_standard_input(source, tmp_path):
+    command = [sys.executable, "-m", "tinyconv", "prepare", "/dev/stdin", tmp_path / "out.h5"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    archive = put(tmp_path / "p.tar", tar_of(class_folders()))
+    with archive.open("rb") as file:
+        done = subprocess.run(command, stdin=file, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command[-1] = tmp_path / "other.h5"
+    done = subprocess.run(command, input="x", env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "neither a folder nor an ordinary file" in done.stderr
 
 
 def test_the_help_names_every_kind_of_source(capsys):

@@ -1,24 +1,38 @@
-"""Reading a store: what was written, by a memory map or without, in any order."""
+"""The prepared file: written in any order, read by a map, and refused if it is damaged."""
 
+import gc
+import gzip
 import os
 import re
-import resource
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from stores import SETTINGS, photo_sets, rows, write_store
+from stores import SETTINGS, new_store, photo_sets, rows, write_store
 
 from tinyconv.data import PhotoSet
+from tinyconv.data.statistics import Statistics
 from tinyconv.data.store import PhotoStore
+from tinyconv.data.store_format import HEADER, StoreError, checksum, read_header
+from tinyconv.data.store_writer import StoreWriter
 
+ROOT = Path(__file__).resolve().parents[3]
 SETS = photo_sets()
+LABELS = {split: photos.labels for split, photos in SETS.items()}
 
 
 @pytest.fixture
 def path(tmp_path):
     return write_store(tmp_path / "photos.h5", SETS, spare=1)
+
+
+def fill(writer):
+    for split, photos in SETS.items():
+        writer.write_rows(split, 0, photos.images)
 
 
 # --- what is in it
@@ -31,65 +45,86 @@ def test_what_was_written_is_read(path):
         assert store.class_names == ("class0", "class1", "class2")
         np.testing.assert_array_equal(store.mean_image, SETS["train"].mean_image())
         assert store.mean_image.dtype == np.float32
-        pixels = SETS["train"].images.reshape(-1, 3).astype(float)
-        np.testing.assert_allclose(store.covariance, np.cov(pixels.T, bias=True), rtol=1e-12)
-        restored = store.eigenvectors @ np.diag(store.eigenvalues) @ store.eigenvectors.T
-        np.testing.assert_allclose(restored, store.covariance, rtol=1e-10, atol=1e-9)
-        assert store.eigenvalues[0] >= store.eigenvalues[1] >= store.eigenvalues[2] >= 0
         for split, photos in SETS.items():
             stored = getattr(store, split)
             assert len(stored) == len(photos) and stored.size == photos.size == 5
             assert stored.labels.dtype == np.int64 and stored.class_names == photos.class_names
             np.testing.assert_array_equal(stored.labels, photos.labels)
             np.testing.assert_array_equal(rows(stored, range(len(photos))), photos.images)
-            np.testing.assert_array_equal(stored.mean_image(), store.mean_image)
         store.verify()
 
 
-def test_opening_leaves_nothing_open_but_the_file_and_closing_nothing(path):
-    before = len(os.listdir("/proc/self/fd"))
-    store = PhotoStore(path)
-    assert len(os.listdir("/proc/self/fd")) <= before + 2  # the file, and the map's of it
-    store.close()
-    store.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ValueError, match=f"{path}: the store is closed; open it again"):
-        rows(store.train, [0])
+def test_any_hdf5_reader_finds_everything_under_its_name(path):
+    statistics = Statistics(5)
+    statistics.add(SETS["train"].images)
+    with h5py.File(path) as file:
+        for split, photos in SETS.items():
+            count = file[f"{split}/count"][()]
+            assert count == len(photos) and file[f"{split}/images"].shape == (count + 1, 5, 5, 3)
+            np.testing.assert_array_equal(file[f"{split}/images"][:count], photos.images)
+            np.testing.assert_array_equal(file[f"{split}/labels"][:count], photos.labels)
+            assert file[f"{split}/images_sha256"].shape == (32,)
+        assert [name.decode() for name in file["class_ids"]] == [f"n0000000{i}" for i in range(3)]
+        assert file["class_names"].asstr()[1] == "class1"
+        np.testing.assert_array_equal(file["mean_image"], statistics.mean_image())
+        for name in ("covariance", "eigenvalues", "eigenvectors"):
+            np.testing.assert_array_equal(file[f"colour/{name}"], getattr(statistics, name))
 
 
-def test_two_may_read_a_store_at_once_and_it_may_be_write_protected(path):
-    path.chmod(0o444)
-    with PhotoStore(path) as one, PhotoStore(str(path)) as two, h5py.File(path):
-        np.testing.assert_array_equal(rows(one.val, [2]), rows(two.val, [2]))
+def test_a_file_of_the_first_release_is_read(tmp_path):
+    """version_1.h5.gz: SETS with one spare row, as the first writer made it."""
+    path = tmp_path / "old.h5"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "version_1.h5.gz").read_bytes()))
+    with PhotoStore(path) as store:
+        store.verify()
+        assert store.settings == SETTINGS and store.class_names[2] == "class2"
+        for split, photos in SETS.items():
+            assert getattr(store, split).fingerprint() == photos.fingerprint()
+        np.testing.assert_array_equal(store.mean_image, SETS["train"].mean_image())
 
 
-# --- rows, in memory and in a file
+def test_the_header_and_the_order_of_the_parts(path):
+    lines = path.read_bytes()[:HEADER].rstrip(b"\0").decode().splitlines()
+    (train, train_length), (val, val_length) = (map(int, line.split()[1:]) for line in lines[2:4])
+    assert lines[0] == "tinyconv photos 1" and lines[1] == f"bytes {path.stat().st_size}"
+    assert lines[4].startswith("sha256 ") and len(lines) == 5
+    assert (train_length, val_length) == (8 * 75, 4 * 75)
+    assert train + train_length <= val and val + val_length == path.stat().st_size
 
 
-@pytest.fixture(params=["memory", "mapped", "read"])
+def test_names_of_any_script_are_kept(tmp_path):
+    names = ["", "Höckergans 雁 " + "long " * 50]
+    with StoreWriter(
+        tmp_path / "x.h5", size=5, rows={"train": 7, "val": 3}, class_ids=["a", "ä"],
+        class_names=names, settings={"nested": [1, {"é": None}]},
+    ) as writer:  # fmt: skip
+        fill(writer)
+        writer.finish({split: labels % 2 for split, labels in LABELS.items()})
+    with PhotoStore(tmp_path / "x.h5") as store:
+        assert store.class_names == tuple(names) and store.class_ids == ("a", "ä")
+        assert store.settings == {"nested": [1, {"é": None}]}
+
+
+# --- reading
+
+
+@pytest.fixture(params=["memory", "file"])
 def photos(request, path):
     if request.param == "memory":
         yield SETS["train"]
     else:
-        with PhotoStore(path, mapped=request.param == "mapped") as store:
-            assert (store.train.mapped is None) == (request.param == "read")
+        with PhotoStore(path) as store:
             yield store.train
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64])
 @pytest.mark.parametrize("ids", [[3], [6, 0, 6, 2], [], range(7)])
-def test_rows_are_copied_in_any_order_and_no_others_touched(photos, ids):
-    ids = np.array(list(ids), np.int64)
+def test_rows_are_copied_in_any_order_and_no_others_touched(photos, ids, dtype):
+    ids = np.array(list(ids), dtype)
     out = np.full((9, 5, 5, 3), 77, np.uint8)
     photos.copy_rows(ids, out)
     np.testing.assert_array_equal(out[: len(ids)], SETS["train"].images[ids])
     assert (out[len(ids) :] == 77).all()
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.uint64])
-def test_ids_are_integers_of_any_kind(photos, dtype):
-    out = np.empty((2, 5, 5, 3), np.uint8)
-    photos.copy_rows(np.array([5, 1], dtype), out)
-    np.testing.assert_array_equal(out, SETS["train"].images[[5, 1]])
 
 
 @pytest.mark.parametrize("ids", [[7], [0, -1], [2**40], [-(2**63)]])
@@ -144,39 +179,299 @@ def test_every_difference_changes_the_fingerprint():
     assert PhotoSet(sideways, labels, names).fingerprint() == SETS["train"].fingerprint()
 
 
-def test_where_no_memory_map_can_be_had_rows_are_read(path, monkeypatch):
-    def refused(*_, **__):
-        raise OSError(19, "No such device")
-
-    monkeypatch.setattr("tinyconv.data.store.mmap.mmap", refused)
-    with PhotoStore(path) as store:
-        assert store.train.mapped is None
-        np.testing.assert_array_equal(rows(store.train, range(7)), SETS["train"].images)
-        np.testing.assert_array_equal(rows(store.val, [1]), SETS["val"].images[1:2])
-
-
-def test_a_map_cannot_be_written_and_outlives_the_store_where_it_is_in_use(path):
+def test_a_closed_file_leaves_nothing_open_and_says_that_it_is_closed(path):
+    before = len(os.listdir("/proc/self/fd"))
     store = PhotoStore(path)
-    mapped = store.train.mapped
+    images = store.train.images
     with pytest.raises(ValueError, match="read-only"):
-        mapped[0] = 0
+        images[0] = 0
     store.close()
-    np.testing.assert_array_equal(mapped[:7], SETS["train"].images)
-    with pytest.raises(ValueError, match="closed"):
+    store.close()
+    np.testing.assert_array_equal(images, SETS["train"].images)  # a thread may still use it
+    del images
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert len(store.train) == 7 and store.train.size == 5
+    with pytest.raises(ValueError, match="closed; open it again"):
         rows(store.train, [0])
 
 
-def test_a_store_needs_no_memory_for_its_images(tmp_path):
-    """A store of 3 GB, nearly all a hole, opened where 1 GB more cannot be had."""
+def test_two_may_read_a_file_at_once_and_it_may_be_write_protected(path):
+    path.chmod(0o444)
+    with PhotoStore(path) as one, PhotoStore(str(path)) as two, h5py.File(path):
+        np.testing.assert_array_equal(rows(one.val, [2]), rows(two.val, [2]))
+
+
+def test_a_large_file_takes_no_memory_and_only_the_disk_of_what_was_written(tmp_path):
     path = tmp_path / "large.h5"
     sets = photo_sets(train=2, val=1, size=256)
-    write_store(path, sets, spare=8_000)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
-    try:
+    write_store(path, sets, spare=1_281_167)
+    assert path.stat().st_size > 1_281_167 * 256 * 256 * 3
+    # Three photos, and twice a label for every row.
+    assert path.stat().st_blocks * 512 < 2**20 + 2 * 8 * 1_281_170 + 3 * 256 * 256 * 3
+    assert [each.name for each in tmp_path.iterdir()] == ["large.h5"]
+    with PhotoStore(path) as store:
+        np.testing.assert_array_equal(rows(store.val, [0]), sets["val"].images)
+
+
+# --- writing
+
+
+def test_the_same_photos_give_the_same_bytes_whatever_the_order_of_writing(path, tmp_path):
+    other = tmp_path / "other.h5"
+    with new_store(other, SETS, spare=1) as writer:
+        for split in ("val", "train"):
+            for i in reversed(range(len(SETS[split]))):
+                writer.write_rows(split, i, SETS[split].images[i : i + 1])
+        writer.write_rows("train", 8, SETS["train"].images[:0])  # nothing, at the very end
+        writer.write_rows("train", 0, np.asfortranarray(SETS["train"].images))
+        writer.finish(LABELS)
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_rows_beyond_the_labels_are_unused(path):
+    """An unreadable photo: those after it moved up."""
+    with new_store(path, SETS, spare=1) as writer:
+        writer.write_rows("train", 7, SETS["train"].images[:1])
+        with pytest.raises(StoreError, match="not complete; run prepare again, which resumes"):
+            PhotoStore(path)
+        writer.finish(LABELS)
+    with PhotoStore(path) as store:
+        assert (len(store.train), len(store.val)) == (7, 3)
+        assert store.train.fingerprint() == SETS["train"].fingerprint()
+        store.verify()
+
+
+def test_progress_is_told_of_every_block(path, monkeypatch):
+    monkeypatch.setattr("tinyconv.data.store_format.BLOCK", 2 * 75)
+    seen = []
+
+    def progress(blocks, total):
+        for block in blocks:
+            seen.append(total)
+            yield block
+
+    with new_store(path, SETS) as writer:
+        fill(writer)
+        writer.finish(LABELS, progress)
+    assert seen == [6] * 6  # 4 of train, 2 of val
+    with PhotoStore(path) as store:
+        assert store.train.fingerprint() == SETS["train"].fingerprint()
+        store.verify(progress)
+    assert len(seen) == 12
+
+
+def test_killed_at_any_write_the_file_is_incomplete_and_can_be_finished(path, monkeypatch):
+    whole, write = path.read_bytes(), StoreWriter._write
+
+    class Killed(BaseException):
+        pass
+
+    for last in range(100):
+        left = last
+
+        def some(writer, offset, values):
+            nonlocal left
+            if not left:
+                write(writer, offset, values.reshape(-1)[: values.size // 2])
+                raise Killed
+            left -= 1
+            write(writer, offset, values)
+
+        path.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreWriter, "_write", some)
+            try:
+                with new_store(path, SETS, spare=1) as writer:
+                    fill(writer)
+                    writer.finish(LABELS)
+                break
+            except Killed:
+                pass
+        if path.read_bytes() != whole:  # else the last write lacked only zeros
+            with pytest.raises(StoreError, match="not complete"):
+                PhotoStore(path)
+        with new_store(path, SETS, spare=1) as writer:  # the rows are still there
+            if last < 3:
+                fill(writer)
+            writer.finish(LABELS)
+        assert path.read_bytes() == whole
+    assert 10 < last < 99
+
+
+@pytest.mark.parametrize(
+    "split, first, images, message",
+    [
+        ("train", 7, np.zeros((2, 5, 5, 3), np.uint8), "rows 7 to 9 of the 8 in 'train'"),
+        ("train", -1, np.zeros((1, 5, 5, 3), np.uint8), "expected"),
+        ("val", 0, np.zeros((1, 5, 5, 3)), "float64"),
+        ("val", 0, np.zeros((1, 5, 4, 3), np.uint8), r"\(1, 5, 4, 3\)"),
+        ("val", 0, np.zeros((5, 5, 3), np.uint8), r"\(5, 5, 3\)"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(path, split, first, images, message):
+    with new_store(path, SETS, spare=1) as writer:
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=message):
+            writer.write_rows(split, first, images)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (np.zeros(9, np.int64), "9 labels for 8 rows of 'train'"),
+        (np.zeros(0, np.int64), "0 labels"),
+        (np.full(7, 3), "labels 3 to 3 of 3 classes"),
+        (np.array([0, -1]), "labels -1 to 0 of 3"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(path, labels, message):
+    with new_store(path, SETS, spare=1) as writer, pytest.raises(ValueError, match=message):
+        writer.finish({**LABELS, "train": labels})
+
+
+def test_a_limit_on_the_size_of_files_is_one_line(tmp_path):
+    """The system's limit: HDF5 must not be the one that meets it."""
+    path = tmp_path / "photos.h5"
+    program = f"""
+        import resource, sys
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "helpers")!r}]
+        from pathlib import Path
+        from stores import new_store, photo_sets
+        sets, path = photo_sets(size=99), Path({str(path)!r})
+        for limit in 300, 1000, 140_000, 10_000_000:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, 10_000_000))
+            try:
+                new_store(path, sets).close()
+            except OSError as error:
+                print(error.strerror, path.exists())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.splitlines() == ["File too large False"] * 3
+    assert [each.name for each in tmp_path.iterdir()] == ["photos.h5"]
+
+
+# --- damage
+
+
+def refused(path, message):
+    """Opening is a StoreError of one line that names the file; nothing stays open."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(StoreError, match=message) as caught:
+        PhotoStore(path)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: ")
+    del caught  # and with it the frames that hold the file
+    gc.collect()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_corruption_is_noticed_or_harmless(path, monkeypatch):
+    """Single bits in every part of the file, and blocks of zeros or nonsense."""
+    whole, header = path.read_bytes(), read_header(path)
+    used = [(header.train[0], 7 * 75, "train"), (header.val[0], 3 * 75, "val")]
+    rng = np.random.default_rng(0)
+    parts = [(0, 200), (0, HEADER), (HEADER, 9_000), (HEADER, len(whole) - HEADER)]
+    parts += [(header.train[0] - 900, 900), header.train, header.val]
+    outcomes = {"refused": 0, "found": 0, "unused": 0}
+    for case in range(400):
+        first, length = parts[case % len(parts)]
+        place = int(rng.integers(first, first + length))
+        size = int(rng.integers(2, 5000)) if case % 5 == 0 else 1
+        other = bytes(size) if case % 2 else rng.bytes(size)
+        if size == 1:
+            other = bytes([whole[place] ^ 1 << int(rng.integers(0, 8))])
+        data = bytearray(whole)
+        data[place : place + size] = other[: len(whole) - place]
+        if data == whole:
+            continue
+        path.write_bytes(data)
+        changed = np.flatnonzero(np.frombuffer(data, np.uint8) != np.frombuffer(whole, np.uint8))
+        if any(
+            not any(start <= at < start + n for start, n in (header.train, header.val))
+            for at in changed
+        ):
+            refused(path, "copy it again|prepare the file again|not a file of prep|not complete")
+            outcomes["refused"] += 1
+            continue
         with PhotoStore(path) as store:
-            assert store.val.mapped is None  # addresses are limited too
-            np.testing.assert_array_equal(rows(store.val, [0]), sets["val"].images)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+            damaged = [s for first, n, s in used if any(first <= at < first + n for at in changed)]
+            if damaged:
+                with pytest.raises(StoreError, match=f"images of '{damaged[0]}' are damaged.*copy"):
+                    store.verify()
+            else:
+                store.verify()
+            outcomes["found" if damaged else "unused"] += 1
+    assert outcomes["refused"] > 200 and outcomes["found"] > 60 and outcomes["unused"] > 5
+
+
+def test_hdf5_does_not_see_damaged_bytes(path, monkeypatch):
+    data = bytearray(path.read_bytes())
+    data[HEADER + 40] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr("tinyconv.data.store.h5py.File", None)
+    refused(path, r"damaged \(wrong checksum\); copy it again")
+
+
+def test_truncated_files_are_refused_wherever_they_end(path):
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    ends = [0, 1, 17, 18, 19, 100, HEADER - 1, HEADER, HEADER + 8, len(whole) - 1]
+    for end in [*ends, *rng.integers(0, len(whole), 50).tolist()]:
+        path.write_bytes(whole[:end])
+        refused(path, "copy it again" if end > 17 else "not a file of prepared|copy it again")
+    path.write_bytes(whole[: len(whole) - 200])
+    refused(path, rf"{len(whole) - 200:,} bytes, not the original {len(whole):,}; copy it again")
+    path.write_bytes(whole + b"\0")
+    refused(path, "not the original")
+
+
+def test_other_files_are_explained(path, tmp_path):
+    text, empty, other = (tmp_path / name for name in ("notes.txt", "empty", "weights.h5"))
+    text.write_text("hello\n" * 1000)
+    empty.touch()
+    with h5py.File(other, "w") as file:
+        file["weights"] = np.zeros(10)
+    for file in (text, empty, other):
+        refused(file, "not a file of prepared photos; make one with prepare")
+    refused(tmp_path / "gone.h5", "no such file")
+    refused(tmp_path / ("a" * 300), "cannot be read: File name too long")
+    refused(tmp_path, "not a file")
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    refused(tmp_path / "pipe", "not a file")
+    newer = path.read_bytes().replace(b"tinyconv photos 1\n", b"tinyconv photos 12\n", 1)
+    path.write_bytes(newer)
+    refused(path, "version 12 of the format, and this program reads version 1: prepare the file ag")
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [(PermissionError(13, "Permission denied"), "denied"), (OSError(5, "I/O"), "I/")],
+)
+def test_a_disk_that_fails_is_explained(path, monkeypatch, error, message):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("tinyconv.data.store_format.np.fromfile", broken)
+    refused(path, f"cannot be read: .*{message}")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: f["train/count"].write_direct(np.array(9)), "9 photos in 'train'"),
+        (lambda f: f["val/count"].write_direct(np.array(0)), "0 photos in 'val'"),
+        (lambda f: f["val/labels"].write_direct(np.array([0, 1, 3, 0])), "labels run from 0 to 3"),
+        (lambda f: f.pop("mean_image"), "mean_image"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_even_with_the_right_checksum(path, change, message):
+    """As a program with a fault of its own would write them."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    header = read_header(path)
+    with open(path, "r+b") as file:
+        file.write(header._replace(checksum=checksum(path, header)).block())
+    refused(path, f"{message}.*prepare it again")

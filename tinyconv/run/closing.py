@@ -39,7 +39,7 @@ def next_lines() -> list[str]:
     return [
         "to try next:",
         "  can the net memorize a single batch? The first test of any change to a net:",
-        f"    {python} examples/train_alexnet.py --overfit-one-batch",
+        f"    {python} examples/train_alexnet.py --overfit-one-batch --lr 0.005",
         "  which file computes which layer on this machine:",
         f"    {python} -m tinyconv plan",
         "  how a kernel works, step by step, in a browser (it writes max_pool.html):",

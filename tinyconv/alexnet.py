@@ -74,11 +74,12 @@ def alexnet(
         return MaxPool2D(kernel_size=3, stride=2)
 
     overhang = -(image_size - 11) % 4
+    conv1 = Conv2D(3, wide(96), 11, stride=4, padding=(0, overhang))
     first_block = {"relu1": ReLU(), "norm1": lrn(), "pool1": pool()}
     if recipe.relu_after_pool1:
         first_block["relu1"] = first_block.pop("relu1")
     features: dict[str, Layer] = {
-        "conv1": Conv2D(3, wide(96), 11, stride=4, padding=(0, overhang)),
+        "conv1": conv1,
         **first_block,
         "conv2": Conv2D(wide(96), wide(256), 5, padding=2, groups=2),
         "relu2": ReLU(),
@@ -105,4 +106,6 @@ def alexnet(
         "fc8": Linear(wide(4096), num_classes),
     }
     net = Sequential({**features, **classifier}, input_shape)
-    return initialize(net, recipe, seed)
+    initialize(net, recipe, seed)
+    conv1.weight.value *= recipe.conv1_scale
+    return net

@@ -85,7 +85,10 @@ def load_checkpoint(path: str | Path, training: Training, settings: dict[str, An
 
     def read(file: h5py.File) -> None:
         if difference := first_difference(read_json(file, "settings"), settings):
-            raise CheckpointError(f"{path}: {difference}")
+            raise CheckpointError(
+                f"{path}: {difference}; resume with the options, photos and version of tinyconv "
+                "that wrote it, or start a new run with another --out"
+            )
         if "progress" not in file:
             raise CheckpointError(f"{path}: holds only weights; training cannot be resumed from it")
         velocities = _read_arrays(path, file["velocities"], training.net)

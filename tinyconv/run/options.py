@@ -5,7 +5,7 @@ or where it is computed, may be given anew.
 """
 
 import argparse
-import sys
+import shlex
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from layers.fast.precision import PRECISIONS
 from tinyconv.data.open_data import Data
 from tinyconv.parallel.communicator import TIMEOUT
 from tinyconv.recipes import RECIPES
+from tinyconv.run.closing import train_command
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential, settle_tier
@@ -26,8 +27,6 @@ MAY_CHANGE = {
     *("checkpoint_minutes", "checkpoint_steps", "rank_timeout"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
-
-SCRIPT = "examples/train_alexnet.py"
 
 
 def parse(
@@ -140,16 +139,9 @@ def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolde
     options.anew = {name: value for name, value in given.items() if name != "resume"}
 
 
-def resume_command(options: argparse.Namespace, folder: Path) -> list[str]:
-    """The words of the command that resumes this run, as it was started."""
-    name = Path(sys.argv[0]).name
-    if name == "tinyconv":
-        words = ["tinyconv", "train"]
-    elif name == "__main__.py":
-        words = ["python", "-m", "tinyconv", "train"]
-    else:
-        words = ["python", sys.argv[0] if name == "train_alexnet.py" else SCRIPT]
-    words += ["--resume", str(folder)]
+def resume_command(options: argparse.Namespace, folder: Path) -> str:
+    """The command that resumes this run, in the way in which it was started."""
+    words = ["--resume", str(folder)]
     for option, value in getattr(options, "anew", {}).items():
         words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return words
+    return f"{train_command()} {shlex.join(words)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyconv.run.filters import colourfulness, low_frequencies, low_frequencies_of_noise
 from tinyconv.train import Epoch
 
 if TYPE_CHECKING:
@@ -46,36 +47,25 @@ def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
 def plot_filters(weight: np.ndarray, path: str | Path) -> None:
     """Filters (K, R, S, 3) as coloured squares, as a PNG: conv1, the paper's figure 3.
 
-    Each filter is stretched by itself: grey is 0, and its largest weight is full colour.
+    Each filter is stretched by itself: grey is 0, and its largest weight is full colour. The title
+    has the mean of their `low_frequencies`.
     """
-    count = weight.shape[0]
+    count, height, width = weight.shape[:3]
+    share, noise = low_frequencies(weight).mean(), low_frequencies_of_noise(height, width)
     columns = min(count, 16)
     rows = -(-count // columns)
-    figure = _figure(figsize=(0.6 * columns, 0.6 * rows + 0.4), layout="constrained")
-    figure.suptitle(f"conv1: {count} filters of {weight.shape[1]}×{weight.shape[2]}", fontsize=9)
+    figure = _figure(figsize=(max(0.6 * columns, 4.8), 0.6 * rows + 0.4), layout="constrained")
+    figure.suptitle(
+        f"conv1: {count} filters of {height}×{width}, {share:.0%} low frequencies "
+        f"(white noise: {noise:.0%})",
+        fontsize=9,
+    )
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if i < count:
             largest = float(np.abs(weight[i]).max()) or 1.0
             axes.imshow(np.clip(0.5 + 0.5 * weight[i] / largest, 0, 1), interpolation="nearest")
     figure.savefig(path, dpi=120, metadata={"Software": None})
-
-
-def colourfulness(weight: np.ndarray) -> np.ndarray:
-    """How far each filter is from grey: 0 sees brightness only, 1 colour differences only.
-
-    weight (K, R, S, 3). A filter's three numbers at one place have a mean, which answers to grey,
-    and deviations from it, which answer to colour. The result (K,) is the share of the deviations
-    in the sum of squares over all places: Σ (w − mean)² / Σ w². A filter of independent random
-    numbers is expected at 2/3, as two of three directions in colour space are not grey; a filter
-    of zeros counts as 0. ValueError if there are not three colours.
-    """
-    if weight.ndim != 4 or weight.shape[3] != 3:
-        raise ValueError(f"colourfulness: filters are {weight.shape}, expected (K, R, S, 3)")
-    weight = np.asarray(weight, np.float64)
-    deviation = weight - weight.mean(axis=3, keepdims=True)
-    whole = np.square(weight).sum(axis=(1, 2, 3))
-    return np.square(deviation).sum(axis=(1, 2, 3)) / np.where(whole > 0, whole, 1)
 
 
 def plot_column_filters(weight: np.ndarray, path: str | Path) -> None:

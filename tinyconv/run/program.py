@@ -86,8 +86,8 @@ def open_device(options: argparse.Namespace, replica: Replica | None = None) -> 
 
 
 def open_folder(options: argparse.Namespace, replica: Replica | None = None) -> Any:
-    """The run's folder, new or resumed, in a `with` statement; None for all ranks but the first."""
-    if replica and not replica.first:
+    """The run's folder, new or resumed, in a `with` statement; None where nothing is written."""
+    if options.overfit_one_batch or (replica and not replica.first):
         return contextlib.nullcontext()
     return RunFolder.reopen(options.resume) if options.resume else RunFolder(options.out)
 

@@ -1,7 +1,6 @@
 """What a run writes down while it trains: checkpoints, metrics, and a line for each epoch."""
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from layers import Device
 from tinyconv.parallel.columns import Columns
+from tinyconv.run.closing import look_lines, next_lines
 from tinyconv.run.diagnose import first_loss_note, stuck_note
 from tinyconv.run.options import resume_command
 from tinyconv.run.plots import plot_column_filters, plot_curves
@@ -111,17 +112,20 @@ class Recorder:
             self.save()
             print(
                 f"stopped after step {now.step} (epoch {now.epoch}); resume with: "
-                f"{shlex.join(resume_command(self.options, self.folder.path))}"
+                f"{resume_command(self.options, self.folder.path)}"
             )
             return
         self.folder.finish(net, self.training.data.augment.mean, self.settings, self.history)
+        first: Any = net["conv1"]
+        filters = Device.to_host(first.weight.value)
         if isinstance(net, Columns):
-            weight: Any = net["conv1"].weight.value  # type: ignore[attr-defined]
-            plot_column_filters(weight.get(), self.folder.path / "conv1_filters.png")
+            plot_column_filters(filters, self.folder.path / "conv1_filters.png")
         if self.history:
             last = self.history[-1]
             print(f"validation top-1 {last.val_top1:.1%}, top-5 {last.val_top5:.1%}")
         print(f"weights, metrics, curves and filters are in {self.folder.path}")
+        advice = [] if self.options.data else next_lines()
+        print("\n".join(["", *look_lines(self.folder.path, filters), *advice]))
 
 
 def in_turn(*functions: Callable[[], None]) -> Callable[[], None]:

@@ -17,7 +17,8 @@ from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.stage import COLUMNS
 from tinyconv.recipes import RECIPES
 from tinyconv.run.checkpoint import load_model
-from tinyconv.run.plots import colourfulness, plot_column_filters
+from tinyconv.run.filters import colourfulness
+from tinyconv.run.plots import plot_column_filters
 from tinyconv.run.sealed import replace_file
 from tinyconv.tools.draw_net import svg_of_net
 

@@ -40,7 +40,7 @@ def test_a_spoilt_parameter_is_named_with_the_update_that_spoilt_it(net, name, v
 
 
 def test_an_overflow_is_traced_to_the_first_layer_whose_output_has_it(net):
-    net["conv3"].weight.value[...] = 1e38
+    net["conv3"].weight.value[...] = 3e38
     x, _ = batch()
     with np.errstate(all="ignore"):
         said = where_not_finite(net, x, 3)

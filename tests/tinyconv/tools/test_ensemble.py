@@ -165,7 +165,7 @@ def test_a_net_comes_with_its_mean_size_divisor_and_classes(tmp_path, device):
     net = saved(tmp_path / "weights.h5")
     loaded = load_member(tmp_path, Device(device))
     assert (loaded.name, loaded.size, loaded.augment.crop) == (str(tmp_path), 73, 64)
-    assert loaded.augment.divisor == RECIPES["robust"].input_divisor == 64
+    assert loaded.augment.divisor == RECIPES["robust"].input_divisor == 32
     assert loaded.class_ids == ["n1", "n2"] and loaded.class_names == ["dark", "light"]
     assert loaded.net.device == loaded.augment.device == device
     for one, other in zip(net.parameters(), loaded.net.parameters(), strict=True):

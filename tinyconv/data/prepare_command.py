@@ -23,6 +23,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from tinyconv.data import commands
 from tinyconv.data.listing import Skipped, SourceError
 from tinyconv.data.prepare import prepare, skipped_file
 from tinyconv.data.store import PhotoStore
@@ -93,11 +94,11 @@ def _summary(
         print(f"note: {len(bare):,} classes have no training photo: {names}")
     rate = (train + val + len(skipped) - resumed) / seconds
     earlier = f" ({resumed:,} were done before)" if resumed else ""
-    following = f"python examples/train_alexnet.py --data {shlex.quote(options.out)}"
+    following = f"{commands.train()} --data {shlex.quote(options.out)}"
     if size < SMALLEST:
         print(f"note: {size}×{size} is too small for AlexNet: prepare larger squares")
         source, out = shlex.quote(options.source), shlex.quote(options.out)
-        following = f"python -m tinyconv prepare {source} {out} --size {SMALLEST} --force"
+        following = f"{commands.tool('prepare')} {source} {out} --size {SMALLEST} --force"
     print(
         f"{options.out}: {train:,} training and {val:,} validation photos of {len(ids):,} classes, "
         f"{size}×{size}, {os.path.getsize(options.out) / 1e9:,.2f} GB\n"

@@ -1,14 +1,11 @@
 """What a run prints at its end: what to look at, and what to try next."""
 
-import os
-import shlex
-import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from tinyconv.data import commands
 from tinyconv.run.filters import low_frequencies, low_frequencies_of_noise
 
 
@@ -34,36 +31,15 @@ def next_lines() -> list[str]:
     interpreter by that name, else with its path. The laboratory's are preceded by the installation
     of the simulator if it is missing.
     """
-    python = _interpreter()
-    install = [] if find_spec("greenlet") else [f"    {python} -m pip install -e '.[simulator]'"]
+    install = f"    {commands.interpreter()} -m pip install -e '.[simulator]'"
     return [
         "to try next:",
         "  can the net memorize a single batch? The first test of any change to a net:",
-        f"    {train_command()} --overfit-one-batch --lr 0.005",
+        f"    {commands.train()} --overfit-one-batch --lr 0.005",
         "  which file computes which layer on this machine:",
-        f"    {python} -m tinyconv plan",
+        f"    {commands.tool('plan')}",
         "  how a kernel works, step by step, in a browser (it writes max_pool.html):",
-        *install,
-        f"    {python} -m tinyconv draw-kernel max_pool",
+        *([] if find_spec("greenlet") else [install]),
+        f"    {commands.tool('draw-kernel')} max_pool",
         "  your own photos, in photos/train/<class>/ and photos/val/<class>/: add --data photos",
     ]
-
-
-def train_command() -> str:
-    """What to type for the program that runs, up to its options."""
-    name = Path(sys.argv[0]).name
-    if name == "tinyconv":
-        return "tinyconv train"
-    if name == "__main__.py":
-        return f"{_interpreter()} -m tinyconv train"
-    script = sys.argv[0] if name == "train_alexnet.py" else "examples/train_alexnet.py"
-    return f"{_interpreter()} {shlex.quote(script)}"
-
-
-def _interpreter() -> str:
-    """What to type for the Python that runs this: "python", or a quoted path."""
-    found = shutil.which("python")
-    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
-        return "python"
-    path, here = Path(sys.executable), Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

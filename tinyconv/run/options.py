@@ -14,10 +14,10 @@ from typing import Any
 from layers import Device
 from layers.fast.plan import KERNELS
 from layers.fast.precision import PRECISIONS
+from tinyconv.data import commands
 from tinyconv.data.open_data import Data
 from tinyconv.parallel.communicator import TIMEOUT
 from tinyconv.recipes import RECIPES
-from tinyconv.run.closing import train_command
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential, settle_tier
@@ -144,4 +144,4 @@ def resume_command(options: argparse.Namespace, folder: Path) -> str:
     words = ["--resume", str(folder)]
     for option, value in getattr(options, "anew", {}).items():
         words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return f"{train_command()} {shlex.join(words)}"
+    return f"{commands.train()} {shlex.join(words)}"

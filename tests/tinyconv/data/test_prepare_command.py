@@ -19,7 +19,13 @@ from tinyconv.data.store import PhotoStore
 from tinyconv.tools.command_line import main
 
 ROOT = Path(__file__).resolve().parents[3]
-TRAIN = "python examples/train_alexnet.py"
+TRAIN = "tinyconv train"
+
+
+@pytest.fixture(autouse=True)
+def started_as_a_console_command(monkeypatch):
+    """Which is how the commands that it prints begin (`commands.py`)."""
+    monkeypatch.setattr(sys, "argv", ["/somewhere/tinyconv", "prepare"])
 
 
 @pytest.fixture
@@ -114,7 +120,7 @@ def test_small_squares_are_pointed_out_with_a_command_that_works(source, tmp_pat
     assert run(source, out) == 0
     printed = capsys.readouterr().out
     assert "note: 8×8 is too small for AlexNet: prepare larger squares\n" in printed
-    following = printed.splitlines()[-1].removeprefix("next: python -m tinyconv ")
+    following = printed.splitlines()[-1].removeprefix("next: tinyconv ")
     assert main(shlex.split(following)) == 0
     assert capsys.readouterr().out.endswith(f"next: {TRAIN} --data {out}\n")
     assert PhotoStore(out).size == 73

@@ -3,13 +3,10 @@
 import configparser
 import importlib.util
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tinyconv.run import closing
 from tinyconv.run.closing import look_lines, next_lines
@@ -54,23 +51,3 @@ def test_without_greenlet_its_installation_comes_first(monkeypatch):
     setup.read(ROOT / "setup.cfg")
     assert "greenlet" in setup["options.extras_require"]["simulator"]
     assert importlib.util.find_spec("greenlet")  # which the first list relies on
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="names of POSIX")
-def test_commands_name_the_interpreter_that_runs(tmp_path, monkeypatch):
-    (tmp_path / "a b").mkdir()
-    python = tmp_path / "a b" / "python"
-    python.symlink_to(sys.executable)
-    monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setenv("PATH", str(tmp_path / "a b"))
-    assert shutil.which("python") == str(python)
-    assert all(command.startswith("python ") for command in commands())
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert all(command.startswith(f"'{python}' ") for command in commands())
-    monkeypatch.chdir(tmp_path)
-    assert all(command.startswith("'a b/python' ") for command in commands())
-    done = subprocess.run(
-        commands()[1].partition(" -m ")[0] + " -c 'print(1)'",
-        shell=True, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout == "1\n"

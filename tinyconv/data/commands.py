@@ -1,0 +1,32 @@
+"""Commands as a user has to type them: what the programs print works where it is printed."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def tool(command: str) -> str:
+    """`tinyconv COMMAND`, in the way in which this program was started."""
+    if Path(sys.argv[0]).name == "tinyconv":
+        return f"tinyconv {command}"
+    return f"{interpreter()} -m tinyconv {command}"
+
+
+def train() -> str:
+    """The training program, up to its options."""
+    name = Path(sys.argv[0]).name
+    if name in ("tinyconv", "__main__.py"):
+        return tool("train")
+    script = sys.argv[0] if name == "train_alexnet.py" else "examples/train_alexnet.py"
+    return f"{interpreter()} {shlex.quote(script)}"
+
+
+def interpreter() -> str:
+    """The Python that runs this: "python" if a shell finds it by that name, or a quoted path."""
+    found = shutil.which("python")
+    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+        return "python"
+    path, here = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

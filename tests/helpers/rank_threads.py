@@ -1,19 +1,14 @@
 """Ranks that are threads of one process."""
 
 import threading
-from multiprocessing import Pipe
 
-from tinyconv.parallel.replicas_memory import SharedMemory
+from tinyconv.parallel.communicator import SLOT, SharedMemory
 
 
-def connected(size, board=None):
-    """Communicators of so many ranks, which write on `board`."""
-    pipes = [[None] * size for _ in range(size)]
-    for a in range(size):
-        for b in range(a):
-            pipes[a][b], pipes[b][a] = Pipe()
-    board = [0] * size if board is None else board
-    return [SharedMemory(rank, row, board) for rank, row in enumerate(pipes)]
+def connected(size):
+    """Communicators of so many ranks."""
+    barrier, memory = threading.Barrier(size), bytearray(2 * size * SLOT)
+    return [SharedMemory(rank, barrier, memory) for rank in range(size)]
 
 
 def on_all(ranks, work):

@@ -2,7 +2,9 @@
 
 import threading
 
+from layers import DeviceError
 from tinyconv.parallel.communicator import SLOT, SharedMemory
+from tinyconv.train import TrainingError
 
 
 def connected(size):
@@ -28,3 +30,12 @@ def on_all(ranks, work):
         thread.join(timeout=30)
         assert not thread.is_alive()
     return results
+
+
+def explain(error, whose=""):
+    """As the example does it."""
+    if isinstance(error, (DeviceError, ValueError)):
+        return 2, f"error: {whose}{error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return (1, f"{whose}{error}") if isinstance(error, TrainingError) else None

@@ -135,24 +135,17 @@ class SharedMemory(Communicator):
         self._sums: list[Future] = []
 
     def exchange(self, values: np.ndarray) -> np.ndarray:
-        """All-gather, a slot at a time."""
+        """All-gather of at most SLOT bytes."""
         values = np.asarray(values)
-        data = np.frombuffer(values.tobytes(), np.uint8)
-        rows = np.empty((self.size, data.size), np.uint8)
-        for begin in range(0, data.size, SLOT):
-            piece = slice(begin, begin + SLOT)
-            rows[:, piece] = self._gather(data[piece])
+        rows = self._gather(np.frombuffer(values.tobytes(), np.uint8)).copy()
         return rows.view(values.dtype).reshape(self.size, *values.shape)
 
     def broadcast(self, data: bytes, root: int = 0) -> bytes:
         """Broadcast, a slot at a time."""
-        length, result = int(self.exchange(np.array(len(data)))[root]), bytearray()
-        for begin in range(0, length, SLOT):
-            piece = np.zeros(min(SLOT, length - begin), np.uint8)
-            if self.rank == root:
-                piece = np.frombuffer(data, np.uint8)[begin : begin + SLOT]
-            result += self._gather(piece)[root].tobytes()
-        return bytes(result)
+        length = int(self.exchange(np.array(len(data)))[root])
+        own = np.frombuffer(data if self.rank == root else bytes(length), np.uint8)
+        pieces = [own[begin : begin + SLOT] for begin in range(0, length, SLOT)]
+        return b"".join([self._gather(piece)[root].tobytes() for piece in pieces])
 
     def start(self, stretch: slice) -> None:
         """Hand the stretch to the thread."""

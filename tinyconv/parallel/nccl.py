@@ -5,7 +5,6 @@ give the same bits. NCCL connects its ranks over the first network interface tha
 """
 
 import importlib
-from typing import Any
 
 import numpy as np
 

@@ -9,7 +9,7 @@ from tinyconv.train import TrainingError
 
 def connected(size):
     """Communicators of so many ranks."""
-    barrier, memory = threading.Barrier(size), bytearray(2 * size * SLOT)
+    barrier, memory = threading.Barrier(size, timeout=30), bytearray(2 * size * SLOT)
     return [SharedMemory(rank, barrier, memory) for rank in range(size)]
 
 

@@ -167,7 +167,7 @@ class SharedMemory(Communicator):
         super().close()
 
     def _gather(self, data: np.ndarray) -> np.ndarray:
-        """All-gather of at most SLOT bytes; the result is valid until the operation after next."""
+        """All-gather of at most SLOT bytes; the result is valid until the next operation."""
         slots = self._banks[self._bank, :, : data.size]
         self._bank = 1 - self._bank
         slots[self.rank] = data

@@ -72,7 +72,7 @@ def spawn(work: Work, options: Any, devices: list[str], explain: Explain, progra
         status, line = told[0]
         print(line, file=sys.stderr)
         return status
-    if failed is None or -codes[failed] in asked:
+    if failed is None or -codes[failed] in asked or len(asked) > 1:
         return 128 + asked[0] if asked and any(codes) else max(codes)
     how = f"ended with status {codes[failed]}"
     if codes[failed] < 0:
@@ -124,14 +124,17 @@ def _wait(ranks: list[Any]) -> int | None:
 
 @contextmanager
 def _forwarded_to(ranks: list[Any]) -> Iterator[list[int]]:
-    """Send SIGINT and SIGTERM to the ranks instead of this process; yields those received."""
+    """Send SIGINT and SIGTERM to the ranks instead of this process; yields those received.
+
+    The second one kills the ranks: some of them may hang.
+    """
     asked: list[int] = []
 
     def forward(number: int, _: Any) -> None:
         asked.append(number)
         for child in ranks:
             if child.is_alive():
-                os.kill(child.pid, number)
+                os.kill(child.pid, number if len(asked) == 1 else signal.SIGKILL)
 
     before = {number: signal.signal(number, forward) for number in STOPS}
     try:

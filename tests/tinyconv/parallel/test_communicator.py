@@ -70,7 +70,7 @@ def everything(ranks):
 @pytest.mark.parametrize("slot", [2**22, 1000])  # bytes: in one piece and in several
 def test_operations_in_shared_memory(monkeypatch, size, slot):
     monkeypatch.setattr(communicator, "SLOT", slot)
-    barrier, memory = threading.Barrier(size), bytearray(2 * size * slot)
+    barrier, memory = threading.Barrier(size, timeout=30), bytearray(2 * size * slot)
     ranks = [communicator.SharedMemory(rank, barrier, memory) for rank in range(size)]
     assert on_all(ranks, everything) == ["done"] * size
 

@@ -156,12 +156,23 @@ def test_a_signal_to_the_parent_reaches_the_ranks(how, photos, tmp_path, number)
 def test_ctrl_c_while_ranks_import_is_one_line(photos, tmp_path):
     folder = tmp_path / "ranks"
     process = start(SPAWN, 2, ["--data", photos, "--out", tmp_path / "run", *SMALL], folder)
-    while len(pids(folder)) < 2:
+    while len(list(folder.glob("rank.*"))) < 2:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "train_alexnet.py: interrupted\n")
     wait_until_none_is_left(folder)
+
+
+def test_ctrl_c_twice_ends_a_run_in_which_a_rank_hangs(photos, tmp_path):
+    process = start_endless(SPAWN, photos, tmp_path)
+    os.kill(pids(tmp_path / "ranks")[1], signal.SIGSTOP)
+    for _ in range(2):
+        time.sleep(0.5)  # two signals at once may arrive as one
+        os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    wait_until_none_is_left(tmp_path / "ranks")
 
 
 @both

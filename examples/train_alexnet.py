@@ -32,10 +32,9 @@ from tinyconv.data.open_data import Data, open_data
 from tinyconv.diagnose import LEARNED, overfit_one_batch
 from tinyconv.parallel.column_training import ColumnTraining
 from tinyconv.parallel.columns import Columns, two_devices
-from tinyconv.parallel.launch import spawn
+from tinyconv.parallel.launch import join, spawn, under_mpi
+from tinyconv.parallel.rank import device_names
 from tinyconv.parallel.replicas import Replica, ReplicaTraining
-from tinyconv.parallel.replicas_mpiexec import join, under_mpi
-from tinyconv.parallel.replicas_rank import device_names
 from tinyconv.run.first_use import compilation_announced
 from tinyconv.run.options import complete, describe, make_schedule, parse, resumed
 from tinyconv.run.plots import plot_column_filters
@@ -200,8 +199,6 @@ def settled(options: argparse.Namespace, given: dict[str, Any]) -> argparse.Name
         raise ValueError("for several devices or processes add --parallel replicas (or columns)")
     if options.parallel == "columns" and under_mpi():
         raise ValueError("--parallel columns is one process: start it without mpiexec")
-    if not options.rank_timeout > 0:
-        raise ValueError(f"--rank-timeout must be positive, not {options.rank_timeout:g}")
     return options
 
 
@@ -226,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
             return join(start, lambda: settled(options, given), failure, PROGRAM)
         options = settled(options, given)
         if options.parallel == "replicas" and len(names := device_names(options.device)) > 1:
-            return spawn(start, options, names, failure, PROGRAM, options.rank_timeout)
+            return spawn(start, options, names, failure, PROGRAM)
         return start(options)
     except (Exception, KeyboardInterrupt) as error:
         found = failure(error)

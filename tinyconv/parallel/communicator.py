@@ -13,8 +13,9 @@ those of the layer before it. `finish` returns when all sums are complete.
     MPI             processes started by mpiexec, on any machines
     NCCL            sums on GPUs; `nccl.py`
 
-On hosts every sum is rank 0 + rank 1 + ..., in this order: the same bits in every run, by shared
-memory and by MPI. The order of NCCL's sums is its own.
+On hosts every rank receives the stretches of all ranks and adds rank 0 + rank 1 + ..., in this
+order: the same bits in every run, by shared memory and by MPI. A rank sends a stretch size − 1
+times; NCCL's all-reduce sends it 2 · (size − 1) / size times and has an order of its own.
 """
 
 import importlib
@@ -22,7 +23,6 @@ import os
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,8 @@ from layers import DeviceError
 LOST = 70
 """Exit status of a rank that ends only because another one has failed."""
 
-SLOT = 2**22
-"""Bytes that a rank writes to shared memory at a time."""
-
-YIELD = getattr(os, "sched_yield", partial(time.sleep, 0))
+SLOT = 2**19
+"""Bytes that a rank writes to shared memory at a time: the slots of all ranks stay in the cache."""
 
 
 class CommunicatorError(DeviceError):
@@ -56,9 +54,9 @@ def part(count: int, rank: int, size: int) -> slice:
 
 
 def add_in_order(rows: np.ndarray, out: np.ndarray) -> None:
-    """out = rows[0] + rows[1] + ..., from left to right. rows: (size, n), out: (n,)."""
-    out[...] = rows[0]
-    for row in rows[1:]:
+    """out = rows[0] + rows[1] + ..., from left to right. rows: (size, n), size > 1; out: (n,)."""
+    np.add(rows[0], rows[1], out=out)
+    for row in rows[2:]:
         out += row
 
 
@@ -184,9 +182,8 @@ class SharedMemory(Communicator):
 class MPI(Communicator):
     """Processes that mpiexec has started, connected by mpi4py; CommunicatorError without it.
 
-    An all-reduce is a reduce-scatter and an all-gather: rank r receives part r of a stretch from
-    all ranks (Ialltoallv), adds the parts, and sends the sum to all (Iallgatherv). MPI's own
-    reductions may add in any order. How much is sent before `finish` depends on the MPI.
+    A sum is an all-gather and an addition in each rank, since MPI's own reductions may add in any
+    order. How much is sent before `finish` depends on the MPI.
     """
 
     def __init__(self) -> None:
@@ -199,13 +196,12 @@ class MPI(Communicator):
             ) from None
         self._world = self._mpi.COMM_WORLD
         super().__init__(self._world.Get_rank(), self._world.Get_size())
-        self._rows: dict[tuple[int, int], np.ndarray] = {}
-        self._started: list[tuple[np.ndarray, np.ndarray, list[slice], Any]] = []
+        self._started: list[tuple[np.ndarray, np.ndarray, Any]] = []
 
     def attach(self, flat: np.ndarray) -> None:
-        """Set the array; its stretches need new buffers."""
+        """Set the array, and make room for that of every rank."""
         super().attach(flat)
-        self._rows.clear()
+        self._rows = np.empty(self.size * flat.size, flat.dtype)
 
     def exchange(self, values: np.ndarray) -> np.ndarray:
         """All-gather, by Iallgather."""
@@ -222,25 +218,17 @@ class MPI(Communicator):
         return bytes(buffer)
 
     def start(self, stretch: slice) -> None:
-        """Send each rank its part of the stretch."""
+        """Begin the all-gather of a stretch."""
         flat = self._flat[stretch]
-        parts = [part(flat.size, rank, self.size) for rank in range(self.size)]
-        shape, key = (self.size, flat[parts[self.rank]].size), (stretch.start, stretch.stop)
-        if key not in self._rows:
-            self._rows[key] = np.empty(shape, flat.dtype)
-        rows, counts = self._rows[key], [shape[1]] * self.size
-        request = self._world.Ialltoallv([flat, _layout(parts)], [rows, counts])
-        self._started.append((flat, rows, parts, request))
+        rows = self._rows[self.size * stretch.start :][: self.size * flat.size]
+        rows = rows.reshape(self.size, flat.size)
+        self._started.append((flat, rows, self._world.Iallgather(flat, rows)))
 
     def finish(self) -> None:
-        """Add this rank's part of each stretch, and send it to all ranks."""
-        gathers = []
-        for flat, rows, parts, request in self._started:
+        """Add the rows of every stretch that was started."""
+        for flat, rows, request in self._started:
             self._wait(request)
-            add_in_order(rows, out=flat[parts[self.rank]])
-            gathers.append(self._world.Iallgatherv(self._mpi.IN_PLACE, [flat, _layout(parts)]))
-        for request in gathers:
-            self._wait(request)
+            add_in_order(rows, out=flat)
         self._started.clear()
 
     def abort(self, status: int) -> None:
@@ -251,9 +239,4 @@ class MPI(Communicator):
     def _wait(self, request: Any) -> None:
         # MPI's own wait polls without a pause, which slows down ranks that share a core with it.
         while not request.Test():
-            YIELD()
-
-
-def _layout(parts: list[slice]) -> tuple[list[int], list[int]]:
-    """Counts and displacements of the parts."""
-    return [p.stop - p.start for p in parts], [p.start for p in parts]
+            os.sched_yield()

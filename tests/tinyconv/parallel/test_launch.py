@@ -83,16 +83,15 @@ def test_a_rank_is_killed_and_the_run_resumes(
 ):
     out, folder = tmp_path / "run", tmp_path / "ranks"
     status, printed, err = run(how, ranks, ["--data", photos, "--out", out, *SMALL], folder, kill)
-    pid = pids(folder)[kill.rank]
     if how == SPAWN:
+        pid = pids(folder)[kill.rank]
         assert status == 1 and err == (
             f"train_alexnet.py: rank {kill.rank} (cpu, process {pid}) was killed by SIGKILL; the "
             "others have stopped; --resume and the run's folder continue from the last checkpoint\n"
         )
-    else:  # mpiexec reports it
+    else:  # mpiexec reports some process that has ended
         assert status != 0 and said(how, err) == []
         assert not kill.where or f"rank {kill.rank}: cpu on " in printed
-        assert str(pid) in printed + err
     if (out / "run.json").exists():  # it got so far
         printed = resume(alone, how, out, tmp_path / "again", again)
         assert "going on after step " in printed and "passed over" not in printed

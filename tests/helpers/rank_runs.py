@@ -6,6 +6,7 @@ This file is also the program that is run: the example, with each rank's process
 in one rank the function `where` replaced by one that sends the signal.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -156,6 +157,18 @@ def wait_until_none_is_left(folder):
     while any(alive(pid) for pid in pids(folder).values()):
         assert time.monotonic() < deadline, f"some of {pids(folder)} are left"
         time.sleep(0.05)
+    remove_shared_memory_of_mpich()
+
+
+def remove_shared_memory_of_mpich():
+    """The files that MPICH leaves when a rank is killed: those that no process has mapped."""
+    maps = []
+    for file in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            maps.append(file.read_text())
+    for file in Path("/dev/shm").glob("mpich_shm_*"):
+        if not any(str(file) in text for text in maps):
+            file.unlink(missing_ok=True)
 
 
 def alive(pid):

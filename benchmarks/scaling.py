@@ -27,10 +27,8 @@ from pathlib import Path
 from machine import machine
 
 from tinyconv import alexnet
-from tinyconv.parallel.communicator import TIMEOUT
-from tinyconv.parallel.launch import spawn
-from tinyconv.parallel.replicas_mpiexec import join, under_mpi
-from tinyconv.parallel.replicas_rank import THREADS, cores
+from tinyconv.parallel.launch import THREADS, join, spawn, under_mpi
+from tinyconv.parallel.rank import cores
 
 IMAGENET = 1_281_167
 """Training photos of ILSVRC-2012."""
@@ -286,7 +284,6 @@ def main() -> int:
     add("--steps", type=int, default=10)
     add("--warm-up", type=int, default=3)
     add("--rounds", type=int, default=3)
-    add("--rank-timeout", type=float, default=TIMEOUT, help=argparse.SUPPRESS)
     add("--worker", type=int, help=argparse.SUPPRESS)
     add("--found", default=f"/tmp/scaling-{os.getpid()}.json", help=argparse.SUPPRESS)
     options = parser.parse_args()

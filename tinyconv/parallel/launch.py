@@ -1,203 +1,147 @@
-"""Starting the ranks of a data-parallel run on one machine, watching them, and ending them all.
+"""Starting the ranks of a data-parallel run: by spawn on one machine, by mpiexec on any number.
 
-    python train.py --parallel replicas --device cuda:0,cuda:1       one child for each device
+    python train.py --parallel replicas --device cuda:0,cuda:1                   # spawn
+    mpiexec -n 8 python train.py --parallel replicas --device cuda:0,cuda:1      # join
 
-Children are started by "spawn", as new Python processes: after a fork neither CUDA nor OpenMP would
-work. They are connected to each other by pipes, and to the parent by one more on which a rank that
-fails says why. Whatever happens to a rank, one line says so, and no process stays behind:
+Spawned ranks are new Python processes: after a fork neither CUDA nor OpenMP would work. Any failure
+is reported in one line, and no process is orphaned:
 
-    a rank raises an error       it tells the parent, its pipes close, the others end
-    a rank is killed             its pipes close, the others end; the parent names it
-    a rank hangs, but lives      the others wait; the parent names it after `timeout` seconds, and
-                                 kills them all
-    a rank hangs at the end      in a driver or in NCCL, after another one has failed: the parent
-                                 kills it after `GRACE` seconds
-    the parent is killed         each rank ends at once
-
-Ctrl-C and SIGTERM reach the parent alone, which passes them on. `replicas_mpiexec.py` has the other
-way to start ranks.
+    before the first step    ranks all-gather their statuses; an error that all raise is said once
+    in training              the rank reports its error, and the others end
+    a rank is killed         its parent reports it and ends the others; so does mpiexec
+    the parent is killed     each rank ends
 """
 
-import math
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import connection
-from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
 
-from tinyconv.parallel.communicator import LOST, TIMEOUT, RankHungError
-from tinyconv.parallel.replicas_memory import SharedMemory
-from tinyconv.parallel.replicas_rank import THREADS, Explain, Work, cores, end_with, take_part
+from tinyconv.parallel.communicator import LOST, MPI, SLOT, CommunicatorError, SharedMemory
+from tinyconv.parallel.rank import Explain, Work, cores, device_of, run_rank
+from tinyconv.parallel.replicas import Replica
 
 GRACE = 5.0
-"""Seconds that the other ranks have for ending by themselves after one has failed."""
-
-LOOK = 1.0
-"""Seconds between two looks at the ranks."""
+"""Seconds in which the other ranks can end by themselves after one has failed."""
 
 STOPS = signal.SIGINT, signal.SIGTERM
 
 WELL = None, 0, *(128 + number for number in STOPS)
-"""Exit statuses of ranks that have not failed; None is that of one that goes on."""
+"""Exit statuses of ranks that have not failed; None is that of a rank that runs."""
+
+THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"
+"""Read by NumPy's and Numba's libraries when they are loaded."""
+
+# --- spawn
 
 
-def spawn(
-    work: Work,
-    options: Any,
-    devices: list[str],
-    explain: Explain,
-    program: str,
-    timeout: float = TIMEOUT,
-) -> int:
-    """Run `work` in one child for each device; returns the exit status.
+def spawn(work: Work, options: Any, devices: list[str], explain: Explain, program: str) -> int:
+    """Run `work` in one child process per device; returns the exit status.
 
-    work and explain: functions of a module that children can import (or of the program itself).
-    timeout: seconds for which a rank may keep the others waiting.
+    work and explain: functions that a child can import.
     """
     context = multiprocessing.get_context("spawn")
-    size = len(devices)
-    pipes: list[list[Connection | None]] = [[None] * size for _ in devices]
-    for a in range(size):
-        for b in range(a):
-            pipes[a][b], pipes[b][a] = context.Pipe()
-    board = context.RawArray("q", size)
-    reports: list[Connection] = []
+    barrier = context.Barrier(len(devices))
+    memory = context.RawArray("B", 2 * len(devices) * SLOT)
+    pipes = [context.Pipe(duplex=False) for _ in devices]
     ranks: list[Any] = []
+    for rank, (device, (_, pipe)) in enumerate(zip(devices, pipes, strict=True)):
+        arguments = work, options, rank, device, barrier, memory, explain, pipe
+        ranks.append(context.Process(target=_child, args=arguments))
     try:
-        with _Forwarding(ranks) as asked, _ThreadsFor(size):
-            for rank in range(size):
-                report, tell = context.Pipe(duplex=False)
-                rest = rank, devices[rank], pipes[rank], board, tell, explain
-                ranks.append(context.Process(target=_child, args=(work, options, *rest)))
-                reports.append(report)
-                if not asked.number:
-                    ranks[-1].start()
-                tell.close()
-            for row in pipes:
-                for pipe in row:
-                    if pipe is not None:
-                        pipe.close()  # only the children hold them now: who dies is noticed
-            ranks[:] = [child for child in ranks if child.pid is not None]
-            watch = Watch(ranks, reports, Patience(board, timeout))
-            watch.run()
+        with _forwarded_to(ranks) as asked:
+            _start(ranks)
+            failed = _wait(ranks)
     finally:
         for child in ranks:
             if child.is_alive():
                 child.kill()
-    status, line = _verdict(watch, ranks, devices, asked.number, timeout)
-    if line:
-        print(line if watch.lines else f"{program}: {line}", file=sys.stderr)
-    return status
-
-
-def _verdict(
-    watch: "Watch", ranks: list[Any], devices: list[str], asked: int, timeout: float
-) -> tuple[int, str]:
-    """Exit status, and what to say. asked: the signal that this process was sent, or 0."""
-    names = [f"rank {r} ({devices[r]}, process {child.pid})" for r, child in enumerate(ranks)]
     codes = [child.exitcode for child in ranks]
-    stopped = {128 + number for number in STOPS}
-    if watch.lines:
-        return next((code for code in codes if code > 0 and code != LOST), 1), watch.lines[0]
-    if watch.late:
-        return 1, str(RankHungError([names[rank] for rank in watch.late], timeout))
-    if asked and set(codes) <= {0, LOST, *stopped, *(-number for number in STOPS)}:
-        # With all at 0 they had finished before it came, unless some were not even started.
-        return (128 + asked if any(codes) or len(ranks) < len(devices) else 0), ""
-    if not any(codes):
-        return 0, ""
-    if watch.first is None and stopped & set(codes):
-        return max(stopped & set(codes)), ""  # somebody has sent it to a rank
-    who = watch.first or 0
-    how = f"ended with status {codes[who]}"
-    if codes[who] < 0:
-        how = f"was killed by {signal.Signals(-codes[who]).name}"
-    return 1, (
-        f"{names[who]} {how}; the others have stopped; --resume and the run's folder go on from "
-        "the last checkpoint"
+    if told := [reader.recv() for reader, _ in pipes if reader.poll()]:
+        status, line = told[0]
+        print(line, file=sys.stderr)
+        return status
+    if failed is None or -codes[failed] in asked or len(asked) > 1:
+        return 128 + asked[0] if asked and any(codes) else max(codes)
+    how = f"ended with status {codes[failed]}"
+    if codes[failed] < 0:
+        how = f"was killed by {signal.Signals(-codes[failed]).name}"
+    print(
+        f"{program}: rank {failed} ({devices[failed]}, process {ranks[failed].pid}) {how}; the "
+        "others have stopped; --resume and the run's folder continue from the last checkpoint",
+        file=sys.stderr,
     )
+    return 1
 
 
-class Patience:
-    """Which ranks keep the others waiting, by the board of `SharedMemory`, and for how long.
+def _start(ranks: list[Any]) -> None:
+    """Start all ranks, with their share of the cores.
 
-    board: the ranks' numbers; timeout: in seconds.
+    Signals are delivered when all are started, and to each when it has imported the program.
     """
-
-    def __init__(self, board: Sequence[int], timeout: float) -> None:
-        self._board, self._timeout = board, timeout
-        self._looked_at = time.monotonic()
-        self._awaited, self._seconds = -1, 0.0
-
-    def late(self) -> list[int]:
-        """The ranks that have kept others waiting for too long; to be called every `LOOK`."""
-        now, numbers = time.monotonic(), list(self._board)
-        # More time has gone by if this process was stopped: then the ranks may have been, too.
-        passed, self._looked_at = min(now - self._looked_at, 2 * LOOK), now
-        lowest = min(numbers)
-        # One that waits, or that is further ahead than others get: the root of a broadcast, whose
-        # pipe is full.
-        ahead = [number for number in numbers if number > lowest]
-        awaited = lowest if any(n % 2 or n > lowest + 3 for n in ahead) else -1
-        same = awaited >= 0 and awaited == self._awaited
-        self._awaited, self._seconds = awaited, self._seconds + passed if same else 0.0
-        if not same or self._seconds < self._timeout:
-            return []
-        return [rank for rank, number in enumerate(numbers) if number == lowest]
+    names = [name for name in THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(names, str(max(1, cores() // len(ranks)))))
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        for child in ranks:
+            child.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        for name in names:
+            del os.environ[name]
 
 
-class Watch:
-    """What the parent does while the ranks work.
+def _wait(ranks: list[Any]) -> int | None:
+    """Return when all ranks have ended, if need be by force: the one that failed first."""
 
-    Attributes, for when all have ended: `lines`, what ranks have said; `first`, the rank that
-    failed first, or None; `late`, the ranks for which the others have waited too long.
+    def failed() -> int | None:
+        return next((r for r, child in enumerate(ranks) if child.exitcode not in WELL), None)
+
+    # Listed before the look at the statuses: a rank that ends in between wakes up the wait.
+    while (alive := [child for child in ranks if child.is_alive()]) and failed() is None:
+        connection.wait([child.sentinel for child in alive])
+    first = failed()
+    # A rank that fails ends the waiting of the others before its own end; if killed, it cannot.
+    grace = GRACE if first is not None and ranks[first].exitcode > 0 else 0.0
+    deadline = time.monotonic() + grace
+    for child in ranks:
+        child.join(max(0.0, deadline - time.monotonic()))
+        child.kill()
+        child.join()
+    return first
+
+
+@contextmanager
+def _forwarded_to(ranks: list[Any]) -> Iterator[list[int]]:
+    """Send SIGINT and SIGTERM to the ranks instead of this process; yields those received.
+
+    The second one kills the ranks: some of them may hang.
     """
+    asked: list[int] = []
 
-    def __init__(self, ranks: list[Any], reports: list[Connection], patience: Patience) -> None:
-        self._ranks, self._reports, self._patience = ranks, list(reports), patience
-        self.lines: list[str] = []
-        self.first: int | None = None
-        self.late: list[int] = []
+    def forward(number: int, _: Any) -> None:
+        asked.append(number)
+        for child in ranks:
+            if child.is_alive():
+                os.kill(child.pid, number if len(asked) == 1 else signal.SIGKILL)
 
-    def run(self) -> None:
-        """Return when all ranks have ended: by themselves, or killed."""
-        deadline = math.inf
-        while alive := [child for child in self._ranks if child.is_alive()]:
-            if time.monotonic() > deadline:
-                for child in alive:
-                    child.kill()
-            connection.wait([*(child.sentinel for child in alive), *self._reports], LOOK)
-            self._note()
-            # Asked to stop, the first rank may be writing a checkpoint when the others have ended.
-            if deadline == math.inf and any(child.exitcode not in WELL for child in self._ranks):
-                deadline = time.monotonic() + GRACE
-            if deadline == math.inf and (late := self._patience.late()):
-                self.late, deadline = late, -math.inf
-        for child in self._ranks:
-            child.join()
-        self._note()
-
-    def _note(self) -> None:
-        if self.first is None:
-            codes = [child.exitcode for child in self._ranks]
-            failed = (rank for rank, code in enumerate(codes) if code not in (*WELL, LOST))
-            self.first = next(failed, None)
-        self._hear()
-
-    def _hear(self) -> None:
-        for report in list(self._reports):
-            try:
-                while report.poll():
-                    self.lines.append(report.recv_bytes().decode())
-            except (EOFError, OSError):
-                self._reports.remove(report)
+    before = {number: signal.signal(number, forward) for number in STOPS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _child(
@@ -205,64 +149,87 @@ def _child(
     options: Any,
     rank: int,
     device: str,
-    pipes: list[Connection | None],
-    board: Any,
-    report: Connection,
+    barrier: Any,
+    memory: Any,
     explain: Explain,
+    pipe: connection.Connection,
 ) -> None:
-    os.setsid()  # Ctrl-C is for the parent, which passes it on once
-    parent = multiprocessing.parent_process()
-    assert parent is not None and parent.pid is not None
-    end_with(parent.pid)
-    if rank:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-
-    # By itself tqdm makes one for bars of several processes, which a rank that is killed leaves.
+    os.setsid()  # Ctrl-C is for the parent, which forwards it once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _silence(rank)
+    # By default tqdm makes a lock for bars of several processes, which a killed rank would leave.
     tqdm.set_lock(threading.RLock())
 
-    def tell(line: str) -> None:
-        report.send_bytes(line.encode())
+    def prepare(_: Replica) -> tuple[Any, str]:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        return options, device
 
-    others = SharedMemory(rank, pipes, board)
-    status = take_part(work, options, others, device, explain, tell)
-    others.close()
-    sys.exit(status)
+    def tell(status: int, line: str) -> None:
+        pipe.send((status, line))
 
-
-class _Forwarding:
-    """While in its `with` block, SIGINT and SIGTERM go to the ranks instead of to this process."""
-
-    def __init__(self, ranks: list[Any]) -> None:
-        self.ranks, self.number = ranks, 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Forwarding":
-        if threading.current_thread() is threading.main_thread():
-            for number in STOPS:
-                self._before[number] = signal.signal(number, self._forward)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _forward(self, number: int, _: Any) -> None:
-        self.number = self.number or number
-        for child in self.ranks:
-            if child.is_alive():
-                os.kill(child.pid, number)
+    sys.exit(run_rank(work, SharedMemory(rank, barrier, memory), prepare, explain, tell))
 
 
-class _ThreadsFor:
-    """While in its `with` block, children are told to take their share of the cores."""
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(LOST)
 
-    def __init__(self, ranks: int) -> None:
-        share = str(max(1, cores() // ranks))
-        self._names = {name: share for name in THREADS if name not in os.environ}
 
-    def __enter__(self) -> None:
-        os.environ.update(self._names)
+# --- mpiexec
 
-    def __exit__(self, *_: object) -> None:
-        for name in self._names:
-            del os.environ[name]
+
+def under_mpi() -> bool:
+    """Has mpiexec (or the like) started this process as one of several?"""
+    return _mpi_variable("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", 1) > 1
+
+
+def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) -> int:
+    """Run `work` as one of the ranks of mpiexec; returns the exit status.
+
+    settle: gives the options, a Namespace that JSON can hold; called by rank 0, which broadcasts
+    them. Their `device` names one for each rank of a machine, or one kind for all (cpu, auto).
+    """
+    if any(name not in os.environ for name in THREADS):
+        # NumPy and Numba have read the number of threads by now: start this program again.
+        local = _mpi_variable("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", 1)
+        os.environ.update(dict.fromkeys(THREADS, str(max(1, cores() // local))) | os.environ)
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+    def tell(_: int, line: str) -> None:
+        print(line, file=sys.__stderr__, flush=True)
+
+    try:
+        ranks = MPI()
+    except CommunicatorError as error:
+        if _mpi_variable("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", 0) == 0:
+            tell(2, f"{program}: error: {error}")
+        return 2
+    _silence(ranks.rank)
+
+    def prepare(replica: Replica) -> tuple[Namespace, str]:
+        data = b""
+        try:
+            if replica.first:
+                data = json.dumps(vars(settle())).encode()
+        finally:
+            data = ranks.broadcast(data)
+        if not data:
+            replica.begin()  # raises RankLostError: rank 0 has failed
+        options = Namespace(**json.loads(data))
+        return options, device_of(options.device, ranks.texts(socket.gethostname()), ranks.rank)
+
+    return run_rank(work, ranks, prepare, explain, tell)
+
+
+def _mpi_variable(open_mpi: str, mpich: str, default: int) -> int:
+    """What Open MPI or MPICH (or what is built on it) has set in the environment."""
+    return int(os.environ.get(open_mpi) or os.environ.get(mpich) or default)
+
+
+def _silence(rank: int) -> None:
+    """Only rank 0 prints."""
+    if rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -16,7 +16,6 @@ from layers.fast.plan import KERNELS
 from layers.fast.precision import PRECISIONS
 from tinyconv.data import commands
 from tinyconv.data.open_data import Data
-from tinyconv.parallel.communicator import TIMEOUT
 from tinyconv.recipes import RECIPES
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
@@ -24,7 +23,7 @@ from tinyconv.sequential import Sequential, settle_tier
 
 MAY_CHANGE = {
     *("data", "device", "precision", "kernels", "parallel", "no_graph", "epochs", "resume"),
-    *("checkpoint_minutes", "checkpoint_steps", "rank_timeout"),
+    *("checkpoint_minutes", "checkpoint_steps"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
 
@@ -62,9 +61,6 @@ def parse(
     add("--parallel", choices=("none", "columns", "replicas"), default="none",
         help="columns: half of every layer on each of two devices, as in the paper; replicas: the "
         "whole net on each device, and a part of each batch; --device cuda:0,cuda:1")  # fmt: skip
-    add("--rank-timeout", type=float, default=TIMEOUT, metavar="SECONDS",
-        help="end a run of replicas when one of them has kept the others waiting for so long "
-        f"(default {TIMEOUT:g})")  # fmt: skip
     add("--seed", type=int, default=0, help="same seed, same machine: same weights, to the bit")
     add("--out", metavar="FOLDER", help="new folder for the results (default: runs/001, ...)")
     add("--resume", metavar="FOLDER", help="resume the run in this folder, with its options")

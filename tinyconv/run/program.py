@@ -19,10 +19,9 @@ from layers.fast.precision import described
 from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.parallel.columns import two_devices
-from tinyconv.parallel.launch import spawn
+from tinyconv.parallel.launch import join, spawn, under_mpi
+from tinyconv.parallel.rank import device_names
 from tinyconv.parallel.replicas import Replica
-from tinyconv.parallel.replicas_mpiexec import join, under_mpi
-from tinyconv.parallel.replicas_rank import device_names
 from tinyconv.run.options import complete, make_schedule, resumed
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import TrainingError
@@ -43,7 +42,7 @@ def run(work: Work, options: argparse.Namespace, given: dict[str, Any], program:
             return join(work, lambda: settled(options, given), failure, program)
         options = settled(options, given)
         if options.parallel == "replicas" and len(names := device_names(options.device)) > 1:
-            return spawn(work, options, names, failure, program, options.rank_timeout)
+            return spawn(work, options, names, failure, program)
         return work(options)
     except (Exception, KeyboardInterrupt) as error:
         found = failure(error)
@@ -64,8 +63,6 @@ def settled(options: argparse.Namespace, given: dict[str, Any]) -> argparse.Name
         raise ValueError("--parallel columns is one process: start it without mpiexec")
     if options.overfit_one_batch and options.parallel != "none":
         raise ValueError("--overfit-one-batch runs on one device: leave --parallel out")
-    if not options.rank_timeout > 0:
-        raise ValueError(f"--rank-timeout must be positive, not {options.rank_timeout:g}")
     return options
 
 

@@ -1,132 +1,219 @@
-"""Ranks that are killed, stopped, asked to end, or cannot start: one line, nobody left, it goes on.
+"""Ranks that train, fail, are killed, or are asked to stop: by spawn and by mpiexec.
 
-`pytest --kills 40 tests/tinyconv/parallel/test_launch.py` kills forty more, at random moments.
+`pytest --kills 40 tests/tinyconv/parallel/test_launch.py` kills forty more of each, at random
+moments.
 """
 
 import importlib.util
-import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 
+import h5py
 import pytest
 from rank_runs import (
     ROOT,
     SMALL,
+    STEP,
+    SUM,
+    VALIDATION,
     Kill,
-    alive,
     environment,
+    has_mpi,
     pids,
     random_kill,
     run,
+    said,
     same_training,
-    spawned,
     start,
+    start_endless,
+    wait_until_none_is_left,
 )
+from rank_threads import explain
 
 from tinyconv.parallel import launch
-from tinyconv.parallel.launch import Patience, Watch
+from tinyconv.parallel.launch import under_mpi
 
-SUM = "tinyconv.parallel.replicas_memory.add_in_order"
-STEP = "tinyconv.parallel.replicas.ReplicaStep._backward"
-PART = "tinyconv.parallel.replicas.part_of"
+SPAWN = "spawn"
+MPIEXEC = pytest.param(
+    "mpiexec", marks=pytest.mark.skipif(not has_mpi, reason="needs mpi4py and an MPI")
+)
+both = pytest.mark.parametrize("how", [SPAWN, MPIEXEC])
 
 KILLS = [
-    (2, Kill(0, "os.replace", 6), 1),  # a checkpoint is written, but not yet under its name
-    (2, Kill(1, SUM, 5), 2),
-    (4, Kill(2, PART, 2), 1),  # it validates
-    (4, Kill(3, "os.fsync", 5, at=0), 1),  # the first rank writes a checkpoint
-    (2, Kill(1, "", 0.5), 1),  # it imports
+    (SPAWN, 2, Kill(0, "os.replace", 6), 1),  # a checkpoint is written, but not yet under its name
+    (SPAWN, 2, Kill(1, SUM, 5), 2),
+    (SPAWN, 4, Kill(2, VALIDATION, 2), 1),
+    (SPAWN, 4, Kill(3, "os.fsync", 5, at=0), 1),  # the first rank writes a checkpoint
+    (SPAWN, 2, Kill(1, "", 0.5), 1),  # it imports
+    ("mpiexec", 4, Kill(2, SUM, 5), 1),
 ]
 
 
 def pytest_generate_tests(metafunc):
     if "kill" in metafunc.fixturenames:
         count = metafunc.config.getoption("--kills")
-        inside = "tinyconv.parallel.replicas_memory.SharedMemory._of"
-        cases = KILLS + [random_kill(seed, inside) for seed in range(count)]
-        metafunc.parametrize("ranks, kill, again", cases)
+        more = [(how, *random_kill(seed)) for how in ("spawn", "mpiexec") for seed in range(count)]
+        cases = [
+            pytest.param(MPIEXEC.values[0], *rest, marks=MPIEXEC.marks)
+            if how == "mpiexec"
+            else (how, *rest)
+            for how, *rest in KILLS + more
+        ]
+        metafunc.parametrize("how, ranks, kill, again", cases)
 
 
-def go_on(alone, out, folder, ranks):
+def resume(alone, how, out, folder, ranks):
     """What a run printed that was resumed by so many ranks."""
     if ranks == 1:
         arguments = ["--resume", out, "--device", "cpu", "--parallel", "none"]
         status, printed = alone.run(arguments), alone.printed()
     else:
-        status, printed, err = run(["--resume", out, *spawned(ranks)], folder)
+        status, printed, err = run(how, ranks, ["--resume", out], folder)
         printed += err
     assert status == 0, printed
     return printed
 
 
-def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
-    alone, photos, whole, tmp_path, ranks, kill, again
+def test_a_rank_is_killed_and_the_run_resumes(
+    alone, photos, whole, tmp_path, how, ranks, kill, again
 ):
     out, folder = tmp_path / "run", tmp_path / "ranks"
-    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(ranks)]
-    status, _, err = run(arguments, folder, kill)
-    assert status == 1 and err == (
-        f"train_alexnet.py: rank {kill.rank} (cpu, process {pids(folder)[kill.rank]}) was killed by"
-        " SIGKILL; the others have stopped; --resume and the run's folder go on from the last "
-        "checkpoint\n"
-    )
+    status, printed, err = run(how, ranks, ["--data", photos, "--out", out, *SMALL], folder, kill)
+    if how == SPAWN:
+        pid = pids(folder)[kill.rank]
+        assert status == 1 and err == (
+            f"train_alexnet.py: rank {kill.rank} (cpu, process {pid}) was killed by SIGKILL; the "
+            "others have stopped; --resume and the run's folder continue from the last checkpoint\n"
+        )
+    else:  # mpiexec reports some process that has ended
+        assert status != 0 and said(how, err) == []
+        assert not kill.where or f"rank {kill.rank}: cpu on " in printed
     if (out / "run.json").exists():  # it got so far
-        printed = go_on(alone, out, tmp_path / "again", again)
+        printed = resume(alone, how, out, tmp_path / "again", again)
         assert "resuming after step " in printed and "skipped a" not in printed
         same_training(out, whole)
     else:
         assert not kill.where
 
 
-def test_a_rank_that_hangs_is_named_and_all_are_ended(alone, photos, whole, tmp_path):
-    out, folder = tmp_path / "run", tmp_path / "ranks"
-    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(4), "--rank-timeout", "8"]
-    status, _, err = run(arguments, folder, Kill(2, SUM, 5, signal=signal.SIGSTOP))
-    assert status == 1 and err == (
-        f"train_alexnet.py: rank 2 (cpu, process {pids(folder)[2]}) has kept the others waiting for"
-        " 8 seconds, and all have been ended; --resume and the run's folder go on from the last "
-        "checkpoint, --rank-timeout gives more time\n"
-    )
-    assert "resuming after step 4" in go_on(alone, out, tmp_path / "again", 1)
-    same_training(out, whole)
+@pytest.mark.skipif(not has_mpi, reason="needs mpi4py and an MPI")
+def test_spawn_and_mpiexec_give_the_same_bits(photos, whole, tmp_path):
+    weights = []
+    for how in ("spawn", "mpiexec"):
+        out, folder = tmp_path / how, tmp_path / f"{how} ranks"
+        status, printed, err = run(how, 4, ["--data", photos, "--out", out, *SMALL], folder)
+        assert status == 0, err
+        assert printed.count("validation top-1") == 1
+        for rank, pid in pids(folder).items():
+            assert f"rank {rank}: cpu on {os.uname().nodename}, process {pid}\n" in printed
+        same_training(out, whole)
+        found = weights.append({}) or weights[-1]
+        with h5py.File(out / "weights.h5") as file:
+            file.visititems(
+                lambda name, each, found=found: (
+                    found.update({name: each[()].tobytes()})
+                    if isinstance(each, h5py.Dataset)
+                    else None
+                )
+            )
+    assert len(weights[0]) > 10 and weights[0] == weights[1]
 
 
-def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, photos, whole, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(2)]
-    kill = Kill(1, STEP, 7, signal=signal.SIGTERM)
-    status, printed, err = run(arguments, tmp_path / "ranks", kill)
-    assert (status, err) == (143, "") and "stopped after step 7 (epoch 2)" in printed
+@both
+def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, how, photos, whole, tmp_path):
+    out, kill = tmp_path / "run", Kill(1, STEP, 7, signal=signal.SIGTERM)
+    arguments = ["--data", photos, "--out", out, *SMALL]
+    status, printed, err = run(how, 2, arguments, tmp_path / "ranks", kill)
+    assert (status, said(how, err)) == (143, []) and "stopped after step 7 (epoch 2)" in printed
     assert max(path.name for path in out.glob("checkpoint-*")) == "checkpoint-000000007.h5"
-    printed = go_on(alone, out, tmp_path / "again", 4)
+    printed = resume(alone, how, out, tmp_path / "again", 1)
     assert "resuming after step 7 (epoch 2)" in printed
     same_training(out, whole)
 
 
-def test_ctrl_c_at_the_parent_reaches_the_ranks(photos, tmp_path):
-    arguments = ["--data", photos, "--out", tmp_path / "run", *SMALL, *spawned(2)]
-    process = start([*arguments, "--epochs", "100000"], tmp_path / "ranks")
-    for line in process.stdout:
-        if line.startswith("epoch "):
-            break
-    os.kill(process.pid, signal.SIGINT)
+@pytest.mark.parametrize(
+    "how, number",
+    [
+        (SPAWN, signal.SIGINT),
+        (SPAWN, signal.SIGTERM),
+        pytest.param("mpiexec", signal.SIGINT, marks=MPIEXEC.marks),
+    ],
+)
+def test_a_signal_to_the_parent_reaches_the_ranks(how, photos, tmp_path, number):
+    process = start_endless(how, photos, tmp_path)
+    os.kill(process.pid, number)
     printed, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and err == "" and "stopped after step" in printed
+    assert process.returncode == 128 + number
+    assert said(how, err) == [] and "stopped after step" in printed
+    wait_until_none_is_left(tmp_path / "ranks")
 
 
-def test_with_the_parent_killed_no_rank_stays(photos, tmp_path):
+def test_ctrl_c_while_ranks_import_is_one_line(photos, tmp_path):
     folder = tmp_path / "ranks"
-    arguments = ["--data", photos, "--out", tmp_path / "run", *SMALL, *spawned(2)]
-    process = start([*arguments, "--epochs", "100000"], folder)
-    for line in process.stdout:
-        if line.startswith("epoch "):
-            break
-    os.kill(pids(folder)[1], signal.SIGSTOP)  # not even one that hangs
+    process = start(SPAWN, 2, ["--data", photos, "--out", tmp_path / "run", *SMALL], folder)
+    while len(list(folder.glob("rank.*"))) < 2:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "train_alexnet.py: interrupted\n")
+    wait_until_none_is_left(folder)
+
+
+def test_ctrl_c_twice_ends_a_run_in_which_a_rank_hangs(photos, tmp_path):
+    process = start_endless(SPAWN, photos, tmp_path)
+    os.kill(pids(tmp_path / "ranks")[1], signal.SIGSTOP)
+    for _ in range(2):
+        time.sleep(0.5)  # two signals at once may arrive as one
+        os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    wait_until_none_is_left(tmp_path / "ranks")
+
+
+@both
+def test_with_the_parent_killed_no_rank_stays(how, photos, tmp_path):
+    process = start_endless(how, photos, tmp_path)
     process.kill()
     process.communicate(timeout=30)  # standard output ends when the last rank has closed it
-    assert len(pids(folder)) == 2 and not any(alive(pid) for pid in pids(folder).values())
+    assert len(pids(tmp_path / "ranks")) == 2
+    wait_until_none_is_left(tmp_path / "ranks")
+
+
+@both
+def test_a_mistake_of_all_ranks_is_one_line_and_status_2(how, photos, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--data", photos, "--out", out, *SMALL, "--batch-size", "7"]
+    status, _, err = run(how, 2, arguments, tmp_path / "ranks")
+    assert status == 2 and not out.exists()
+    assert said(how, err) == [
+        "train_alexnet.py: error: a batch of 7 cannot be divided among 2 processes: use "
+        "--batch-size 6 or 8"
+    ]
+
+
+@pytest.mark.parametrize("how", [MPIEXEC])
+def test_a_run_that_cannot_be_resumed_is_one_line_and_status_2(how, tmp_path):
+    status, _, err = run(how, 2, ["--resume", tmp_path / "none"], tmp_path / "ranks")
+    (line,) = said(how, err)
+    assert status == 2 and line.startswith("train_alexnet.py: error: ") and "none" in line
+
+
+@pytest.mark.parametrize("how", [MPIEXEC])
+def test_without_mpi4py_the_package_is_named_once(how, photos, tmp_path):
+    out = tmp_path / "run"
+    (tmp_path / "mpi4py.py").write_text("raise ImportError('there is none')")
+    path = os.pathsep.join((str(tmp_path), environment()["PYTHONPATH"]))
+    arguments = ["--data", photos, "--out", out, *SMALL]
+    status, _, err = run(how, 2, arguments, tmp_path / "ranks", PYTHONPATH=path)
+    assert status == 2 and not out.exists()
+    assert said(how, err) == [
+        "train_alexnet.py: error: started by mpiexec, and mpi4py cannot be used (there is none): "
+        "pip install '.[mpi]'"
+    ]
 
 
 MISTAKES = {
@@ -134,7 +221,6 @@ MISTAKES = {
     "gap": (["--parallel", "replicas", "--device", "cpu,,cpu"], "devices of one kind"),
     "autos": (["--parallel", "replicas", "--device", "auto,auto"], "devices of one kind"),
     "no parallel": (["--device", "cpu,cpu"], "add --parallel replicas"),
-    "no time": ([*spawned(2), "--rank-timeout", "nan"], "--rank-timeout must be positive, not nan"),
 }
 
 
@@ -151,18 +237,6 @@ def test_wrong_options_are_one_line_and_status_2(name, photos, tmp_path, capsys)
     assert message in err and not out.exists()
 
 
-def test_a_mistake_that_all_ranks_find_is_said_once(photos, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--data", photos, "--out", out, *SMALL, *spawned(2), "--batch-size", "7"]
-    status, _, err = run(arguments, tmp_path / "ranks")
-    assert (status, err) == (
-        2,
-        "train_alexnet.py: error: a batch of 7 cannot be divided among 2 processes: use "
-        "--batch-size 6 or 8\n",
-    )
-    assert not out.exists()
-
-
 def test_one_process_imports_neither_mpi_nor_nccl(photos, tmp_path):
     arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *SMALL, "--epochs", "1"]
     arguments += ["--parallel", "replicas", "--device", "cpu"]
@@ -170,77 +244,60 @@ def test_one_process_imports_neither_mpi_nor_nccl(photos, tmp_path):
 import sys, train_alexnet
 assert train_alexnet.main({arguments!r}) == 0
 wrong = [name for name in sys.modules if name.partition(".")[0] in ("mpi4py", "cupy")]
-wrong += [name for name in sys.modules if name.rpartition(".")[2] == "nccl"]
+wrong += [name for name in sys.modules if name.endswith("cuda.nccl")]
 assert not wrong, wrong
 """
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=50)
 
 
-class Ended:
-    """A child process that is found alive a few times, and then no more."""
-
-    def __init__(self, lives, status):
-        self.lives, self.status, self.killed = lives, status, False
-        self.sentinel, other = os.pipe()
-        os.close(other)  # whoever waits for it need not wait
-
-    def is_alive(self):
-        self.lives -= 1
-        return self.lives >= 0 and not self.killed
-
-    @property
-    def exitcode(self):
-        if self.killed:
-            return -9
-        return None if self.lives > 0 else self.status
-
-    def kill(self):
-        self.killed = True
-
-    def join(self):
-        os.close(self.sentinel)
+# --- the parent; the ranks are functions of this file
 
 
-@pytest.mark.parametrize("status, failed", [(143, False), (0, False), (-9, True), (2, True)])
-def test_ranks_are_killed_after_a_failure_but_not_while_they_stop(monkeypatch, status, failed):
-    monkeypatch.setattr(launch, "GRACE", -1)
-    first, other = Ended(5, 143), Ended(0, status)
-    watch = Watch([first, other], [], Patience([0, 0], math.inf))
-    watch.run()
-    assert first.killed == failed and not other.killed
-    # Not the one that was killed here.
-    assert watch.first == (1 if failed else None) and watch.lines == watch.late == []
+def ends(options, replica):
+    """One rank ends as `options` say: by a signal (negative) or with a status."""
+    replica.begin()
+    how = options[replica.rank]
+    if how < 0:
+        os.kill(os.getpid(), -how)
+    if how == 70:
+        os._exit(how)
+    return how
 
 
-def test_ranks_that_are_late_are_killed(monkeypatch):
-    ranks = [Ended(5, 0), Ended(5, 0), Ended(5, 0)]
-    watch = Watch(ranks, [], Patience([7, 4, 4], 0.0))
-    watch.run()
-    assert watch.late == [1, 2] and all(rank.killed for rank in ranks)
+def hangs(options, replica):
+    """Rank 1 fails while rank 0 neither computes nor waits for it."""
+    replica.begin()
+    if replica.rank:
+        raise ValueError("no room")
+    signal.pause()
 
 
-def test_patience_is_for_ranks_that_others_wait_for(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
-    board = [2, 2, 2]
-    patience = Patience(board, 3.0)
+@pytest.mark.parametrize(
+    "options, status, line",
+    [
+        ((0, 0), 0, ""),
+        ((0, -11), 1, r"program: rank 1 \(cpu, process \d+\) was killed by SIGSEGV; the others"),
+        ((70, 0), 1, r"program: rank 0 \(cpu, process \d+\) ended with status 70; the others"),
+        ((143, 143), 143, ""),
+    ],
+)
+def test_the_parent_reports_how_ranks_end(capsys, options, status, line):
+    assert launch.spawn(ends, options, ["cpu"] * 2, explain, "program") == status
+    err = capsys.readouterr().err
+    assert re.match(line, err) and err.count("\n") == (1 if line else 0)
 
-    def look(*numbers, after=1.0):
-        now[0] += after
-        board[:] = numbers
-        return patience.late()
 
-    # All compute, as long as they like.
-    assert [look(2, 2, 2) for _ in range(9)] == [[]] * 9
-    # Two wait for the first, which comes at the last moment; then for the second.
-    assert [look(2, 3, 3) for _ in range(3)] == [[]] * 3
-    assert [look(5, 4, 5) for _ in range(3)] == [[]] * 3
-    # Whoever looks has been stopped for an hour, and the ranks with it.
-    assert look(5, 4, 5, after=3600.0) == [1]
-    board[:] = [5, 5, 5]
-    patience = Patience(board, 3.0)
-    assert look(5, 5, 4) == look(5, 5, 4, after=3600.0) == [] and look(5, 5, 4) == [2]
-    # The root of a broadcast does not wait, and is not late, but far ahead.
-    patience = Patience(board, 1.0)
-    assert [look(6, 3, 4) for _ in range(9)] == [[]] * 9
-    assert [look(8, 4, 4) for _ in range(2)][-1] == [1, 2]
+def test_a_rank_that_does_not_notice_a_failure_is_killed(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "GRACE", 0.1)
+    assert launch.spawn(hangs, None, ["cpu"] * 2, explain, "program") == 2
+    assert capsys.readouterr().err == "error: rank 1 (cpu): no room\n"
+
+
+def test_mpiexec_is_recognised_by_its_environment_variables(monkeypatch):
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not under_mpi()
+    monkeypatch.setenv("PMI_SIZE", "1")
+    assert not under_mpi()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert under_mpi()

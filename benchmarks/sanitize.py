@@ -72,14 +72,13 @@ class Launch(NamedTuple):
 def run_the_launches(file: str) -> None:
     """Make each launch on the GPU, and print its kernel's name when it is done."""
     import numpy as np
-    from sanitize_launches import kernels
 
     from layers.device import cuda
+    from tinyconv.lab.cases import CASES
 
-    known = kernels()
     for launch in pickle.loads(Path(file).read_bytes()):
         there = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in launch.args]
-        known[launch.kernel][launch.grid, launch.block](*there)
+        CASES[launch.kernel].kernel[launch.grid, launch.block](*there)
         cuda.synchronize()
         print(launch.kernel, flush=True)
 
@@ -154,15 +153,13 @@ def sanitized(program: str, tool: str, launches: list[Launch]) -> tuple[dict[str
 
 
 def rehearsed(everything: list[Any]) -> tuple[dict[str, str], str]:
-    """By kernel, what the simulator finds in the same launches; and the findings."""
-    from tinyconv.lab.checks import check_subject
-
+    """By kernel, what the simulator finds in the same launches; and the issues."""
     found: Counter[str] = Counter()
     text = []
-    for subject in everything:
-        report = check_subject(subject, orders=0)
-        found[subject.name] += len(report.findings)
-        text += [f"{subject.name}, {subject.title}\n{report}"] if not report.ok else []
+    for launch in everything:
+        report = launch.check(orders=0)
+        found[launch.name] += len(report.issues)
+        text += [f"{launch.name}, {launch.title}\n{report}"] if not report.ok else []
     said = {name: f"{count} found" if count else OK for name, count in found.items()}
     return said, "\n".join(text)
 
@@ -189,11 +186,11 @@ def missing_here(program: str | None, rehearse: bool) -> str:
     return ""
 
 
-def every_subject() -> Any:
+def every_launch() -> Any:
     """The launches, recorded in the simulator (which must be on before they are imported)."""
     import sanitize_launches
 
-    return sanitize_launches.every_subject()
+    return sanitize_launches.every_launch()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := missing_here(program, options.rehearse):
         print(f"sanitize.py: error: {missing}", file=sys.stderr)
         return 2
-    everything = list(every_subject())
+    everything = list(every_launch())
     launches = [Launch(each.name, each.grid, each.block, each.args) for each in everything]
     columns, details = {}, []
     for tool in ("simulator",) if options.rehearse else TOOLS:

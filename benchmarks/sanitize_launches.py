@@ -1,21 +1,18 @@
 """What `sanitize.py` launches: every kernel of the project, by the layers that use it.
 
-The laboratory's launches (`tinyconv/lab/subjects.py`) are mostly float32's, on hostile shapes. Here
-stand beside them: every tile of the tensor-core kernels, with channels that are no whole chunks,
+The launches of `tinyconv/lab/cases/` are mostly float32's, on hostile shapes. Here stand beside
+them: every tile of the tensor-core kernels, with channels that are no whole chunks,
 and a net with every kind of layer in bfloat16.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-# The list of all kernels stands beside the tests that compile them.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+sys.path[:0] = [str(ROOT)]
 
 from layers import (  # noqa: E402
     Conv2D,
@@ -27,7 +24,6 @@ from layers import (  # noqa: E402
     MaxPool2D,
     ReLU,
     Tanh,
-    simulator,
 )
 from layers.fast.bfloat16 import to_bits  # noqa: E402
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient  # noqa: E402
@@ -36,49 +32,21 @@ from layers.fast.conv.tile_table import TILES  # noqa: E402
 from layers.layer import Buffers  # noqa: E402
 from tinyconv import SGD, Sequential  # noqa: E402
 from tinyconv.initialize import initialize  # noqa: E402
-from tinyconv.lab.subjects import OUTPUTS, SHAPES, Subject, subjects  # noqa: E402
+from tinyconv.lab.cases import GROUPS, launches, recorded  # noqa: E402
+from tinyconv.lab.cases.case import CaseLaunch  # noqa: E402
 from tinyconv.step import TrainingStep  # noqa: E402
 
 
-def kernels() -> dict[str, Any]:
-    """Every kernel of the project, by its name without the module."""
-    import kernel_signatures
-
-    found = {}
-    for table in map(kernel_signatures.signatures, kernel_signatures.NUMBERS.values()):
-        for full in table:
-            module, _, name = full.rpartition(".")
-            values = vars(importlib.import_module(module)).values()
-            found[name] = next(v for v in values if getattr(v, "__name__", "") == name)
-    return found
-
-
-def every_subject() -> Iterator[Subject]:
+def every_launch() -> Iterator[CaseLaunch]:
     """All launches, recorded in the simulator one after the other."""
-    for name in SHAPES:
-        yield from subjects(name)
+    for name in GROUPS:
+        yield from launches(name)
     for kind, values in (("TF32", np.copy), ("BF16", to_bits)):
         for tile in TILES:
             yield from recorded(f"tensor cores, {kind}, {tile} tile", tensor_run(values, tile))
     for kernels, precision in (("simple", "fp32"), ("fast", "fp32"), ("fast", "bf16")):
         run = step_run(kernels, precision)
         yield from recorded(f"a step, {kernels} kernels, {precision}", run)
-
-
-def recorded(title: str, run: Callable[[], None]) -> Iterator[Subject]:
-    """The launches that `run()` makes, with their arguments as they are after each."""
-    found: list[Subject] = []
-    known = kernels()
-
-    def note(trace: simulator.Trace) -> None:
-        copies = (a.copy() if isinstance(a, np.ndarray) else a for a in trace.arguments)
-        grid, block = ((side.x, side.y, side.z) for side in (trace.grid, trace.block))
-        outputs = OUTPUTS.get(trace.kernel, ())
-        found.append(Subject(title, known[trace.kernel], grid, block, tuple(copies), outputs))
-
-    with simulator.record(note):
-        run()
-    yield from found
 
 
 def tensor_run(values: Callable[[np.ndarray], np.ndarray], tile: str) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What the checks of `checks.py` have to say: a Finding for each fault, a Report for a kernel."""
+"""What the checks of `checks.py` report: an Issue for each fault, a Report for each kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = {
     "rewritten": "an element of an output is written more than once",
     "order": "the result depends on the order of threads or blocks",
 }
-"""The kinds of findings, and what each means."""
+"""The kinds of issues, and what each means."""
 
 
 class Worker(NamedTuple):
@@ -57,7 +57,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One fault of a kernel: the first example of it, and how often it was met."""
 
     kind: str
@@ -81,14 +81,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was found in one kernel."""
+    """The issues of one launch."""
 
     kernel: str
     grid: Position
     block: Position
     accesses: int
     """Reads and writes that were looked at."""
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     orders: int = 0
     """Other orders of blocks and threads in which the kernel was run as well."""
     excused: dict[str, str] = field(default_factory=dict)
@@ -97,21 +97,21 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether nothing was found."""
-        return not self.findings
+        return not self.issues
 
     def __str__(self) -> str:
         title = (
             f"{self.kernel}, grid {self.grid}, block {self.block}: "
             f"{self.accesses} accesses, {self.orders} other orders"
         )
-        verdict = "nothing found" if self.ok else f"{len(self.findings)} found"
+        verdict = "nothing found" if self.ok else f"{len(self.issues)} found"
         excuses = [f"  declared: {name}: {reason}" for name, reason in self.excused.items()]
-        return "\n".join([f"{title}: {verdict}", *excuses, *map(indented, self.findings)])
+        return "\n".join([f"{title}: {verdict}", *excuses, *map(indented, self.issues)])
 
 
-def indented(finding: Finding) -> str:
-    """The paragraph of a finding, set off from the margin."""
-    return "  " + str(finding).replace("\n", "\n  ")
+def indented(issue: Issue) -> str:
+    """The paragraph of an issue, set off from the margin."""
+    return "  " + str(issue).replace("\n", "\n  ")
 
 
 # --- from the numbers of a trace to what a reader calls them
@@ -177,10 +177,10 @@ def more(count: int) -> str:
 # --- errors of the simulator
 
 
-def failure(error: SimulatorError, remark: str = "") -> Finding:
-    """The simulator's error as a finding."""
+def failure(error: SimulatorError, remark: str = "") -> Issue:
+    """The simulator's error as an issue."""
     if isinstance(error, SimulatorDeadlockError):
-        return Finding(
+        return Issue(
             kind="barrier",
             array="",
             index=None,
@@ -194,7 +194,7 @@ def failure(error: SimulatorError, remark: str = "") -> Finding:
         array, index = error.array, error.index
     worker = Worker(error.block, error.thread)
     line = Line.of(error.file, error.line)
-    return Finding(
+    return Issue(
         kind="index" if array else "error",
         array=array,
         index=index,

@@ -3,9 +3,9 @@
     python benchmarks/sanitize.py                # memcheck, racecheck and synccheck, on a GPU
     python benchmarks/sanitize.py --rehearse     # the same launches, checked in the simulator
 
-The launches are those of `python -m tinyconv check`, small random inputs of hostile shapes, and
-others, so that no kernel is left out (`sanitize_launches.py`). They are recorded in the simulator
-(greenlet is needed: the extra `simulator`) and made again on the GPU, in one process for each tool.
+The launches are those of `python -m tinyconv check`, small random inputs of hostile shapes, but in
+every dtype, and more of the tensor cores. They are recorded in the simulator (greenlet is needed:
+the extra `simulator`) and made again on the GPU, in one process for each tool.
 memcheck finds stray and misaligned accesses, racecheck unordered ones in shared memory, synccheck
 wrong use of barriers; what the tools cannot see, such as races in global memory, is looked for by
 `python -m tinyconv check`.
@@ -25,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,11 +188,21 @@ def missing_here(program: str | None, rehearse: bool) -> str:
     return ""
 
 
-def every_launch() -> Any:
-    """The launches, recorded in the simulator (which must be on before they are imported)."""
-    import sanitize_launches
+def every_launch() -> Iterator[Any]:
+    """Every group in every dtype; and each tile of tensor cores where it needs rearrangements."""
+    from layers import Conv2D
+    from layers.fast.conv.tile_table import TILES
+    from tinyconv.lab.cases import GROUPS, launches, recorded
+    from tinyconv.lab.cases.conv import KINDS, tensor
 
-    return sanitize_launches.every_launch()
+    for name, group in GROUPS.items():
+        for dtype in group.dtypes:
+            yield from launches(name, dtype=dtype)
+    for (dtype, kind), tile in product(KINDS.items(), TILES):
+        # Its channels, three a group, are no whole chunks.
+        conv = Conv2D(6, 10, 3, stride=2, padding=(0, 1), groups=2)
+        run = tensor(conv, (2, 5, 4, 6), dtype, tile)
+        yield from recorded(f"tensor cores, {kind}, {tile} tile", run)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,10 +6,10 @@ from collections import Counter
 import planted
 import pytest
 import sanitize
-import sanitize_launches
 import textbook
 
 from layers import simulator
+from tinyconv.lab import cases
 from tinyconv.lab.cases import CASES, GROUPS
 from tinyconv.lab.cases import launches as case_launches
 from tinyconv.lab.cases.case import CaseLaunch, KernelCase
@@ -53,10 +53,10 @@ def launches():
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     with pytest.MonkeyPatch.context() as patch:  # one shape of each will do
 
-        def first(name):
-            return case_launches(name, GROUPS[name].shapes[0])
+        def first(name, dtype):
+            return case_launches(name, GROUPS[name].shapes[0], dtype)
 
-        patch.setattr(sanitize_launches, "launches", first)
+        patch.setattr(cases, "launches", first)
         return [
             sanitize.Launch(each.name, each.grid, each.block, each.args)
             for each in sanitize.every_launch()

@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print a row for each launch, its findings below; 1 if there are any, else 0.
+    """Print a row for each launch, its issues below; 1 if there are any, else 0.
 
     ValueError for an unknown name, a shape that does not fit, or without the simulator.
     """

@@ -7,21 +7,7 @@ read before it is written. The simulator sees every access as well, so here a la
     report.ok, report.issues
     print(report)
 
-What is looked for (KINDS in `issues.py`):
-
-    race        two threads touch one element, one of them writes, and no barrier orders them:
-                `races.py` explains what a race is and how it is found
-    unwritten   an element of a shared or local array, or of an output, is read before anything
-                has written it. A GPU gives whatever was there before
-    index       an index is outside its array: on a GPU, somebody else's memory
-    barrier     threads wait at a barrier that others never reach: on a GPU, for ever or worse
-    error       any other exception that the simulator raised in the kernel
-    missing     an element of an output is never written
-    rewritten   an element of an output is written more than once, by one thread or several: at
-                best wasted work, at worst a wrong index
-    order       the same launch, its blocks and threads taken in another order, gives other bits.
-                Laws of this project: one thread owns one output, and the same seed gives the same
-                bits
+What is looked for: KINDS in `issues.py`; `races.py` explains what a race is and how it is found.
 
 Outputs are parameters that come in empty and go out full. Who fills them in two steps, or not in
 full, says so and why: `rewritten={"probabilities": "exp first, then divided by the sum"}`.
@@ -76,7 +62,7 @@ def check_kernel(
 
     The arrays of `args` are written, as by any launch, and end with the results of threads in
     their usual order. Before every run outputs are filled with NaN, or the most extreme integer,
-    so that an element nobody writes shows in the result too; an output that overlaps another
+    so that an element without a writer shows in the result too; an output that overlaps another
     argument is left as it is. ValueError for a name that is no array parameter; RuntimeError if
     the simulator is not installed.
     """

@@ -6,20 +6,21 @@ makes no difference.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from layers.simulator.trace import ArrayInfo, Trace
 from tinyconv.lab.issues import (
     Issue,
     Line,
+    described,
     element,
     element_of,
+    issue_at,
     line_at,
     line_numbers,
-    line_of,
     more,
-    told,
-    worker_of,
 )
 from tinyconv.lab.races import Touches, ordered
 
@@ -52,18 +53,9 @@ def unwritten(trace: Trace, t: Touches) -> list[Issue]:
         _, index = element_of(trace, row)
         count = len(np.unique(t.address[group]))
         later = "nothing ever writes it" if first[group[0]] == never else "it is written only later"
-        issues.append(
-            Issue(
-                kind="unwritten",
-                array=name,
-                index=index,
-                lines=(line_of(trace, row),),
-                threads=(worker_of(trace, row),),
-                message=f"{element(name, index)}{more(count)}:\n  {told(trace, row)}\n"
-                f"  before anything has written it ({later}).",
-                count=count,
-            )
-        )
+        message = f"{element(name, index)}{more(count)}:\n  {described(trace, row)}\n"
+        message += f"  before anything has written it ({later})."
+        issues.append(issue_at(trace, "unwritten", (row,), message, count))
     return issues
 
 
@@ -138,16 +130,8 @@ def _rewritten(
         a, b = rows[at], rows[at + 1]
         name, index = element_of(trace, a)
         count = len(np.unique(written[group]))
-        issues.append(
-            Issue(
-                kind="rewritten",
-                array=array.name,
-                index=index,
-                lines=(line_of(trace, a), line_of(trace, b)),
-                threads=(worker_of(trace, a), worker_of(trace, b)),
-                message=f"{element(name, index)}{more(count)}, written more than once:\n"
-                f"  {told(trace, a)}\n  {told(trace, b)}",
-                count=count,
-            )
-        )
+        message = f"{element(name, index)}{more(count)}, written more than once:\n"
+        message += f"  {described(trace, a)}\n  {described(trace, b)}"
+        issue = issue_at(trace, "rewritten", (a, b), message, count)
+        issues.append(replace(issue, array=array.name))
     return issues

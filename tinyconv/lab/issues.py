@@ -15,14 +15,18 @@ from layers.simulator.errors import Position
 from layers.simulator.trace import Instruction, Trace
 
 KINDS = {
-    "race": "two threads touch one element, one of them writes, and nothing orders them",
-    "unwritten": "an element is read that nothing has written",
-    "index": "an index is outside its array",
-    "barrier": "a barrier waits for threads that never come",
-    "error": "the kernel raised an exception",
+    "race": "two threads touch one element, one of them writes, and no barrier orders them",
+    # A GPU gives whatever was there before.
+    "unwritten": "an element of a shared or local array, or of an output, is read before anything "
+    "has written it",
+    "index": "an index is outside its array: on a GPU, somebody else's memory",
+    "barrier": "threads wait at a barrier that others never reach",
+    "error": "any other exception that the simulator raised in the kernel",
     "missing": "an element of an output is never written",
-    "rewritten": "an element of an output is written more than once",
-    "order": "the result depends on the order of threads or blocks",
+    "rewritten": "an element of an output is written more than once, by one thread or several: at "
+    "best wasted work, at worst a wrong index",
+    # One thread owns one output, and the same seed gives the same bits.
+    "order": "the same launch, its blocks and threads taken in another order, gives other bits",
 }
 """The kinds of issues, and what each means."""
 
@@ -68,7 +72,7 @@ class Issue:
     """Of the element, in the first example."""
     lines: tuple[Line, ...]
     threads: tuple[Worker, ...]
-    """Who did it in the first example, in the order of `lines`; empty if nobody is known."""
+    """Who did it in the first example, in the order of `lines`; empty if unknown."""
     message: str
     """The paragraph that says it all."""
     count: int = 1
@@ -153,13 +157,20 @@ def element_of(trace: Trace, row: int) -> tuple[str, tuple[int, ...]]:
     return array.name, array.index(int(access["offset"]))
 
 
-def told(trace: Trace, row: int) -> str:
+def described(trace: Trace, row: int) -> str:
     """Who did what, where, in the access in `row`."""
     access = trace.accesses[row]
     does = "writes it" if access["write"] else "reads it"
     if trace.instructions[access["instruction"]].atomic:
         does = "changes it atomically"
     return f"{worker_of(trace, row)} {does}\n    at {line_of(trace, row)}"
+
+
+def issue_at(trace: Trace, kind: str, rows: tuple[int, ...], message: str, count: int) -> Issue:
+    """The issue whose first example are the accesses in `rows`, at the element of the first."""
+    name, index = element_of(trace, rows[0])
+    lines = tuple(line_of(trace, row) for row in rows)
+    return Issue(kind, name, index, lines, tuple(worker_of(trace, r) for r in rows), message, count)
 
 
 def element(name: str, index: tuple[int, ...]) -> str:

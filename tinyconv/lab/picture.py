@@ -25,7 +25,7 @@ from tinyconv.lab.steps import Block, Launch
 Sides = int | tuple[int, ...]
 
 MOST_CELLS, MOST_ACCESSES = 20_000, 1_000_000
-"""Of a page: beyond these a browser is slow and nobody finds anything."""
+"""Of a page: beyond these a browser is slow and nothing can be found."""
 
 # --- launches
 
@@ -220,7 +220,7 @@ def _block_data(block: Block) -> dict[str, Any]:
 def totals(launch: Launch) -> list[dict[str, Any]]:
     """For each load and store of the source, over all blocks: requests and what they cost.
 
-    What an asynchronous copy costs is told where it is begun.
+    What an asynchronous copy costs is counted where it is begun.
     """
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in range(launch.trace.blocks):

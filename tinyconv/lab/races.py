@@ -46,12 +46,12 @@ from layers.simulator.arrays import WARP
 from layers.simulator.trace import GLOBAL, Trace
 from tinyconv.lab.issues import (
     Issue,
+    described,
     element,
     element_of,
+    issue_at,
     line_numbers,
-    line_of,
     more,
-    told,
     worker_of,
 )
 
@@ -287,9 +287,9 @@ def _issues(trace: Trace, t: Touches, pairs: np.ndarray) -> list[Issue]:
     keys, which = np.unique(np.column_stack([name, does]), axis=0, return_inverse=True)
     issues = []
     for key in range(len(keys)):
-        mine = np.flatnonzero(which.ravel() == key)
-        example = mine[np.lexsort((rows[mine, 1], rows[mine, 0]))[0]]
-        count = len(np.unique(t.address[pairs[mine, 0]]))
+        group = np.flatnonzero(which.ravel() == key)
+        example = group[np.lexsort((rows[group, 1], rows[group, 0]))[0]]
+        count = len(np.unique(t.address[pairs[group, 0]]))
         issues.append((rows[example].tolist(), count))
     return [_issue(trace, a, b, count) for (a, b), count in sorted(issues)]
 
@@ -300,19 +300,11 @@ def _issue(trace: Trace, a: int, b: int, count: int) -> Issue:
     what = element(name, index)
     if (alias, there) != (name, index):
         what += f", which is also {element(alias, there)}"
-    one, other = worker_of(trace, a), worker_of(trace, b)
-    if one.block != other.block:
+    if worker_of(trace, a).block != worker_of(trace, b).block:
         why = "Blocks of one launch are never ordered."
     else:
         why = "No barrier that orders the two stands between them."
     if trace.accesses["write"][[a, b]].all():
         why += " Writing the same value would be a race all the same."
-    return Issue(
-        kind="race",
-        array=name,
-        index=index,
-        lines=(line_of(trace, a), line_of(trace, b)),
-        threads=(one, other),
-        message=f"{what}{more(count)}:\n  {told(trace, a)}\n  {told(trace, b)}\n  {why}",
-        count=count,
-    )
+    message = f"{what}{more(count)}:\n  {described(trace, a)}\n  {described(trace, b)}\n  {why}"
+    return issue_at(trace, "race", (a, b), message, count)

@@ -1,8 +1,7 @@
 """The cost model: from the accesses of single threads to the requests of warps, and their costs.
 
-The rules and what they assume are told in `tinyconv/lab/traffic.py`. Everything here works on whole
-columns of a trace at once. `traffic.py` adds the costs up by line of the source, `steps.py` shows
-each request by itself.
+`traffic.py` explains the rules and what they assume, and adds the costs up by line of the source;
+`steps.py` shows each request by itself. Everything here works on whole columns of a trace at once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ READ, WRITE, ATOMIC = range(3)
 
 LANE = np.dtype(
     [
-        *((name, np.int64) for name in ("row", "offset", "address", "turn", "request")),
+        *((name, np.int64) for name in ("row", "offset", "address", "occurrence", "request")),
         *((name, np.int32) for name in ("instruction", "op", "array", "width", "size")),
         *((name, np.int32) for name in ("block", "epoch", "thread")),
         ("shared", np.bool_),
@@ -34,9 +33,9 @@ LANE = np.dtype(
 )
 """What one lane asks for at once. row: of `trace.accesses`, the first of those that are meant.
 op: READ, WRITE or ATOMIC. array, offset: as there; width: elements from there on; address, size:
-the same in bytes. turn: how many times the thread has come to the instruction before, since the
-last barrier of its block. request: lanes of a warp with the same number execute the instruction
-together, though they may reach different arrays."""
+the same in bytes. occurrence: how many times the thread has executed the instruction before,
+since the last barrier of its block. request: lanes of a warp with the same number execute the
+instruction together, though they may reach different arrays."""
 
 
 def lanes_of(trace: Trace) -> np.ndarray:
@@ -73,10 +72,10 @@ def lanes_of(trace: Trace) -> np.ndarray:
     own = [lanes[name] for name in ("instruction", "op", "block", "epoch", "thread")]
     vectorized = flags(trace, "vectorized")[lanes["instruction"]]
     lanes["width"] = np.where(vectorized, 16 // np.maximum(1, lanes["size"]), 1)
-    lanes["turn"], part = np.divmod(times_before(*own), lanes["width"])
+    lanes["occurrence"], part = np.divmod(times_before(*own), lanes["width"])
     lanes = lanes[part == 0]
     lanes["size"] *= lanes["width"]
-    own = [lanes[name] for name in ("instruction", "op", "block", "epoch", "turn")]
+    own = [lanes[name] for name in ("instruction", "op", "block", "epoch", "occurrence")]
     lanes["request"] = numbers(*own, warp_of(lanes["thread"]))
     return lanes
 
@@ -148,8 +147,7 @@ def times_before(*keys: np.ndarray) -> np.ndarray:
 
 
 class Costs(NamedTuple):
-    """Of each request what it costs: an array for each cost. Global and shared memory have their
-    own; those of the other are 0."""
+    """What each request costs, an array for each cost; 0 for those of the other memory."""
 
     sectors: np.ndarray
     ideal: np.ndarray
@@ -165,16 +163,12 @@ def costs(lanes: np.ndarray, request: np.ndarray) -> Costs:
     """What each request costs; request: the numbers, from 0, of those that `lanes` belong to."""
     count = int(request.max(initial=-1)) + 1
     shared = lanes["shared"]
-    address, size, lane = lanes["address"], lanes["size"], lanes["thread"] % WARP
-    of_global = count_sectors(request[~shared], address[~shared], size[~shared], count)
-    own = request[shared], address[shared], size[shared], lane[shared]
-    return Costs(*of_global, *count_wavefronts(*own, count))
+    of_global = _sectors(lanes[~shared], request[~shared], count)
+    return Costs(*of_global, *_wavefronts(lanes[shared], request[shared], count))
 
 
-def count_sectors(
-    request: np.ndarray, address: np.ndarray, size: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `count` requests: sectors touched, and the least for as many bytes."""
+def _sectors(lanes: np.ndarray, request: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+    address, size = lanes["address"], lanes["size"]
     # An element that straddles two sectors (only a misaligned one can) counts in both.
     sector = np.concatenate([address // SECTOR, (address + size - 1) // SECTOR])
     twice = np.concatenate([request, request])
@@ -184,19 +178,16 @@ def count_sectors(
     return touched, -(-asked // SECTOR)
 
 
-def count_wavefronts(
-    request: np.ndarray, address: np.ndarray, size: np.ndarray, lane: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of `count` requests: wavefronts, the worst conflict's ways, and passes."""
-    words = np.maximum(1, size // WORD)  # of an element, and as many passes for a warp
+def _wavefronts(lanes: np.ndarray, request: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+    words = np.maximum(1, lanes["size"] // WORD)  # of an element, and as many passes for a warp
     most = int(words.max(initial=1))
-    turn = request * most + lane * words // WARP
+    in_pass = request * most + lanes["thread"] % WARP * words // WARP
     # One row for each word of each element.
-    turn_of = np.repeat(turn, words)
-    nth = np.arange(len(turn_of)) - np.repeat(np.cumsum(words) - words, words)
-    word = np.repeat(address // WORD, words) + nth
-    own = distinct(turn_of, word)
-    queue, length = np.unique(turn_of[own] * BANKS + word[own] % BANKS, return_counts=True)
+    pass_of = np.repeat(in_pass, words)
+    nth = np.arange(len(pass_of)) - np.repeat(np.cumsum(words) - words, words)
+    word = np.repeat(lanes["address"] // WORD, words) + nth
+    own = distinct(pass_of, word)
+    queue, length = np.unique(pass_of[own] * BANKS + word[own] % BANKS, return_counts=True)
     longest = np.zeros(count * most, np.int64)
     np.maximum.at(longest, queue // BANKS, length)
     by_request = longest.reshape(count, most)

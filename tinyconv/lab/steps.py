@@ -14,13 +14,13 @@ Steps are in program order: one comes before another if some thread does them in
 threads take different branches they may contradict each other, or leave an order open; then lower k
 comes first, then the instruction that comes first in the code.
 
-What this cannot know: lanes that skip a turn of a loop are paired with the others' next turn, and a
-GPU may split a step where lanes have branched. A compiler may also keep in a register what the
-source reads twice. Local arrays are left out; a `copy_vec4` (`layers/fast/conv/ptx.py`) is one
+What this cannot know: lanes that skip an iteration of a loop are paired with the others' next one,
+and a GPU may split a step where lanes have branched. A compiler may also keep in a register what
+the source reads twice. Local arrays are left out; a `copy_vec4` (`layers/fast/conv/ptx.py`) is one
 step. An asynchronous copy is two: where it is begun and where it is waited for.
 
-What a request costs is told in `traffic.py` and counted in `requests.py`. `sectors` and `ideal` are
-of global memory, `ways` is the longest queue at a bank of shared memory (1: no conflict). An atomic
+`traffic.py` explains what a request costs, `requests.py` counts it. `sectors` and `ideal` are of
+global memory, `ways` is the longest queue at a bank of shared memory (1: no conflict). An atomic
 operation is shown as a write.
 """
 
@@ -190,7 +190,7 @@ class Launch:
     def _make_block(self, number: int) -> Block:
         trace = self.trace
         lanes = self._lanes[slice(*self._rows[number : number + 2])]
-        columns = [lanes[name] for name in ("epoch", "turn", "instruction")]
+        columns = [lanes[name] for name in ("epoch", "occurrence", "instruction")]
         columns.append(lanes["op"] != READ)
         keys = list(zip(*(column.tolist() for column in columns), strict=True))
         orders: dict[int, dict[int, list[tuple]]] = defaultdict(lambda: defaultdict(list))
@@ -201,8 +201,8 @@ class Launch:
             of_key[key].append(at)
         order = [key for epoch in sorted(orders) for key in in_program_order(orders[epoch])]
         steps = tuple(
-            Step(i, turn, bool(write), tuple(self._requests(of_key[epoch, turn, i, write])))
-            for epoch, turn, i, write in order
+            Step(i, nth, bool(write), tuple(self._requests(of_key[epoch, nth, i, write])))
+            for epoch, nth, i, write in order
         )
         position = {key: i for i, key in enumerate(order)}
         marks = []

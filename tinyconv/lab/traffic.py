@@ -15,8 +15,8 @@ request is the least number of sectors that could hold the distinct bytes it ask
 is ideal / sectors. (A *broadcast*, all lanes at one element, has sectors = ideal = 1.)
 
 Shared memory has 32 *banks*: the 4-byte word number n of it is in bank n mod 32. In one cycle, one
-*wavefront*, each bank gives out one word, to all lanes that want it. If the lanes want different
-words of one bank they queue: the largest number of distinct words in a bank is the number of
+*wavefront*, each bank gives out one word, to all lanes that ask for it. Lanes that ask for
+different words of one bank queue: the largest number of distinct words in a bank is the number of
 *ways* of the conflict, and of wavefronts it takes; 1 is no conflict. Elements of 8 bytes are served
 in two passes, the lower 16 lanes and then the upper 16, each with wavefronts of its own (16 bytes:
 in four passes of 8 lanes).

@@ -37,7 +37,7 @@ def check(kernel, *args, grid=1, outputs=("y",), **options):
     return check_kernel(kernel, grid, N, args, outputs, **options)
 
 
-# --- reads of what nobody wrote
+# --- reads of what no thread wrote
 
 
 def test_a_window_one_too_wide_reads_what_nothing_wrote():
@@ -57,7 +57,7 @@ def test_a_local_array_that_is_filled_in_part():
     issue = only(check(kernel, floats(), zeros()), "unwritten")
     assert issue.array == f"local array of line {line_of(kernel, 'local.array')}"
     assert (issue.index, issue.count) == ((2,), N)  # each thread has its own
-    assert lines(issue) == [line_of(kernel, "# mine[2]")]
+    assert lines(issue) == [line_of(kernel, "# part[2]")]
 
 
 def test_an_output_that_is_added_to():

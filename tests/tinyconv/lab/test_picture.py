@@ -42,7 +42,7 @@ def turned():
     return Launch("turns <&> tested", traces[0], turns.fn)
 
 
-def told(launch, block=0):
+def listed(launch, block=0):
     """Line, turn, writes?, and for each warp its lanes and cells."""
     return [
         (
@@ -57,7 +57,7 @@ def told(launch, block=0):
 
 def test_a_step_is_the_kth_execution_of_an_instruction_by_every_warp(turned):
     line_in, line_out = line_of(turns, "# in"), line_of(turns, "# out")
-    assert told(turned) == [
+    assert listed(turned) == [
         (line_in, 0, False, [("x", 0, 32, 0), ("x", 1, 32, 64)]),
         (line_in, 0, True, [("tile", 0, 32, 0), ("tile", 1, 32, 32)]),
         (line_in, 1, False, [("x", 1, 32, 65)]),
@@ -115,14 +115,14 @@ def drawn(name):
 def test_no_access_is_lost_and_none_is_told_twice(name):
     for launch in drawn(name):
         trace = launch.trace
-        told = sum(
+        listed = sum(
             len(r.lanes)
             for block in range(trace.blocks)
             for step in launch.block(block).steps
             for r in step.requests
         )
         local = np.array([array.space == LOCAL for array in trace.arrays])
-        assert told == np.count_nonzero(~local[trace.accesses["array"]])
+        assert listed == np.count_nonzero(~local[trace.accesses["array"]])
         # A lane asks for one element at a time (four in a copy_vec4), and the steps of a warp are
         # its own.
         for step in launch.block(0).steps:
@@ -250,17 +250,17 @@ def test_totals_agree_with_the_traffic_that_is_measured(name):
     for launch in drawn(name):
         lines, rows = measure(launch.trace).lines, picture.totals(launch)
         for space in (GLOBAL, SHARED):
-            mine = [row for row in rows if launch.arrays[row["array"]].space == space]
+            chosen = [row for row in rows if launch.arrays[row["array"]].space == space]
             theirs = [line for line in lines if line.space == space]
             for what, name_there in (
                 ("requests", "requests"),
                 ("sectors", "sectors"),
                 ("ideal", "ideal_sectors"),
             ):
-                assert sum(row[what] for row in mine) == sum(
+                assert sum(row[what] for row in chosen) == sum(
                     getattr(line, name_there) for line in theirs
                 )
-            assert sorted(row["ways"] for row in mine) == sorted(
+            assert sorted(row["ways"] for row in chosen) == sorted(
                 line.conflict_ways for line in theirs
             )
 

@@ -63,7 +63,7 @@ def read_back(x, y):
 
 
 def test_what_a_kernel_wrote_itself_need_not_be_read():
-    # One warp, in which thread i reads y[63 − i] that nobody writes, and y[i] after writing it.
+    # One warp, in which thread i reads y[63 − i] that no thread writes, and y[i] after writing it.
     traffic = traffic_of(read_back, 1, 32, np.zeros(32, np.float32), np.zeros(64, np.float32))
     assert (traffic.floor_read, traffic.floor_written) == (128 + 128, 128)
 
@@ -205,9 +205,9 @@ def test_an_atomic_is_one_request():
 
 @cuda.jit
 def only_its_own(y):
-    mine = cuda.local.array(2, float32)
-    mine[0] = cuda.grid(1)
-    y[0, 0] = mine[0]
+    part = cuda.local.array(2, float32)
+    part[0] = cuda.grid(1)
+    y[0, 0] = part[0]
 
 
 @cuda.jit

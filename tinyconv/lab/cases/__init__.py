@@ -48,14 +48,17 @@ def checked_shape(name: str, text: str | None) -> Shape | None:
     return shape
 
 
-def launches(name: str, shape: Shape | None = None) -> Iterator[CaseLaunch]:
+def launches(
+    name: str, shape: Shape | None = None, dtype: str | None = None
+) -> Iterator[CaseLaunch]:
     """The launches of a group for an input of `shape`; None: the hostile ones.
 
-    KeyError for another name; ValueError for a shape that does not fit.
+    dtype: one of the group's; None: its first. KeyError for another name; ValueError for a shape
+    that does not fit.
     """
     group = GROUPS[name]
     for one in group.shapes if shape is None else (shape,):
-        for title, run in group.run(one).items():
+        for title, run in group.run(one, dtype).items():
             yield from recorded(f"{title}, {'×'.join(map(str, one))}", run)
 
 

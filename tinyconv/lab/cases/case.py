@@ -55,8 +55,9 @@ class KernelCase:
     rewritten: Mapping[str, str] = field(default_factory=dict)
     """By output, why its elements are written more than once; all others are written once."""
     only: tuple[str, ...] = ()
-    """The dtypes of activations, keys of STORED, with which it is launched, if not with all: all
-    are float32 and float64, and bfloat16 for kernels that have "stored" among their types."""
+    """The dtypes of activations, keys of STORED, with which it is launched, where `types` do not
+    tell: "stored" stands for all three, "number" alone for float32 and float64, neither for
+    float32."""
     architectures: tuple[tuple[int, int], ...] = EVERY
     threads: int = 128
     """In a block, of large launches."""
@@ -74,7 +75,8 @@ class KernelCase:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Keys of STORED with which it is launched."""
-        return self.only or tuple(STORED)[: 3 if "stored" in self.types else 2]
+        known = 3 if "stored" in self.types else 2 if "number" in self.types else 1
+        return self.only or tuple(STORED)[:known]
 
     @property
     def full_name(self) -> str:

@@ -4,27 +4,21 @@ from itertools import product
 from typing import Any
 
 from layers import Conv2D, Device
-from layers.fast.conv import (
-    shared_memory,
-    space_to_depth,
-    tensor_core,
-    tensor_gradients,
-    tiled,
-    tiled_gradients,
-)
+from layers.fast.conv import shared_memory, tensor_core, tensor_gradients, tiled
+from layers.fast.conv import space_to_depth as s2d
+from layers.fast.conv import tiled_gradients as gradients
 from layers.fast.conv.tile_table import TILES
 from layers.layer import Buffers
 from tinyconv.lab.cases.book import IMAGES
 from tinyconv.lab.cases.case import AMPERE, TENSOR_CORES, KernelCase, KernelGroup, Shape
 from tinyconv.lab.cases.runs import Run, activations, of_steps, random
 
-SINGLE = ("float32",)
 KINDS = {"float32": "TF32", "bfloat16": "BF16"}
 """What tensor cores multiply, by what activations are stored as."""
 BOTH = tuple(KINDS)
 CHANNELS = (2, 3, 5, 12)
-FLAT = "4*number[1] 11*int64"
-FLAT_GRADIENT = "3*number[1] 11*int64"
+FLAT = "4*float32[1] 11*int64"
+FLAT_GRADIENT = "3*float32[1] 11*int64"
 
 
 def groups_of(shape: Shape) -> int:
@@ -32,13 +26,18 @@ def groups_of(shape: Shape) -> int:
     return 2 - shape[-1] % 2
 
 
-def shared(conv: Conv2D, shape: Shape, dtype: str) -> Run:
-    """All directions with tiles in shared memory, for a convolution like `conv`."""
-    device = Device("cuda:0")
+def arrays(conv: Conv2D, shape: Shape, dtype: str) -> tuple[Any, ...]:
+    """x, w, b, dy with random numbers, and y, dx, dw, of a convolution like `conv`."""
+    number = "float32" if dtype == "bfloat16" else dtype
     x = activations(shape, dtype, 0)
     dy = activations((shape[0], *conv.output_shape(shape[1:])), dtype, 1)
-    w, b = (activations(p.value.shape, dtype, 2 + i) for i, p in enumerate(conv.parameters()))
-    y, dx, dw = (device.empty(like.shape, like.dtype) for like in (dy, x, w))
+    w, b = (random(p.value.shape, 2 + i).astype(number) for i, p in enumerate(conv.parameters()))
+    return x, w, b, dy, *(Device("cuda:0").empty(like.shape, like.dtype) for like in (dy, x, w))
+
+
+def shared(conv: Conv2D, shape: Shape, dtype: str) -> Run:
+    """All directions with tiles in shared memory."""
+    x, w, b, dy, y, dx, dw = arrays(conv, shape, dtype)
     geometry = conv.stride, conv.before, conv.groups
 
     def run() -> None:
@@ -62,13 +61,8 @@ def shared_runs(shape: Shape, dtype: str) -> dict[str, Run]:
 
 def tensor(conv: Conv2D, shape: Shape, dtype: str, tile: str) -> Run:
     """All directions on tensor cores. A layer would not take each tile."""
-    y_shape = shape[0], *conv.output_shape(shape[1:])
-    device = Device("cuda:0")
-    x, dy = activations(shape, dtype, 0), activations(y_shape, dtype, 1)
-    w, b = random(conv.weight.value.shape, 2), random(conv.bias.value.shape, 3)
-    y, dx = device.empty(y_shape, x.dtype), device.empty(shape, x.dtype)
-    dw = device.empty(w.shape, w.dtype)
-    geometry = conv.stride, conv.before, conv.groups, Buffers(device, w.dtype)
+    x, w, b, dy, y, dx, dw = arrays(conv, shape, dtype)
+    geometry = conv.stride, conv.before, conv.groups, Buffers(Device("cuda:0"), w.dtype)
 
     def run() -> None:
         tensor_core.tensor_forward(x, w, b, y, *geometry, relu=True, tile=tile)
@@ -94,19 +88,16 @@ def rearranged(shape: Shape, dtype: str) -> Run:
     """To squares of 2×2 and back, for filters of 3×3."""
     groups = groups_of(shape)
     conv = Conv2D(shape[-1], 4, 3, 2, 1, groups)
-    y_shape = shape[0], *conv.output_shape(shape[1:])
-    device = Device("cuda:0")
-    buffer = Buffers(device, "float32")
-    x, w = activations(shape, dtype, 0), random(conv.weight.value.shape, 1)
-    dx, dw = device.empty(shape, x.dtype), device.empty(w.shape, w.dtype)
+    x, w, _, dy, _, dx, dw = arrays(conv, shape, dtype)
+    buffer = Buffers(Device("cuda:0"), "float32")
 
     def run() -> None:
-        image = space_to_depth.image_to_s2d("x", x, y_shape, 3, 2, 2, 1, groups, buffer)
-        space_to_depth.image_from_s2d(image, dx, 2, 1, groups, mask=x)
-        filters = space_to_depth.filters_to_s2d(w, 2, x, buffer)
+        image = s2d.image_to_s2d("x", x, dy.shape, 3, 2, 2, 1, groups, buffer)
+        s2d.image_from_s2d(image, dx, 2, 1, groups, mask=x)
+        filters = s2d.filters_to_s2d(w, 2, x, buffer)
         if dtype == "float32":  # dw_s2d is float32 in either
-            space_to_depth.filters_from_s2d(filters, dw, 2)
-        space_to_depth.flipped_filters_s2d(w, 2, groups, x, buffer)
+            s2d.filters_from_s2d(filters, dw, 2)
+        s2d.flipped_filters_s2d(w, 2, groups, x, buffer)
 
     return run
 
@@ -141,18 +132,12 @@ GROUPS = {
                 threads=256,
             ),
             KernelCase(
-                shared_memory.shared_input_gradient_kernel,
-                "3*number[4] 3*int64",
-                "dx",
-                (0, 5),
+                *(shared_memory.shared_input_gradient_kernel, "3*number[4] 3*int64", "dx", (0, 5)),
                 operations=lambda dy, w, dx, *_: 2 * dy.size * w[0].size,
                 threads=256,
             ),
             KernelCase(
-                shared_memory.shared_filter_gradient_kernel,
-                "3*number[4] 3*int64",
-                "dw",
-                (0, 1),
+                *(shared_memory.shared_filter_gradient_kernel, "3*number[4] 3*int64", "dw", (0, 1)),
                 operations=lambda x, dy, dw, *_: 2 * dy.size * dw[0].size,
                 threads=256,
             ),
@@ -172,29 +157,11 @@ GROUPS = {
         shapes=((1, 3, 5, 4), (1, 2, 2, 1), (1, 4, 3, 5)),
         small=(1, 3, 4, 4),
         cases=(
-            KernelCase(tiled.tiled_forward_vectorized_kernel, FLAT, "y", (0, 14), only=SINGLE),
-            KernelCase(tiled.tiled_forward_scalar_kernel, FLAT, "y", (0, 14), only=SINGLE),
-            KernelCase(
-                tiled_gradients.flip_filters_kernel,
-                "2*number[4] int64",
-                "flipped",
-                (0, 0),
-                only=SINGLE,
-            ),
-            KernelCase(
-                tiled_gradients.tiled_filter_vectorized_kernel,
-                FLAT_GRADIENT,
-                "partial",
-                (0, 6),
-                only=SINGLE,
-            ),
-            KernelCase(
-                tiled_gradients.tiled_filter_scalar_kernel,
-                FLAT_GRADIENT,
-                "partial",
-                (0, 1),
-                only=SINGLE,
-            ),
+            KernelCase(tiled.tiled_forward_vectorized_kernel, FLAT, "y", (0, 14)),
+            KernelCase(tiled.tiled_forward_scalar_kernel, FLAT, "y", (0, 14)),
+            KernelCase(gradients.flip_filters_kernel, "2*float32[4] int64", "flipped", (0, 0)),
+            KernelCase(gradients.tiled_filter_vectorized_kernel, FLAT_GRADIENT, "partial", (0, 6)),
+            KernelCase(gradients.tiled_filter_scalar_kernel, FLAT_GRADIENT, "partial", (0, 1)),
         ),
     ),
     "tensor_tf32": KernelGroup(
@@ -218,43 +185,22 @@ GROUPS = {
         shapes=(IMAGES, (1, 2, 3, 1), (1, 5, 24, 14)),
         small=(1, 4, 6, 3),
         cases=(
+            KernelCase(s2d.image_to_s2d_kernel, "2*stored[4] 3*int64", "x_s2d", (1, 0), only=BOTH),
             KernelCase(
-                space_to_depth.image_to_s2d_kernel,
-                "2*stored[4] 3*int64",
-                "x_s2d",
-                (1, 0),
-                only=BOTH,
-            ),
-            KernelCase(
-                space_to_depth.filters_to_s2d_kernel,
-                "number[4] stored[4] int64",
-                "w_s2d",
-                (0, 0),
+                *(s2d.filters_to_s2d_kernel, "number[4] stored[4] int64", "w_s2d", (0, 0)),
                 only=BOTH,
                 architectures=AMPERE,
             ),
             KernelCase(
-                space_to_depth.flipped_filters_s2d_kernel,
-                "number[4] stored[4] 2*int64",
-                "flipped",
-                (0, 0),
+                *(s2d.flipped_filters_s2d_kernel, "number[4] stored[4] 2*int64", "flipped", (0, 0)),
                 only=BOTH,
                 architectures=AMPERE,
             ),
             KernelCase(
-                space_to_depth.image_from_s2d_kernel,
-                "3*stored[4] 3*int64 boolean",
-                "x",
-                (1, 1),
+                *(s2d.image_from_s2d_kernel, "3*stored[4] 3*int64 boolean", "x", (1, 1)),
                 only=BOTH,
             ),
-            KernelCase(
-                space_to_depth.filters_from_s2d_kernel,
-                "2*number[4] int64",
-                "w",
-                (0, 0),
-                only=SINGLE,
-            ),
+            KernelCase(s2d.filters_from_s2d_kernel, "2*float32[4] int64", "w", (0, 0)),
         ),
     ),
 }

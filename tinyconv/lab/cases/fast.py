@@ -86,10 +86,7 @@ GROUPS = {
                 threads=256,
             ),
             KernelCase(
-                reductions.sum_rows_kernel,
-                "stored[2] number[2] int64",
-                "partial",
-                (0, 0),
+                *(reductions.sum_rows_kernel, "stored[2] number[2] int64", "partial", (0, 0)),
                 threads=256,
             ),
             KernelCase(reductions.sum_parts_kernel, "number[2] number[1]", "total", (0, 0)),

@@ -43,10 +43,7 @@ GROUPS = {
         small=(24, 16),
         cases=(
             KernelCase(  # updates w and v
-                sgd.sgd_kernel,
-                "6*number[1]",
-                "",
-                (1, 3),
+                *(sgd.sgd_kernel, "6*number[1]", "", (1, 3)),
                 operations=lambda w, *_: 8 * w.size,
                 threads=256,
             ),

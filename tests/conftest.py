@@ -42,7 +42,7 @@ LONGEST = (
     "tinyconv/parallel/test_replicas.py",
     "benchmarks/test_gpu_report.py",
     "tinyconv/test_sequential.py",
-    "tinyconv/lab/test_checks.py",
+    "tinyconv/lab/test_cases.py",
     "examples/test_train_survives.py",
     "tinyconv/test_step.py",
     "tinyconv/data/test_prepare_work.py",

@@ -22,27 +22,19 @@ import argparse
 import datetime
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import sass
 from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-# The kernels' argument types stand beside the tests that check them against real launches.
+# The compiler's front end is called as in the tests.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 ARCHITECTURES = tuple(sass.LIMITS)
-
-OF_256 = re.compile(r"(sgd|sum_rows|shared_\w+|masked_gradient|tensor_\w+_128x128_\w+)_kernel$")
-"""Kernels whose blocks have 256 threads; the others' have 128."""
-
-
-def threads_of(name: str) -> int:
-    """Threads in a block of the kernel called `name`."""
-    return 256 if OF_256.match(name.rpartition(".")[2]) else 128
 
 
 def label(architecture: tuple[int, int]) -> str:
@@ -53,39 +45,38 @@ def label(architecture: tuple[int, int]) -> str:
 def report(
     architectures: Sequence[tuple[int, int]], only: str = ""
 ) -> tuple[list[sass.Kernel], list[str]]:
-    """Every kernel whose name holds `only`; and what did not compile, a line each."""
-    import compile_kernels
-    from kernel_signatures import NUMBERS, OLDEST, signatures
+    """Every kernel whose full name holds `only`; and what did not compile, a line each."""
+    from compile_kernels import ptx_of
 
-    real = compile_kernels.kernels()
+    from tinyconv.lab.cases import CASES
+
     made, failed = [], []
-    of_float32, of_bfloat16 = (signatures(NUMBERS[dtype]) for dtype in ("float32", "bfloat16"))
-    others = {name: of_bfloat16[name] for name in of_bfloat16 if name not in of_float32}
-    for name, arguments in {**of_float32, **others}.items():
-        if only not in name:
+    for case in CASES.values():
+        if only not in case.full_name:
             continue
+        arguments = case.argument_types(case.dtypes[0])  # float32, if it takes that
         for architecture in architectures:
-            if architecture < OLDEST.get(name, architecture):
+            if architecture < case.architectures[0]:
                 continue
             try:
-                ptx = compile_kernels.ptx_of(real[name], arguments, architecture)
+                ptx = ptx_of(case.kernel, arguments, architecture)
                 used, listing = sass.assemble(ptx, architecture)
-            except Exception as error:  # any failure to compile is a finding
-                first = (str(error).splitlines() or [""])[0]
-                failed.append(f"{name}, {label(architecture)}: {type(error).__name__}: {first}")
+            except Exception as error:  # any failure to compile is an issue
+                what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                failed.append(f"{case.full_name}, {label(architecture)}: {what}")
                 continue
-            made.append(described(name, architecture, used, listing))
+            made.append(described(case, architecture, used, listing))
     return made, failed
 
 
 def described(
-    name: str, architecture: tuple[int, int], used: dict[str, int], listing: str
+    case: Any, architecture: tuple[int, int], used: dict[str, int], listing: str
 ) -> sass.Kernel:
-    """One kernel's row."""
-    threads = threads_of(name)
+    """The row of one kernel, a KernelCase."""
+    threads = case.threads
     blocks, share = sass.occupancy(architecture, threads, used["registers"], used["shared"])
     return sass.Kernel(
-        name=name,
+        name=case.full_name,
         architecture=architecture,
         **used,
         loop=sass.main_loop(listing),

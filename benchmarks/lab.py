@@ -20,8 +20,8 @@ from numba import cuda, float32
 from simulator import cases
 
 from layers import simulator
+from tinyconv.lab.cases import launches as case_launches
 from tinyconv.lab.checks import check_kernel
-from tinyconv.lab.subjects import subjects
 
 SHAPES = {
     "conv": (2, 13, 13, 8),
@@ -33,13 +33,13 @@ SHAPES = {
 
 @cuda.jit
 def local_sums(x, y):
-    mine = cuda.local.array(4, float32)
+    products = cuda.local.array(4, float32)
     i = cuda.grid(1)
     for j in range(4):
-        mine[j] = x[i] * j
+        products[j] = x[i] * j
     total = float32(0)
     for j in range(4):
-        total += mine[j]
+        total += products[j]
     y[i] = total
 
 
@@ -52,14 +52,12 @@ def launches():
     yield "a local array in each of 8192 threads", local_sums, 32, 256, (x, y), ("y",)
     for name, shape in SHAPES.items():
         seen = set()
-        for subject in subjects(name, shape):
-            if subject.name not in seen:  # of one layer's settings
-                seen.add(subject.name)
-                title = f"{subject.name}, {subject.title}"
-                yield (title, *(getattr(subject, part) for part in PARTS))
-
-
-PARTS = "kernel", "grid", "block", "args", "outputs"
+        for each in case_launches(name, shape):
+            if each.name not in seen:  # of one layer's settings
+                seen.add(each.name)
+                kernel, outputs = each.case.kernel, each.case.outputs
+                title = f"{each.name}, {each.title}"
+                yield title, kernel, each.grid, each.block, each.args, outputs
 
 
 def seconds(run) -> float:

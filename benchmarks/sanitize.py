@@ -3,9 +3,9 @@
     python benchmarks/sanitize.py                # memcheck, racecheck and synccheck, on a GPU
     python benchmarks/sanitize.py --rehearse     # the same launches, checked in the simulator
 
-The launches are those of `python -m tinyconv check`, small random inputs of hostile shapes, and
-others, so that no kernel is left out (`sanitize_launches.py`). They are recorded in the simulator
-(greenlet is needed: the extra `simulator`) and made again on the GPU, in one process for each tool.
+The launches are those of `python -m tinyconv check`, small random inputs of hostile shapes, but in
+every dtype, and more of the tensor cores. They are recorded in the simulator (greenlet is needed:
+the extra `simulator`) and made again on the GPU, in one process for each tool.
 memcheck finds stray and misaligned accesses, racecheck unordered ones in shared memory, synccheck
 wrong use of barriers; `python -m tinyconv check` finds what the tools cannot, such as races in
 global memory.
@@ -25,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,14 +74,13 @@ class Launch(NamedTuple):
 def run_the_launches(file: str) -> None:
     """Make each launch on the GPU, and print its kernel's name when it is done."""
     import numpy as np
-    from sanitize_launches import kernels
 
     from layers.device import cuda
+    from tinyconv.lab.cases import CASES
 
-    known = kernels()
     for launch in pickle.loads(Path(file).read_bytes()):
         there = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in launch.args]
-        known[launch.kernel][launch.grid, launch.block](*there)
+        CASES[launch.kernel].kernel[launch.grid, launch.block](*there)
         cuda.synchronize()
         print(launch.kernel, flush=True)
 
@@ -154,15 +155,13 @@ def sanitized(program: str, tool: str, launches: list[Launch]) -> tuple[dict[str
 
 
 def rehearsed(everything: list[Any]) -> tuple[dict[str, str], str]:
-    """By kernel, what the simulator finds in the same launches; and the findings."""
-    from tinyconv.lab.checks import check_subject
-
+    """By kernel, what the simulator finds in the same launches; and the issues."""
     found: Counter[str] = Counter()
     text = []
-    for subject in everything:
-        report = check_subject(subject, orders=0)
-        found[subject.name] += len(report.findings)
-        text += [f"{subject.name}, {subject.title}\n{report}"] if not report.ok else []
+    for launch in everything:
+        report = launch.check(orders=0)
+        found[launch.name] += len(report.issues)
+        text += [f"{launch.name}, {launch.title}\n{report}"] if not report.ok else []
     said = {name: f"{count} found" if count else OK for name, count in found.items()}
     return said, "\n".join(text)
 
@@ -189,11 +188,21 @@ def missing_here(program: str | None, rehearse: bool) -> str:
     return ""
 
 
-def every_subject() -> Any:
-    """The launches, recorded in the simulator (which must be on before they are imported)."""
-    import sanitize_launches
+def every_launch() -> Iterator[Any]:
+    """Every group in every dtype; and each tile of tensor cores where it needs rearrangements."""
+    from layers import Conv2D
+    from layers.fast.conv.tile_table import TILES
+    from tinyconv.lab.cases import GROUPS, launches, recorded
+    from tinyconv.lab.cases.conv import KINDS, tensor
 
-    return sanitize_launches.every_subject()
+    for name, group in GROUPS.items():
+        for dtype in group.dtypes:
+            yield from launches(name, dtype=dtype)
+    for (dtype, kind), tile in product(KINDS.items(), TILES):
+        # Its channels, three a group, are no whole chunks.
+        conv = Conv2D(6, 10, 3, stride=2, padding=(0, 1), groups=2)
+        run = tensor(conv, (2, 5, 4, 6), dtype, tile)
+        yield from recorded(f"tensor cores, {kind}, {tile} tile", run)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := missing_here(program, options.rehearse):
         print(f"sanitize.py: error: {missing}", file=sys.stderr)
         return 2
-    everything = list(every_subject())
+    everything = list(every_launch())
     launches = [Launch(each.name, each.grid, each.block, each.args) for each in everything]
     columns, details = {}, []
     for tool in ("simulator",) if options.rehearse else TOOLS:

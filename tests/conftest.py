@@ -43,7 +43,7 @@ LONGEST = (
     "benchmarks/test_gpu_report.py",
     "tinyconv/run/test_closing.py",  # overfits a batch of the first command
     "tinyconv/test_sequential.py",
-    "tinyconv/lab/test_checks.py",
+    "tinyconv/lab/test_cases.py",
     "examples/test_train_survives.py",
     "tinyconv/test_step.py",
     "tinyconv/data/test_prepare_resumes.py",
@@ -126,15 +126,16 @@ def checked_launches(request: pytest.FixtureRequest) -> Iterator[None]:
     if not simulator.installed or request.config.getoption("--unchecked"):
         yield
         return
+    from tinyconv.lab.cases import CASES
     from tinyconv.lab.checks import check_trace
-    from tinyconv.lab.subjects import OUTPUTS, REWRITTEN
 
     found = []
 
     def check(trace: simulator.Trace) -> None:
-        outputs, rewritten = OUTPUTS.get(trace.kernel, ()), REWRITTEN.get(trace.kernel)
+        case = CASES.get(trace.kernel)  # None for a test's own kernel
+        outputs, rewritten = (case.outputs, case.rewritten) if case else ((), None)
         found.extend(check_trace(trace, outputs, rewritten=rewritten))
 
     with simulator.record(check):
         yield
-    assert not found, "\n\n".join(str(finding) for finding in found[:5])
+    assert not found, "\n\n".join(map(str, found[:5]))

@@ -9,10 +9,9 @@ from pathlib import Path
 import kernel_report
 import pytest
 import sass
-from kernel_signatures import TENSOR_KERNELS, architectures_of
 
-from layers import simulator
-from tinyconv.lab.subjects import subjects
+from tinyconv.lab.cases import CASES
+from tinyconv.lab.cases.case import TENSOR_CORES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,15 +130,6 @@ def test_shared_loads_of_both_kinds_are_in_the_mix_and_stores_are_not():
     assert sass.Loop(100, {"HMMA": 40, "FFMA": 1}, memory).mix == (40, 5, 55)
 
 
-@pytest.mark.parametrize("name", ["relu", "sgd", "linear", "lrn_rows", "softmax"])
-def test_blocks_have_the_threads_that_the_report_takes_them_to_have(name):
-    if not simulator.installed:
-        pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
-    for subject in subjects(name):
-        x, y, z = subject.block
-        assert kernel_report.threads_of(f"layers.any.{subject.name}") == x * y * z, subject.name
-
-
 # --- the command line
 
 
@@ -215,15 +205,10 @@ VECTORIZED = ["tiled_forward_vectorized_kernel", "tiled_filter_vectorized_kernel
 SCALAR = ["tiled_forward_scalar_kernel", "tiled_filter_scalar_kernel"]
 
 
-def last(name):
-    """A kernel's name without its module."""
-    return name.rpartition(".")[2]
-
-
 def of_report(name, architecture, compiled_kernels, dtype="float32"):
-    """All numbers of the report for a kernel, by its full name."""
+    """All numbers of the report for a kernel."""
     ptx = compiled_kernels.ptx(name, dtype, architecture)
-    found = kernel_report.described(name, architecture, *sass.assemble(ptx, architecture))
+    found = kernel_report.described(CASES[name], architecture, *sass.assemble(ptx, architecture))
     return found.as_dict()
 
 
@@ -238,9 +223,8 @@ def tools():
 def tiled(tools, compiled_kernels):
     """By name and architecture, what the report says of the tiled convolution."""
     return {
-        (last(name), architecture): of_report(name, architecture, compiled_kernels)
-        for name in compiled_kernels.kernels
-        if "conv.tiled" in name
+        (name, architecture): of_report(name, architecture, compiled_kernels)
+        for name in VECTORIZED + SCALAR
         for architecture in PINNED
     }
 
@@ -251,8 +235,7 @@ def test_the_program_compiles_and_says_the_same(tools, compiled_kernels):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    name = "layers.conv.conv_forward_kernel"
-    expected = [of_report(name, a, compiled_kernels) for a in ((7, 5), (9, 0))]
+    expected = [of_report("conv_forward_kernel", a, compiled_kernels) for a in ((7, 5), (9, 0))]
     assert json.loads(done.stdout) == json.loads(json.dumps(expected))
 
 
@@ -288,7 +271,7 @@ def test_vectorized_kernels_load_four_numbers_at_a_time(name, architecture, tile
 def test_the_loop_of_tiles_in_shared_memory_loads_two_numbers_for_16_multiply_adds(
     direction, architecture, tools, compiled_kernels
 ):
-    name = f"layers.fast.conv.shared_memory.shared_{direction}_kernel"
+    name = f"shared_{direction}_kernel"
     found = of_report(name, architecture, compiled_kernels)
     assert (found["stack"], found["spills"], found["doubles"]) == (0, 0, [])
     assert found["blocks"] >= 4 and found["threads"] == 256
@@ -297,22 +280,21 @@ def test_the_loop_of_tiles_in_shared_memory_loads_two_numbers_for_16_multiply_ad
     assert (memory["LDG.32"], memory["STS.32"]) == (2, 2)
 
 
-DTYPES = {"tf32": "float32", "bf16": "bfloat16"}
-TENSOR = [(name, DTYPES[kind]) for kind, names in TENSOR_KERNELS.items() for name in names]
+TENSOR = [name for name, case in CASES.items() if case.architectures == TENSOR_CORES]
 
 
 @pytest.fixture(scope="session")
 def tensor(tools, compiled_kernels):
     """By name and architecture, what the report says of the tensor-core convolution."""
     return {
-        (name, architecture): of_report(name, architecture, compiled_kernels, dtype)
-        for name, dtype in TENSOR
-        for architecture in architectures_of(name, dtype)
+        (name, architecture): of_report(name, architecture, compiled_kernels, CASES[name].dtypes[0])
+        for name in TENSOR
+        for architecture in TENSOR_CORES
     }
 
 
 @pytest.mark.parametrize("architecture", [(8, 0), (9, 0), (12, 0)], ids=kernel_report.label)
-@pytest.mark.parametrize("name", [name for name, _ in TENSOR], ids=last)
+@pytest.mark.parametrize("name", TENSOR)
 def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_background(
     name, architecture, tensor
 ):
@@ -333,4 +315,4 @@ def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_backgr
 
 def test_before_ampere_there_are_no_such_kernels(compiled_kernels):
     of_turing = [row for row in compiled_kernels.rows if row["architecture"] == [7, 5]]
-    assert of_turing and not {row["kernel"] for row in of_turing} & {name for name, _ in TENSOR}
+    assert of_turing and not {row["kernel"] for row in of_turing} & set(TENSOR)

@@ -6,12 +6,13 @@ from collections import Counter
 import planted
 import pytest
 import sanitize
-import sanitize_launches
 import textbook
 
 from layers import simulator
-from tinyconv.lab import subjects
-from tinyconv.lab.subjects import Subject
+from tinyconv.lab import cases
+from tinyconv.lab.cases import CASES, GROUPS
+from tinyconv.lab.cases import launches as case_launches
+from tinyconv.lab.cases.case import CaseLaunch, KernelCase
 
 MEMCHECK = """\
 ========= COMPUTE-SANITIZER
@@ -51,16 +52,19 @@ def launches():
     if not simulator.installed:
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     with pytest.MonkeyPatch.context() as patch:  # one shape of each will do
-        first = {name: shapes[:1] for name, shapes in subjects.SHAPES.items()}
-        patch.setattr(sanitize_launches, "SHAPES", first)
+
+        def first(name, dtype):
+            return case_launches(name, GROUPS[name].shapes[0], dtype)
+
+        patch.setattr(cases, "launches", first)
         return [
             sanitize.Launch(each.name, each.grid, each.block, each.args)
-            for each in sanitize.every_subject()
+            for each in sanitize.every_launch()
         ]
 
 
 def test_no_kernel_of_the_project_is_missing(launches):
-    assert {launch.kernel for launch in launches} == set(sanitize_launches.kernels())
+    assert {launch.kernel for launch in launches} == set(CASES)
 
 
 def test_launches_are_made_again_from_a_file(launches, tmp_path, capsys):
@@ -89,7 +93,7 @@ def test_a_report_that_names_no_kernel_is_not_lost():
     assert sanitize.reports(NAMELESS, KERNELS) == (Counter(), [nameless])
 
 
-# --- with a stand-in for compute-sanitizer
+# --- with a script in place of compute-sanitizer
 
 
 LAUNCHES = [sanitize.Launch(name, (1,), (32,), ()) for name in ["sgd_kernel"] * 2 + ["relu_kernel"]]
@@ -166,15 +170,16 @@ def test_without_a_gpu_or_the_tool_one_line(monkeypatch, capsys):
 
 def faulty():
     x, y = textbook.copy(planted.N).args
-    return Subject("a fault", planted.missing_barrier, (1, 1, 1), (planted.N, 1, 1), (x, y), ("y",))
+    case = KernelCase(planted.missing_barrier, fills="y")
+    return CaseLaunch("a fault", case, (1, 1, 1), (planted.N, 1, 1), (x, y))
 
 
 def test_a_rehearsal_checks_the_launches_in_the_simulator(monkeypatch, capsys):
     if not simulator.installed:
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
-    good = list(subjects.subjects("relu", (1, 1)))
+    good = list(case_launches("relu", (1, 1)))
     for everything, status in ((good, 0), ([*good, faulty()], 1)):
-        monkeypatch.setattr(sanitize, "every_subject", lambda everything=everything: everything)
+        monkeypatch.setattr(sanitize, "every_launch", lambda everything=everything: everything)
         assert sanitize.main(["--rehearse"]) == status
         printed = capsys.readouterr().out
         assert "| relu_forward_kernel | 1 | ok |" in printed.splitlines()
@@ -186,14 +191,14 @@ def test_a_table_has_a_column_for_each_tool(monkeypatch, capsys):
     if not simulator.installed:
         pytest.skip("launches are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     monkeypatch.setattr(sanitize, "gpu_count", lambda: 1)
-    monkeypatch.setattr(sanitize, "every_subject", lambda: list(subjects.subjects("relu", (1, 1))))
+    monkeypatch.setattr(sanitize, "every_launch", lambda: list(case_launches("relu", (1, 1))))
     asked = []
 
-    def stand_in(program, tool, launches):
+    def scripted(program, tool, launches):
         asked.append((program, tool, [launch.kernel for launch in launches]))
         return {launch.kernel: tool[:3] for launch in launches}, ""
 
-    monkeypatch.setattr(sanitize, "sanitized", stand_in)
+    monkeypatch.setattr(sanitize, "sanitized", scripted)
     assert sanitize.main(["--sanitizer", sys.executable]) == 0
     kernels = ["relu_forward_kernel", "relu_backward_kernel"]
     assert asked == [(sys.executable, tool, kernels) for tool in sanitize.TOOLS]

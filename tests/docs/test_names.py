@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinyconv import RECIPES, Recipe, alexnet
-from tinyconv.lab.subjects import SHAPES
+from tinyconv.lab.cases import GROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
@@ -100,7 +100,7 @@ def test_named_functions_exist(document):
         "LOC_val_solution.csv",
     }
     # The laboratory's commands call groups of kernels by names of their own.
-    missing = named - names_in_sources() - set(SHAPES) - elsewhere
+    missing = named - names_in_sources() - set(GROUPS) - elsewhere
     assert not missing, f"{document.name} names what is in no source file"
 
 

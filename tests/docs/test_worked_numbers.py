@@ -15,8 +15,7 @@ from layers import Conv2D, LocalResponseNorm, MaxPool2D, simulator
 from layers.fast.host.im2col import im2col
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.statistics import Statistics
-from tinyconv.lab.runs import runs
-from tinyconv.lab.subjects import checked_shape
+from tinyconv.lab.cases import GROUPS, checked_shape
 from tinyconv.lab.traffic import measure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -265,7 +264,7 @@ def test_the_traffic_of_tiles_in_shared_memory():
         pytest.skip("accesses are recorded in the simulator: set NUMBA_ENABLE_CUDASIM=1")
     text = " ".join((DOCS / "kernels.md").read_text(encoding="utf-8").split())
     shape = re.search(r"traffic shared --shape ([\d,]+)", text)[1]
-    run = next(iter(runs("shared", checked_shape("shared", shape)).values()))
+    run = next(iter(GROUPS["shared"].run(checked_shape("shared", shape)).values()))
     with simulator.record() as traces:
         run()
     lines = measure(traces[0]).lines

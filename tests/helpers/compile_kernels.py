@@ -6,9 +6,7 @@ with the simulator off, which has no compiler. Into FOLDER go the PTX of each ke
 what `ptxas` says of it. `compiled.py` does this once for all tests that want it.
 """
 
-import importlib
 import json
-import pkgutil
 import re
 import shutil
 import subprocess
@@ -16,23 +14,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernel_signatures import NUMBERS, architectures_of, signatures
-from numba import float32, types
+from numba import float32
 
 from layers.device import cuda
+from tinyconv.lab.cases import CASES
+from tinyconv.lab.cases.case import KernelCase
 
-ASKS_FOR_ITS_ARCHITECTURE = "layers.activation.tanh_forward_kernel"
+ASKS_FOR_ITS_ARCHITECTURE = "tanh_forward_kernel"
 """Numba looks at the architecture before it decides how to compute tanh."""
 
 
-def planted_signatures(number):
-    """The kernels below that must be caught."""
-    array = types.Array(number, 1, "C")
-    return {"planted_double": (array,), "planted_local": (array, types.int64)}
-
-
-def planted_kernels():
-    """A kernel with a float64 constant, and one with an array that does not fit registers."""
+def planted():
+    """Cases that must be caught: a float64 constant, and an array that does not fit registers."""
 
     @cuda.jit
     def planted_double(x):
@@ -48,22 +41,8 @@ def planted_kernels():
             seen[turn % 100] = x[turn]
         x[i] = seen[i % 100]
 
-    return {"planted_double": planted_double, "planted_local": planted_local}
-
-
-def kernels():
-    """Every kernel that a module of `layers` or `tinyconv` defines, by its full name."""
-    dispatcher = type(cuda.jit(lambda: None))
-    found = {}
-    for package in ("layers", "tinyconv"):
-        path = importlib.import_module(package).__path__
-        for module in pkgutil.walk_packages(path, f"{package}."):
-            if module.name.endswith(".__main__"):
-                continue
-            for value in vars(importlib.import_module(module.name)).values():
-                if isinstance(value, dispatcher) and not value.targetoptions.get("device"):
-                    found[f"{value.py_func.__module__}.{value.py_func.__name__}"] = value
-    return found
+    yield KernelCase(planted_double, "number[1]")
+    yield KernelCase(planted_local, "number[1] int64")
 
 
 _library: dict = {}  # of the last kernel
@@ -141,34 +120,32 @@ def main():
     """Compile, assemble, write."""
     folder = Path(sys.argv[1])
     ptxas = find_ptxas()
-    real = kernels()
-    planted = planted_kernels()
+    cases = *CASES.values(), *planted()
+    jobs = [(case, dtype) for case in cases for dtype in case.dtypes]
     rows = []
     with ThreadPoolExecutor(1) as assembler:
-        for dtype, number in NUMBERS.items():
-            for name, arguments in {**signatures(number), **planted_signatures(number)}.items():
-                kernel = real.get(name) or planted.get(name)
-                for architecture in architectures_of(name, dtype) if kernel else ():
-                    row = {"kernel": name, "dtype": dtype, "architecture": architecture}
-                    rows.append(row)
-                    try:
-                        ptx = ptx_of(kernel, arguments, architecture)
-                    except Exception as error:  # any failure to compile is a finding
-                        row["error"] = f"{type(error).__name__}: {error}"
-                        continue
-                    row["ptx"] = f"{name}-{dtype}-sm_{architecture[0]}{architecture[1]}.ptx"
-                    (folder / row["ptx"]).write_text(ptx)
-                    row["doubles"] = lines_with(".f64", ptx)
-                    row["locals"] = lines_with(".local", ptx)
-                    if name == ASKS_FOR_ITS_ARCHITECTURE:
-                        row["same as alone"] = same_as_alone(kernel, arguments, architecture, ptx)
-                    row["products"] = lines_with("mma.sync", ptx)
-                    if ptxas:
-                        # ptxas is a process of its own: it assembles while the next one compiles.
-                        job = assembler.submit(assemble, ptxas, ptx, architecture)
-                        job.add_done_callback(lambda job, row=row: row.update(job.result()))
-    result = {"ptxas": ptxas, "kernels": sorted(real), "rows": rows}
-    (folder / "rows.part").write_text(json.dumps(result, indent=1))
+        for case, dtype in jobs:
+            name, arguments = case.name, case.argument_types(dtype)
+            for architecture in case.architectures_of(dtype):
+                row = {"kernel": name, "dtype": dtype, "architecture": architecture}
+                rows.append(row)
+                try:
+                    ptx = ptx_of(case.kernel, arguments, architecture)
+                except Exception as error:  # any failure to compile is an issue
+                    row["error"] = f"{type(error).__name__}: {error}"
+                    continue
+                row["ptx"] = f"{name}-{dtype}-sm_{architecture[0]}{architecture[1]}.ptx"
+                (folder / row["ptx"]).write_text(ptx)
+                row["doubles"] = lines_with(".f64", ptx)
+                row["locals"] = lines_with(".local", ptx)
+                if name == ASKS_FOR_ITS_ARCHITECTURE:
+                    row["same as alone"] = same_as_alone(case.kernel, arguments, architecture, ptx)
+                row["products"] = lines_with("mma.sync", ptx)
+                if ptxas:
+                    # ptxas is a process of its own: it assembles while the next one compiles.
+                    job = assembler.submit(assemble, ptxas, ptx, architecture)
+                    job.add_done_callback(lambda job, row=row: row.update(job.result()))
+    (folder / "rows.part").write_text(json.dumps({"ptxas": ptxas, "rows": rows}, indent=1))
     (folder / "rows.part").replace(folder / "rows.json")
 
 

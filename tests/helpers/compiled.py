@@ -25,12 +25,11 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
 class Compiled:
-    """`rows` and `kernels` of rows.json, the path of `ptxas`, and the PTX."""
+    """`rows` of rows.json, the path of `ptxas`, and the PTX."""
 
     def __init__(self, folder: Path) -> None:
         content = json.loads((folder / "rows.json").read_text())
         self.rows: list[dict[str, Any]] = content["rows"]
-        self.kernels: list[str] = content["kernels"]
         self.ptxas: str | None = content["ptxas"]
         self._folder = folder
 

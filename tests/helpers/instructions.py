@@ -187,7 +187,7 @@ def main():
                     **{"cc": architecture, "device": False, "abi": "numba"},
                     output="ptx",
                 )
-            except Exception as error:  # any failure to compile is a finding
+            except Exception as error:  # any failure to compile is an issue
                 row["error"] = str(error)
                 continue
             row["local"], row["double"] = ".local" in ptx, ".f64" in ptx

@@ -7,10 +7,10 @@ from layers.simulator.trace import SHARED
 from tinyconv.lab.traffic import measure
 
 
-def traffic_of(kernel, grid, block, *args, flops=None):
+def traffic_of(kernel, grid, block, *args, operations=None):
     with simulator.record() as traces:
         kernel[grid, block](*args)
-    return measure(traces[0], flops)
+    return measure(traces[0], operations)
 
 
 def textbook_traffic(name, **settings):

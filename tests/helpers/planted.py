@@ -73,10 +73,10 @@ def divides_by_zero(x, y):
 
 @cuda.jit
 def local_unwritten(x, y):
-    mine = cuda.local.array(3, float32)
+    part = cuda.local.array(3, float32)
     i = cuda.threadIdx.x
-    mine[0] = mine[1] = x[i]
-    y[i] = mine[0] + mine[2]  # mine[2]
+    part[0] = part[1] = x[i]
+    y[i] = part[0] + part[2]  # part[2]
 
 
 @cuda.jit

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 
 from layers import simulator
-from tinyconv.lab.checks import check_subject
-from tinyconv.lab.findings import indented
-from tinyconv.lab.subjects import SHAPES, checked_shape, subjects
+from tinyconv.lab.cases import GROUPS, checked_shape, launches
+from tinyconv.lab.issues import indented
 
 HEADER = f"{'kernel':34}{'launched by':60}{'accesses':>9}  verdict"
+
+RESULTS = "Wrong results are not looked for here, but by: python -m tinyconv gradcheck, and pytest"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Give the command's arguments to its parser."""
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(SHAPES)} (default: all)"
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(GROUPS)} (default: all)"
     )
     parser.add_argument(
         "--shape", help="of the input, such as 2,6,7,5 (default: shapes chosen to be hostile)"
@@ -26,29 +27,30 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print a row for each launch, its findings below; 1 if there are any, else 0.
+    """Print a row for each launch, its issues below; 1 if there are any, else 0.
 
     ValueError for an unknown name, a shape that does not fit, or without the simulator.
     """
     if not simulator.installed:
         raise ValueError(f"kernels are checked in the simulator, which is {simulator.install()}")
-    names = options.names or list(SHAPES)
+    names = options.names or list(GROUPS)
     if options.shape and not options.names:
-        raise ValueError(f"--shape is for the NAMEs it fits: {', '.join(SHAPES)}")
+        raise ValueError(f"--shape is for the NAMEs it fits: {', '.join(GROUPS)}")
     shapes = {name: checked_shape(name, options.shape) for name in names}
     if options.orders < 0:
         raise ValueError(f"--orders cannot be negative: {options.orders}")
-    launches = found = 0
+    count = found = 0
     for name, shape in shapes.items():
-        for subject in subjects(name, shape):
-            report = check_subject(subject, options.orders)
-            if not launches:
+        for launch in launches(name, shape):
+            report = launch.check(options.orders)
+            if not count:
                 print(HEADER)
-            verdict = "ok" if report.ok else f"{len(report.findings)} found"
-            print(f"{subject.name:34}{subject.title:60}{report.accesses:>9}  {verdict}")
-            for finding in report.findings:
-                print(indented(finding))
-            launches += 1
-            found += len(report.findings)
-    print(f"{launches} launches, {found or 'nothing'} found")
+            verdict = "ok" if report.ok else f"{len(report.issues)} found"
+            print(f"{launch.name:34}{launch.title:60}{report.accesses:>9}  {verdict}")
+            for issue in report.issues:
+                print(indented(issue))
+            count += 1
+            found += len(report.issues)
+    print(f"{count} launches, {found or 'nothing'} found")
+    print(RESULTS)
     return 1 if found else 0

@@ -4,30 +4,16 @@ On a GPU `compute-sanitizer` watches a kernel and tells of races, stray indices 
 read before it is written. The simulator sees every access as well, so here a laptop does the same:
 
     report = check_kernel(kernel, grid, block, args, outputs=("y",))
-    report.ok, report.findings
+    report.ok, report.issues
     print(report)
 
-What is looked for (KINDS in `findings.py`):
-
-    race        two threads touch one element, one of them writes, and no barrier orders them:
-                `races.py` explains what a race is and how it is found
-    unwritten   an element of a shared or local array, or of an output, is read before anything
-                has written it. A GPU gives whatever was there before
-    index       an index is outside its array: on a GPU, somebody else's memory
-    barrier     threads wait at a barrier that others never reach: on a GPU, for ever or worse
-    error       any other exception that the simulator raised in the kernel
-    missing     an element of an output is never written
-    rewritten   an element of an output is written more than once, by one thread or several: at
-                best wasted work, at worst a wrong index
-    order       the same launch, its blocks and threads taken in another order, gives other bits.
-                Laws of this project: one thread owns one output, and the same seed gives the same
-                bits
+What is looked for: KINDS in `issues.py`; `races.py` explains what a race is and how it is found.
 
 Outputs are parameters that come in empty and go out full. Who fills them in two steps, or not in
 full, says so and why: `rewritten={"probabilities": "exp first, then divided by the sum"}`.
 
 What cannot be found: faults that this launch does not have, but another shape would (so try
-hostile ones, `SHAPES` in `subjects.py`); results that are wrong without any of the above, such as
+hostile ones, as those in `cases/`); results that are wrong without any of the above, such as
 an element of a tile that is left over from the round before; and what the simulator cannot show
 (`layers/simulator/__init__.py`).
 
@@ -46,9 +32,8 @@ import numpy as np
 from layers import simulator
 from layers.simulator import SimulatorError, Trace
 from tinyconv.lab.coverage import coverage, lines_of, unraveled, unwritten
-from tinyconv.lab.findings import Finding, Report, element, failure, more
+from tinyconv.lab.issues import Issue, Report, element, failure, more
 from tinyconv.lab.races import races, touches
-from tinyconv.lab.subjects import REWRITTEN, Subject
 
 Reasons = Mapping[str, str]
 
@@ -77,7 +62,7 @@ def check_kernel(
 
     The arrays of `args` are written, as by any launch, and end with the results of threads in
     their usual order. Before every run outputs are filled with NaN, or the most extreme integer,
-    so that an element nobody writes shows in the result too; an output that overlaps another
+    so that an element without a writer shows in the result too; an output that overlaps another
     argument is left as it is. ValueError for a name that is no array parameter; RuntimeError if
     the simulator is not installed.
     """
@@ -110,9 +95,9 @@ def check_kernel(
         # What it did until then is looked at, but gaps in the outputs are no fault of their own
         # then, and other orders would fail too.
         t = touches(trace, outputs)
-        report.findings = [failure(error), *races(trace, t), *unwritten(trace, t)]
+        report.issues = [failure(error), *races(trace, t), *unwritten(trace, t)]
         return report
-    report.findings = check_trace(trace, outputs, rewritten=rewritten, partial=partial)
+    report.issues = check_trace(trace, outputs, rewritten=rewritten, partial=partial)
     result = memory.contents()
     for number in range(seed, seed + orders):
         memory.prepare()
@@ -123,24 +108,11 @@ def check_kernel(
         except SimulatorError as raised:
             found = [failure(raised, f"\n  Only with its threads in the order of seed {number}.")]
         report.orders += 1
-        report.findings += found
+        report.issues += found
         if found:  # one order that differs proves it
             break
     memory.restore(result)
     return report
-
-
-def check_subject(subject: Subject, orders: int = 3) -> Report:
-    """The report on one launch of the project's own kernels (`subjects.py`)."""
-    return check_kernel(
-        subject.kernel,
-        subject.grid,
-        subject.block,
-        subject.args,
-        subject.outputs,
-        rewritten=REWRITTEN.get(subject.name),
-        orders=orders,
-    )
 
 
 def check_trace(
@@ -149,7 +121,7 @@ def check_trace(
     *,
     rewritten: Reasons | None = None,
     partial: Reasons | None = None,
-) -> list[Finding]:
+) -> list[Issue]:
     """The races, unwritten reads and gaps in the outputs of a recorded launch that succeeded.
 
     Of one that failed, pass no outputs: it had no time to fill them. For names and reasons see
@@ -232,9 +204,9 @@ def _loudest(dtype: np.dtype) -> Any:
 
 def _differences(
     trace: Trace, result: dict[str, np.ndarray], other: dict[str, np.ndarray], seed: int
-) -> list[Finding]:
-    """A finding for each array that has other bits in `other` than in `result`."""
-    findings = []
+) -> list[Issue]:
+    """An issue for each array that has other bits in `other` than in `result`."""
+    issues = []
     for name, array in result.items():
         bits, others = (
             np.frombuffer(values[name].tobytes(), np.uint8).reshape(array.size, array.itemsize)
@@ -248,8 +220,8 @@ def _differences(
         writes = trace.accesses["write"] & np.isin(trace.accesses["array"], numbers)
         lines = lines_of(trace, np.flatnonzero(writes))
         where = "".join(f"\n  It is written at {line}" for line in lines)
-        findings.append(
-            Finding(
+        issues.append(
+            Issue(
                 kind="order",
                 array=name,
                 index=index,
@@ -261,4 +233,4 @@ def _differences(
                 count=len(differ),
             )
         )
-    return findings
+    return issues

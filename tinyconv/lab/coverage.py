@@ -6,28 +6,29 @@ makes no difference.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from layers.simulator.trace import ArrayInfo, Trace
-from tinyconv.lab.findings import (
-    Finding,
+from tinyconv.lab.issues import (
+    Issue,
     Line,
+    described,
     element,
     element_of,
+    issue_at,
     line_at,
     line_numbers,
-    line_of,
     more,
-    told,
-    worker_of,
 )
 from tinyconv.lab.races import Touches, ordered
 
 # --- reads of memory that nothing wrote
 
 
-def unwritten(trace: Trace, t: Touches) -> list[Finding]:
-    """One finding for each array and line that reads what nothing has written before."""
+def unwritten(trace: Trace, t: Touches) -> list[Issue]:
+    """One issue for each array and line that reads what nothing has written before."""
     if not len(t.row):
         return []
     # Of each element, its first write; what was read before that is poison.
@@ -46,31 +47,22 @@ def unwritten(trace: Trace, t: Touches) -> list[Finding]:
         access = trace.accesses[t.row[at]]
         key = trace.arrays[access["array"]].name, int(lines[access["instruction"]])
         groups.setdefault(key, []).append(at)
-    findings = []
+    issues = []
     for (name, _), group in groups.items():
         row = int(t.row[group[0]])
         _, index = element_of(trace, row)
         count = len(np.unique(t.address[group]))
         later = "nothing ever writes it" if first[group[0]] == never else "it is written only later"
-        findings.append(
-            Finding(
-                kind="unwritten",
-                array=name,
-                index=index,
-                lines=(line_of(trace, row),),
-                threads=(worker_of(trace, row),),
-                message=f"{element(name, index)}{more(count)}:\n  {told(trace, row)}\n"
-                f"  before anything has written it ({later}).",
-                count=count,
-            )
-        )
-    return findings
+        message = f"{element(name, index)}{more(count)}:\n  {described(trace, row)}\n"
+        message += f"  before anything has written it ({later})."
+        issues.append(issue_at(trace, "unwritten", (row,), message, count))
+    return issues
 
 
 # --- coverage: each element of an output is written once
 
 
-def coverage(trace: Trace, t: Touches, number: int) -> list[Finding]:
+def coverage(trace: Trace, t: Touches, number: int) -> list[Issue]:
     """What of array `number` is never written, or more than once; by any parameter it overlaps."""
     memory = t.memory[trace.accesses["array"][t.row]]
     writes = np.flatnonzero(t.write & (memory == t.memory[number]))
@@ -102,7 +94,7 @@ def lines_of(trace: Trace, rows: np.ndarray) -> tuple[Line, ...]:
     return tuple(dict.fromkeys(line_at(trace.instructions[number]) for number in numbers))
 
 
-def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarray) -> list[Finding]:
+def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarray) -> list[Issue]:
     if not len(gaps):
         return []
     index = unraveled(gaps[0], array.data)
@@ -110,7 +102,7 @@ def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarra
     where = "others are written" if len(gaps) < array.data.size else "memory near it is written"
     where = "\n  ".join(f"{where} at {line}" for line in lines) or "no line that ran writes to it"
     return [
-        Finding(
+        Issue(
             kind="missing",
             array=array.name,
             index=index,
@@ -125,29 +117,21 @@ def _missing(trace: Trace, array: ArrayInfo, gaps: np.ndarray, writes: np.ndarra
 
 def _rewritten(
     trace: Trace, array: ArrayInfo, rows: np.ndarray, written: np.ndarray
-) -> list[Finding]:
+) -> list[Issue]:
     """`rows` are writes of the elements `written`, sorted by these and then by time."""
     again = np.flatnonzero(np.diff(written) == 0)
     lines = line_numbers(trace)[trace.accesses["instruction"][rows]]
     pairs = np.sort(np.stack([lines[again], lines[again + 1]], axis=1), axis=1)
     keys, which = np.unique(pairs, axis=0, return_inverse=True)
-    findings = []
+    issues = []
     for key in range(len(keys)):
         group = again[which.ravel() == key]
         at = group[np.argmin(rows[group + 1])]  # the first in time
         a, b = rows[at], rows[at + 1]
         name, index = element_of(trace, a)
         count = len(np.unique(written[group]))
-        findings.append(
-            Finding(
-                kind="rewritten",
-                array=array.name,
-                index=index,
-                lines=(line_of(trace, a), line_of(trace, b)),
-                threads=(worker_of(trace, a), worker_of(trace, b)),
-                message=f"{element(name, index)}{more(count)}, written more than once:\n"
-                f"  {told(trace, a)}\n  {told(trace, b)}",
-                count=count,
-            )
-        )
-    return findings
+        message = f"{element(name, index)}{more(count)}, written more than once:\n"
+        message += f"  {described(trace, a)}\n  {described(trace, b)}"
+        issue = issue_at(trace, "rewritten", (a, b), message, count)
+        issues.append(replace(issue, array=array.name))
+    return issues

@@ -1,16 +1,18 @@
-"""What the page and pictures of `draw-kernel` show: launches, their source, the page's data.
+"""What the page and pictures of `draw-kernel` show: launches, their source, the page.
 
-`steps.py` says what a step is, `page.js` what becomes of the data.
+`steps.py` says what a step is, `page.js` what becomes of the page's data.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import linecache
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +21,24 @@ import numpy as np
 from layers import simulator
 from layers.simulator.trace import Instruction
 from tinyconv.lab.steps import Block, Launch
-from tinyconv.lab.subjects import Subject, subjects
+
+Sides = int | tuple[int, ...]
 
 MOST_CELLS, MOST_ACCESSES = 20_000, 1_000_000
-"""Of a page: beyond these a browser is slow and nobody finds anything."""
+"""Of a page: beyond these a browser is slow and nothing can be found."""
 
 # --- launches
 
 
-def launches(name: str, shape: tuple[int, ...] | None = None) -> list[Launch]:
-    """Every launch of `name`, a key of SHAPES, on an input of `shape` (None: one that shows well).
+def launched(title: str, kernel: Any, grid: Sides, block: Sides, args: tuple[Any, ...]) -> Launch:
+    """Launch `kernel[grid, block](*args)` and make it ready to be drawn.
 
-    ValueError for a name or shape that cannot be drawn.
+    ValueError if it is too large for that.
     """
-    shape = DRAWN[name] if shape is None else shape
-    if len(shape) != SIDES.get(name, len(shape)) or (name == "crop" and shape[-1] != 3):
-        wanted = ",".join(map(str, DRAWN[name]))
-        raise ValueError(f"{name} cannot be drawn for a shape of {shape}; try --shape {wanted}")
-    if math.prod(shape) > MOST_CELLS:
-        raise ValueError(f"a shape of {shape} is too large to be drawn: {MOST_CELLS:,} elements")
-    return [recorded(subject) for subject in subjects(name, shape)]
-
-
-def recorded(subject: Subject) -> Launch:
-    """Launch `subject` and make it ready to be drawn. ValueError if it is too large for that."""
     with simulator.record() as traces:
-        subject.kernel[subject.grid, subject.block](*subject.args)
+        kernel[grid, block](*args)
     (trace,) = traces
-    launch = Launch(subject.title, trace, getattr(subject.kernel, "fn", None))
+    launch = Launch(title, trace, getattr(kernel, "fn", None))
     cells = sum(math.prod(array.shape) for array in launch.arrays)
     if cells > MOST_CELLS or len(trace.accesses) > MOST_ACCESSES:
         raise ValueError(
@@ -54,46 +46,6 @@ def recorded(subject: Subject) -> Launch:
             f"to be drawn ({MOST_CELLS:,} and {MOST_ACCESSES:,}): choose a smaller shape"
         )
     return launch
-
-
-DRAWN: dict[str, tuple[int, ...]] = {
-    "conv": (1, 5, 6, 8),
-    "shared": (1, 6, 6, 8),
-    "tiled": (1, 3, 4, 4),
-    "tensor_tf32": (1, 3, 4, 8),
-    "tensor_bf16": (1, 3, 4, 8),
-    "space_to_depth": (1, 4, 6, 3),
-    "max_pool": (1, 7, 9, 8),
-    "lrn": (2, 3, 3, 16),
-    "max_pool_rows": (1, 7, 9, 8),
-    "lrn_rows": (2, 3, 3, 16),
-    "linear": (6, 8),
-    "relu": (2, 3, 5, 8),
-    "tanh": (2, 3, 5, 8),
-    "dropout": (2, 3, 5, 8),
-    "softmax": (40, 8),
-    "softmax_rows": (4, 40),
-    "bfloat16": (2, 3, 5, 8),
-    "sgd": (24, 16),
-    "crop": (2, 10, 10, 3),
-}
-"""By name, a shape that shows well: 8 channels of float32 fill a sector."""
-
-SIDES = {
-    "conv": 4,
-    "shared": 4,
-    "tiled": 4,
-    "tensor_tf32": 4,
-    "tensor_bf16": 4,
-    "space_to_depth": 4,
-    "max_pool": 4,
-    "max_pool_rows": 4,
-    "crop": 4,
-    "softmax": 2,
-    "softmax_rows": 2,
-    "linear": 2,
-}
-"""How many sides a shape must have; those not named here take any."""
 
 
 # --- the source beside it
@@ -164,7 +116,24 @@ def columns_of(instruction: Instruction, function: Callable | None) -> tuple[int
     return len(text[:start].decode()), len(text[:end].decode())
 
 
-# --- the page's data
+# --- the page
+
+
+def page(name: str, drawn: list[Launch]) -> str:
+    """The whole page for these launches of `name`, as text: `page.html`, filled in."""
+    here = Path(__file__).parent
+    html, css, arrays, js = (
+        (here / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "page_arrays.js", "page.js")
+    )
+    data = json.dumps(page_data(name, drawn), ensure_ascii=False, separators=(",", ":"))
+    # Inside a script nothing but "<" can end it, or open a comment.
+    data = data.replace("<", "\\u003c")
+    parts = {"title": escape(f"{name} · tinyconv"), "css": css, "js": arrays + js, "data": data}
+    before, *pieces = html.split("{{")
+    return before + "".join(
+        parts[key] + rest for key, rest in (piece.split("}}", 1) for piece in pieces)
+    )
 
 
 def page_data(name: str, drawn: list[Launch]) -> dict[str, Any]:
@@ -251,7 +220,7 @@ def _block_data(block: Block) -> dict[str, Any]:
 def totals(launch: Launch) -> list[dict[str, Any]]:
     """For each load and store of the source, over all blocks: requests and what they cost.
 
-    What an asynchronous copy costs is told where it is begun.
+    What an asynchronous copy costs is counted where it is begun.
     """
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in range(launch.trace.blocks):

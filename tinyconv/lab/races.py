@@ -44,14 +44,14 @@ import numpy as np
 
 from layers.simulator.arrays import WARP
 from layers.simulator.trace import GLOBAL, Trace
-from tinyconv.lab.findings import (
-    Finding,
+from tinyconv.lab.issues import (
+    Issue,
+    described,
     element,
     element_of,
+    issue_at,
     line_numbers,
-    line_of,
     more,
-    told,
     worker_of,
 )
 
@@ -144,8 +144,8 @@ def touches(trace: Trace, outputs: tuple[str, ...]) -> Touches:
     )
 
 
-def races(trace: Trace, sorted_touches: Touches) -> list[Finding]:
-    """One finding for each array and pair of lines that race."""
+def races(trace: Trace, sorted_touches: Touches) -> list[Issue]:
+    """One issue for each array and pair of lines that race."""
     t = sorted_touches
     if not len(t.row):
         return []
@@ -161,7 +161,7 @@ def races(trace: Trace, sorted_touches: Touches) -> list[Finding]:
         pairs.append(_unordered_lanes(trace, t, runs, thread))
     else:
         pairs.append(_conflicts(trace, t, runs, thread))
-    return _findings(trace, t, np.concatenate(pairs))
+    return _issues(trace, t, np.concatenate(pairs))
 
 
 def _suspects(t: Touches, starts: np.ndarray, who: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +272,7 @@ def _clocks(trace: Trace) -> np.ndarray:
     return clocks
 
 
-def _findings(trace: Trace, t: Touches, pairs: np.ndarray) -> list[Finding]:
+def _issues(trace: Trace, t: Touches, pairs: np.ndarray) -> list[Issue]:
     """The pairs by array and lines: the earliest as an example, the number of elements."""
     if not len(pairs):
         return []
@@ -285,34 +285,26 @@ def _findings(trace: Trace, t: Touches, pairs: np.ndarray) -> list[Finding]:
     does = line_numbers(trace)[trace.accesses["instruction"][rows]] * 2
     does = np.sort(does + trace.accesses["write"][rows], axis=1)
     keys, which = np.unique(np.column_stack([name, does]), axis=0, return_inverse=True)
-    findings = []
+    issues = []
     for key in range(len(keys)):
-        mine = np.flatnonzero(which.ravel() == key)
-        example = mine[np.lexsort((rows[mine, 1], rows[mine, 0]))[0]]
-        count = len(np.unique(t.address[pairs[mine, 0]]))
-        findings.append((rows[example].tolist(), count))
-    return [_finding(trace, a, b, count) for (a, b), count in sorted(findings)]
+        group = np.flatnonzero(which.ravel() == key)
+        example = group[np.lexsort((rows[group, 1], rows[group, 0]))[0]]
+        count = len(np.unique(t.address[pairs[group, 0]]))
+        issues.append((rows[example].tolist(), count))
+    return [_issue(trace, a, b, count) for (a, b), count in sorted(issues)]
 
 
-def _finding(trace: Trace, a: int, b: int, count: int) -> Finding:
+def _issue(trace: Trace, a: int, b: int, count: int) -> Issue:
     name, index = element_of(trace, a)
     alias, there = element_of(trace, b)
     what = element(name, index)
     if (alias, there) != (name, index):
         what += f", which is also {element(alias, there)}"
-    one, other = worker_of(trace, a), worker_of(trace, b)
-    if one.block != other.block:
+    if worker_of(trace, a).block != worker_of(trace, b).block:
         why = "Blocks of one launch are never ordered."
     else:
         why = "No barrier that orders the two stands between them."
     if trace.accesses["write"][[a, b]].all():
         why += " Writing the same value would be a race all the same."
-    return Finding(
-        kind="race",
-        array=name,
-        index=index,
-        lines=(line_of(trace, a), line_of(trace, b)),
-        threads=(one, other),
-        message=f"{what}{more(count)}:\n  {told(trace, a)}\n  {told(trace, b)}\n  {why}",
-        count=count,
-    )
+    message = f"{what}{more(count)}:\n  {described(trace, a)}\n  {described(trace, b)}\n  {why}"
+    return issue_at(trace, "race", (a, b), message, count)

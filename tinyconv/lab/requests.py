@@ -1,15 +1,17 @@
-"""From single accesses to the requests of warps, and what each request needs: sectors, wavefronts.
+"""The cost model: from the accesses of single threads to the requests of warps, and their costs.
 
-The rules and what they assume are told in `tinyconv/lab/traffic.py`. Everything here works on whole
-columns of a trace at once, one row for each access.
+`traffic.py` explains the rules and what they assume, and adds the costs up by line of the source;
+`steps.py` shows each request by itself. Everything here works on whole columns of a trace at once.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from layers.simulator.arrays import WARP
-from layers.simulator.trace import Trace, warp_of
+from layers.simulator.trace import GLOBAL, LOCAL, SHARED, Trace, warp_of
 
 SECTOR = 32
 """Bytes that global memory moves at once."""
@@ -18,6 +20,69 @@ WORD = 4
 """Bytes that a bank of shared memory gives out at once."""
 ALIGNMENT = 256
 """Of CUDA's allocations, in bytes."""
+
+READ, WRITE, ATOMIC = range(3)
+
+LANE = np.dtype(
+    [
+        *((name, np.int64) for name in ("row", "offset", "address", "occurrence", "request")),
+        *((name, np.int32) for name in ("instruction", "op", "array", "width", "size")),
+        *((name, np.int32) for name in ("block", "epoch", "thread")),
+        ("shared", np.bool_),
+    ]
+)
+"""What one lane asks for at once. row: of `trace.accesses`, the first of those that are meant.
+op: READ, WRITE or ATOMIC. array, offset: as there; width: elements from there on; address, size:
+the same in bytes. occurrence: how many times the thread has executed the instruction before,
+since the last barrier of its block. request: lanes of a warp with the same number execute the
+instruction together, though they may reach different arrays."""
+
+
+def lanes_of(trace: Trace) -> np.ndarray:
+    """Of each lane what it asks for, as an array of LANE, in the order of the trace.
+
+    Local arrays are left out. An atomic operation is one row, and so is a `copy_vec4`.
+    """
+    first, sizes = starts(trace)
+    space = np.array([array.space for array in trace.arrays] or [LOCAL])
+    lanes = np.zeros(len(trace.accesses), LANE)
+    for name in ("instruction", "array", "offset"):
+        lanes[name] = trace.accesses[name]
+    lanes["row"] = np.arange(len(lanes))
+    lanes["size"] = sizes[lanes["array"]]
+    lanes["address"] = first[lanes["array"]] + lanes["offset"] * lanes["size"]
+    lanes["shared"] = space[lanes["array"]] == SHARED
+    segments = trace.segments[trace.accesses["segment"]]
+    for name in ("block", "epoch", "thread"):
+        lanes[name] = segments[name]
+    atomic = flags(trace, "atomic")[lanes["instruction"]]
+    lanes["op"] = np.where(atomic, ATOMIC, trace.accesses["write"])
+    lanes["width"] = 1
+    lanes = lanes[space[lanes["array"]] != LOCAL]
+
+    # The simulator reads once or twice for an atomic, and then writes: the last stands for all.
+    goes_on = lanes["op"] == ATOMIC
+    goes_on &= ~trace.accesses["write"][lanes["row"]]
+    for field in ("array", "offset", "block", "epoch", "thread", "instruction"):
+        goes_on &= lanes[field] == np.roll(lanes[field], -1)
+    goes_on[-1:] = False
+    lanes = lanes[~goes_on]
+
+    # Of the accesses of a `copy_vec4` the first stands for all four, with four times the size.
+    own = [lanes[name] for name in ("instruction", "op", "block", "epoch", "thread")]
+    vectorized = flags(trace, "vectorized")[lanes["instruction"]]
+    lanes["width"] = np.where(vectorized, 16 // np.maximum(1, lanes["size"]), 1)
+    lanes["occurrence"], part = np.divmod(times_before(*own), lanes["width"])
+    lanes = lanes[part == 0]
+    lanes["size"] *= lanes["width"]
+    own = [lanes[name] for name in ("instruction", "op", "block", "epoch", "occurrence")]
+    lanes["request"] = numbers(*own, warp_of(lanes["thread"]))
+    return lanes
+
+
+def flags(trace: Trace, name: str) -> np.ndarray:
+    """A flag of each instruction of the trace, as an array; one False if there are none."""
+    return np.array([getattr(each, name) for each in trace.instructions] or [False])
 
 
 def starts(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
@@ -39,53 +104,71 @@ def starts(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     return np.array(starts or [0], np.int64), np.array(sizes or [0], np.int64)
 
 
-def number_requests(
-    trace: Trace, segment: np.ndarray, line: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each access: the number of its request, and the thread in its block."""
-    threads = trace.segments["thread"][segment].astype(np.int64)
-    blocks = trace.segments["block"][segment].astype(np.int64)
-    epochs = trace.segments["epoch"][segment].astype(np.int64)
-    stretches = blocks * (int(epochs.max(initial=0)) + 1) + epochs  # of a block, between barriers
-    many = int(stretches.max(initial=0)) + 1
-    # The accesses of one thread by one instruction are in order: a stable sort keeps them so.
-    one = (line * many + stretches) * trace.threads + threads
-    order = np.argsort(one, kind="stable")
-    first = np.flatnonzero(np.diff(one[order], prepend=-1))
-    time = np.empty(len(one), np.int64)
-    time[order] = np.arange(len(one)) - np.repeat(first, np.diff(first, append=len(one)))
-    warps = stretches * -(-trace.threads // WARP) + warp_of(threads)
-    in_line = warps * (int(time.max(initial=0)) + 1) + time
-    key = line * (int(in_line.max(initial=0)) + 1) + in_line
-    return np.unique(key, return_inverse=True)[1], threads
+# --- groups of rows that agree in some columns
 
 
-def firsts(accesses: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """The rows that begin a group of `width` accesses, by one thread's instruction, in order."""
-    columns = ("instruction", "segment", "write")
-    order = np.lexsort([accesses[column] for column in columns])  # stable: as in the trace
-    fresh = np.ones(len(order), bool)
-    if len(order):
-        fresh[1:] = np.any([np.diff(accesses[column][order]) != 0 for column in columns], axis=0)
-    starts = np.flatnonzero(fresh)
-    nth = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.sort(order[nth % width[order] == 0])
+def in_groups(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows sorted by keys, the first key first; and whether each of these begins a group.
 
-
-def distinct(*keys: np.ndarray) -> np.ndarray:
-    """Rows of one of each combination of keys, sorted by them, the first key first."""
+    Rows that agree in all keys stay in their order.
+    """
     order = np.lexsort(keys[::-1])
     fresh = np.zeros(len(order), bool)
     fresh[:1] = True
     for key in keys:
         fresh[1:] |= np.diff(key[order]) != 0
+    return order, fresh
+
+
+def distinct(*keys: np.ndarray) -> np.ndarray:
+    """The first row of each group."""
+    order, fresh = in_groups(*keys)
     return order[fresh]
 
 
-def count_sectors(
-    request: np.ndarray, address: np.ndarray, size: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `count` requests: sectors touched, and the least for as many bytes."""
+def numbers(*keys: np.ndarray) -> np.ndarray:
+    """Of each row the number of its group, from 0."""
+    order, fresh = in_groups(*keys)
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(fresh) - 1
+    return number
+
+
+def times_before(*keys: np.ndarray) -> np.ndarray:
+    """Of each row how many of its group come before it."""
+    order, fresh = in_groups(*keys)
+    first = np.flatnonzero(fresh)
+    nth = np.empty(len(order), np.int64)
+    nth[order] = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    return nth
+
+
+# --- costs
+
+
+class Costs(NamedTuple):
+    """What each request costs, an array for each cost; 0 for those of the other memory."""
+
+    sectors: np.ndarray
+    ideal: np.ndarray
+    """The least number of sectors for as many bytes."""
+    wavefronts: np.ndarray
+    ways: np.ndarray
+    """Of the worst conflict; 1: none."""
+    passes: np.ndarray
+    """Wavefronts without conflicts."""
+
+
+def costs(lanes: np.ndarray, request: np.ndarray) -> Costs:
+    """What each request costs; request: the numbers, from 0, of those that `lanes` belong to."""
+    count = int(request.max(initial=-1)) + 1
+    shared = lanes["shared"]
+    of_global = _sectors(lanes[~shared], request[~shared], count)
+    return Costs(*of_global, *_wavefronts(lanes[shared], request[shared], count))
+
+
+def _sectors(lanes: np.ndarray, request: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+    address, size = lanes["address"], lanes["size"]
     # An element that straddles two sectors (only a misaligned one can) counts in both.
     sector = np.concatenate([address // SECTOR, (address + size - 1) // SECTOR])
     twice = np.concatenate([request, request])
@@ -95,19 +178,16 @@ def count_sectors(
     return touched, -(-asked // SECTOR)
 
 
-def count_wavefronts(
-    request: np.ndarray, address: np.ndarray, size: np.ndarray, lane: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of `count` requests: wavefronts, the worst conflict's ways, and passes."""
-    words = np.maximum(1, size // WORD)  # of an element, and as many passes for a warp
+def _wavefronts(lanes: np.ndarray, request: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+    words = np.maximum(1, lanes["size"] // WORD)  # of an element, and as many passes for a warp
     most = int(words.max(initial=1))
-    turn = request * most + lane * words // WARP
+    in_pass = request * most + lanes["thread"] % WARP * words // WARP
     # One row for each word of each element.
-    turn_of = np.repeat(turn, words)
-    nth = np.arange(len(turn_of)) - np.repeat(np.cumsum(words) - words, words)
-    word = np.repeat(address // WORD, words) + nth
-    own = distinct(turn_of, word)
-    queue, length = np.unique(turn_of[own] * BANKS + word[own] % BANKS, return_counts=True)
+    pass_of = np.repeat(in_pass, words)
+    nth = np.arange(len(pass_of)) - np.repeat(np.cumsum(words) - words, words)
+    word = np.repeat(lanes["address"] // WORD, words) + nth
+    own = distinct(pass_of, word)
+    queue, length = np.unique(pass_of[own] * BANKS + word[own] % BANKS, return_counts=True)
     longest = np.zeros(count * most, np.int64)
     np.maximum.at(longest, queue // BANKS, length)
     by_request = longest.reshape(count, most)
@@ -115,10 +195,15 @@ def count_wavefronts(
     return by_request.sum(axis=1), ways, np.count_nonzero(by_request, axis=1)
 
 
-def floor(address: np.ndarray, size: np.ndarray, write: np.ndarray) -> tuple[int, int]:
-    """Distinct bytes read before they are written, and distinct bytes written."""
-    first = distinct(address)  # lexsort is stable: the first access in the order of the trace
-    read = first[~write[first]]
+def floor(trace: Trace) -> tuple[int, int]:
+    """Distinct bytes of global memory read before they are written, and distinct bytes written."""
+    first, sizes = starts(trace)
+    spaces = np.array([array.space for array in trace.arrays] or [LOCAL])
+    accesses = trace.accesses[spaces[trace.accesses["array"]] == GLOBAL]
+    size, write = sizes[accesses["array"]], accesses["write"]
+    address = first[accesses["array"]] + accesses["offset"] * size
+    before = distinct(address)  # the first access in the order of the trace
+    read = before[~write[before]]
     written = np.flatnonzero(write)
     written = written[distinct(address[written])]
     return int(size[read].sum()), int(size[written].sum())

@@ -14,14 +14,14 @@ Steps are in program order: one comes before another if some thread does them in
 threads take different branches they may contradict each other, or leave an order open; then lower k
 comes first, then the instruction that comes first in the code.
 
-What this cannot know: lanes that skip a turn of a loop are paired with the others' next turn, and a
-GPU may split a step where lanes have branched. A compiler may also keep in a register what the
-source reads twice. Local arrays are left out; a `copy_vec4` (`layers/fast/conv/ptx.py`) is one
+What this cannot know: lanes that skip an iteration of a loop are paired with the others' next one,
+and a GPU may split a step where lanes have branched. A compiler may also keep in a register what
+the source reads twice. Local arrays are left out; a `copy_vec4` (`layers/fast/conv/ptx.py`) is one
 step. An asynchronous copy is two: where it is begun and where it is waited for.
 
-What a request costs is told, and counted for many at once, in `traffic.py`; here it is worked out
-for one at a time. `sectors` and `ideal` are of global memory, `ways` is the longest queue at a bank
-of shared memory (1: no conflict). An atomic operation is shown as a write.
+`traffic.py` explains what a request costs, `requests.py` counts it. `sectors` and `ideal` are of
+global memory, `ways` is the longest queue at a bank of shared memory (1: no conflict). An atomic
+operation is shown as a write.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import heapq
 import linecache
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from layers.simulator.arrays import WARP
-from layers.simulator.trace import GLOBAL, LOCAL, SHARED, ArrayInfo, Trace
-from tinyconv.lab.requests import BANKS, SECTOR, WORD, starts
+from layers.simulator.trace import LOCAL, SHARED, ArrayInfo, Trace
+from tinyconv.lab.requests import READ, SECTOR, costs, lanes_of, numbers, starts
 
 # --- requests
 
@@ -59,15 +59,7 @@ class Request:
     """Shown in red: lanes queue at a bank, or are scattered over sectors."""
 
 
-def sectors_and_ideal(offsets: Iterable[int], itemsize: int, skew: int = 0) -> tuple[int, int]:
-    """Of a request to global memory for the elements at `offsets`."""
-    distinct = set(offsets)
-    starts = [(offset + skew) * itemsize for offset in distinct]
-    touched = {byte // SECTOR for start in starts for byte in (start, start + itemsize - 1)}
-    return len(touched), -(-len(distinct) * itemsize // SECTOR)
-
-
-def scattered(lanes: Sequence[int], offsets: Sequence[int], itemsize: int, skew: int = 0) -> bool:
+def scattered(sectors: int, lanes: Sequence[int], offsets: Sequence[int], itemsize: int) -> bool:
     """Whether a request moves more than one sector beyond what its lanes would need side by side.
 
     One more is the price of a run that begins in the middle of a sector. Where lanes have branched
@@ -78,20 +70,7 @@ def scattered(lanes: Sequence[int], offsets: Sequence[int], itemsize: int, skew:
         low, high = sorted(offsets[i - 1 : i + 1])
         if high - low <= lanes[i] - lanes[i - 1]:
             wanted.update(range(low, high))
-    return sectors_and_ideal(offsets, itemsize, skew)[0] > -(-len(wanted) * itemsize // SECTOR) + 1
-
-
-def conflict_ways(lanes: Iterable[int], offsets: Iterable[int], itemsize: int) -> int:
-    """The longest queue at a bank, of a request to shared memory.
-
-    Elements of 8 bytes go in two halves of the warp, those of 16 in quarters.
-    """
-    parts: dict[int, set[int]] = defaultdict(set)
-    lanes_at_once = WARP * WORD // max(WORD, itemsize)
-    for lane, offset in zip(lanes, offsets, strict=True):
-        first = offset * itemsize // WORD
-        parts[lane // lanes_at_once].update(range(first, first + max(1, itemsize // WORD)))
-    return max(max(Counter(w % BANKS for w in words).values()) for words in parts.values())
+    return sectors > -(-len(wanted) * itemsize // SECTOR) + 1
 
 
 # --- steps
@@ -155,8 +134,10 @@ class Launch:
         self.arrays: list[Array] = []
         self._drawn: dict[int, int] = {}  # number in the trace -> number here
         self._draw_arrays()
-        blocks = trace.segments["block"][trace.accesses["segment"]]
-        self._rows = np.searchsorted(blocks, np.arange(trace.blocks + 1)).tolist()
+        self._lanes = lanes_of(trace)
+        self._request = numbers(self._lanes["request"], self._lanes["array"])
+        self._costs = costs(self._lanes, self._request)
+        self._rows = np.searchsorted(self._lanes["block"], np.arange(trace.blocks + 1)).tolist()
         self._blocks: dict[int, Block] = {}
 
     def _draw_arrays(self) -> None:
@@ -208,66 +189,54 @@ class Launch:
 
     def _make_block(self, number: int) -> Block:
         trace = self.trace
-        first, last = self._rows[number : number + 2]
-        accesses = trace.accesses[first:last]
-        seen: Counter = Counter()
-        touched: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
+        lanes = self._lanes[slice(*self._rows[number : number + 2])]
+        columns = [lanes[name] for name in ("epoch", "occurrence", "instruction")]
+        columns.append(lanes["op"] != READ)
+        keys = list(zip(*(column.tolist() for column in columns), strict=True))
         orders: dict[int, dict[int, list[tuple]]] = defaultdict(lambda: defaultdict(list))
-        rows: list[tuple[int, int, tuple]] = []
-        segments = trace.segments.tolist()
-        for row, (array, offset, write, segment, i) in enumerate(accesses.tolist(), first):
-            if array not in self._drawn or (trace.instructions[i].atomic and not write):
-                continue
-            _, thread, epoch, _ = segments[segment]
-            width = trace.instructions[i].width(trace.arrays[array].data.itemsize)
-            turn, part = divmod(seen[epoch, thread, i, write], width)
-            key = epoch, turn, i, write
-            seen[epoch, thread, i, write] += 1
-            touched[key].append((thread, array, offset))
-            orders[epoch][thread] += [key] if part == 0 else []
-            rows.append((row, thread, key))
-        keys = [key for epoch in sorted(orders) for key in in_program_order(orders[epoch])]
+        of_key: dict[tuple, list[int]] = defaultdict(list)
+        threads = lanes["thread"].tolist()
+        for at, (key, thread) in enumerate(zip(keys, threads, strict=True), self._rows[number]):
+            orders[key[0]][thread].append(key)
+            of_key[key].append(at)
+        order = [key for epoch in sorted(orders) for key in in_program_order(orders[epoch])]
         steps = tuple(
-            Step(p, turn, write, tuple(self._requests(touched[epoch, turn, p, write], p)))
-            for epoch, turn, p, write in keys
+            Step(i, nth, bool(write), tuple(self._requests(of_key[epoch, nth, i, write])))
+            for epoch, nth, i, write in order
         )
-        position = {key: i for i, key in enumerate(keys)}
+        position = {key: i for i, key in enumerate(order)}
         marks = []
         done: Counter = Counter()  # by thread: the steps up to the last it has taken part in
         before = 0
         for event in trace.barrier_events:  # they and the accesses are in the order of time
             if event.block != number:
                 continue
-            while before < len(rows) and rows[before][0] < event.after:
-                _, thread, key = rows[before]
-                done[thread] = max(done[thread], position[key] + 1)
+            while before < len(lanes) and lanes["row"][before] < event.after:
+                done[threads[before]] = max(done[threads[before]], position[keys[before]] + 1)
                 before += 1
             after = max(done[thread] for thread in event.threads)
             marks.append(Mark(after, event.call, event.file, event.line))
         return Block(number, steps, tuple(marks))
 
-    def _requests(self, touched: list[tuple[int, int, int]], instruction: int) -> Iterator[Request]:
-        groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-        for thread, array, offset in sorted(touched):
-            groups[thread // WARP, array].append((thread % WARP, offset))
-        for (warp, array), pairs in groups.items():
-            info = self.trace.arrays[array]
-            drawn = self.arrays[self._drawn[array]]
-            width = self.trace.instructions[instruction].width(drawn.itemsize)
-            lanes, offsets = zip(*pairs, strict=True)
+    def _requests(self, rows: list[int]) -> Iterator[Request]:
+        """Those that `rows` of the lanes make, which execute an instruction together."""
+        lanes, request = self._lanes[rows], self._request[rows]
+        for number in np.unique(request).tolist():
+            own = np.sort(lanes[request == number], order="thread")
+            array, width, shared = own[["array", "width", "shared"]][0].tolist()
+            info, drawn = self.trace.arrays[array], self.arrays[self._drawn[array]]
+            lane = np.repeat(own["thread"] % WARP, width).tolist()
+            offsets = (own["offset"][:, None] + np.arange(width)).ravel().tolist()
             cells = offsets
             if not drawn.in_order:
                 indices = [info.index(offset) for offset in offsets]
-                cells = tuple(int(np.ravel_multi_index(i, drawn.shape)) for i in indices)
-            sectors = ideal = ways = 0
-            if info.space == GLOBAL:
-                sectors, ideal = sectors_and_ideal(offsets, drawn.itemsize, drawn.skew)
-                bad = scattered(lanes, offsets, drawn.itemsize, drawn.skew)
-            else:
-                wide = [offset // width for offset in offsets[::width]]
-                ways = conflict_ways(lanes[::width], wide, drawn.itemsize * width)
-                bad = ways > 1
-            yield Request(warp, lanes, self._drawn[array], cells, sectors, ideal, ways, bad)
+                cells = [int(np.ravel_multi_index(i, drawn.shape)) for i in indices]
+            sectors, ideal, _, ways, _ = (int(cost[number]) for cost in self._costs)
+            bad = ways > 1 if shared else scattered(sectors, lane, offsets, drawn.itemsize)
+            yield Request(
+                *(int(own["thread"][0]) // WARP, tuple(lane), self._drawn[array], tuple(cells)),
+                *(sectors, ideal, ways, bad),
+            )
 
     def step(self, block: int, step: int) -> Step:
         """Step `step`, from 0, of block `block`; ValueError (which counts from 1) if none."""

@@ -15,8 +15,8 @@ request is the least number of sectors that could hold the distinct bytes it ask
 is ideal / sectors. (A *broadcast*, all lanes at one element, has sectors = ideal = 1.)
 
 Shared memory has 32 *banks*: the 4-byte word number n of it is in bank n mod 32. In one cycle, one
-*wavefront*, each bank gives out one word, to all lanes that want it. If the lanes want different
-words of one bank they queue: the largest number of distinct words in a bank is the number of
+*wavefront*, each bank gives out one word, to all lanes that ask for it. Lanes that ask for
+different words of one bank queue: the largest number of distinct words in a bank is the number of
 *ways* of the conflict, and of wavefronts it takes; 1 is no conflict. Elements of 8 bytes are served
 in two passes, the lower 16 lanes and then the upper 16, each with wavefronts of its own (16 bytes:
 in four passes of 8 lanes).
@@ -51,99 +51,50 @@ What is assumed, and what cannot be seen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 
 import numpy as np
 
-from layers.simulator.arrays import WARP
-from layers.simulator.trace import GLOBAL, LOCAL, SHARED, Trace
-from tinyconv.lab.flops import FLOPS
-from tinyconv.lab.requests import (
-    count_sectors,
-    count_wavefronts,
-    firsts,
-    floor,
-    number_requests,
-    starts,
-)
+from layers.simulator.trace import GLOBAL, SHARED, Trace
+from tinyconv.lab.requests import costs, flags, floor, lanes_of, numbers
 from tinyconv.lab.traffic_table import OPERATIONS, LineTraffic, Traffic
 
 
-def measure(trace: Trace, flops: int | None = None) -> Traffic:
+def measure(trace: Trace, operations: Callable[..., int] | None = None) -> Traffic:
     """What the launch's accesses to global and shared memory cost.
 
-    flops: floating-point operations of the launch, for its arithmetic intensity; None: from FLOPS,
-    if that knows the kernel (also of a launch that failed half-way, those of a whole one).
+    operations: counts the floating-point operations of a launch from its arguments, for its
+    arithmetic intensity (also of one that failed half-way, those of a whole one).
     """
-    if flops is None and trace.kernel in FLOPS:
-        flops = int(FLOPS[trace.kernel](*trace.arguments))
-    spaces = np.array([array.space for array in trace.arrays] or [LOCAL])
-    accesses = trace.accesses[spaces[trace.accesses["array"]] != LOCAL]
-    first, sizes = starts(trace)
-    arrays = accesses["array"]
-    sizes = sizes[arrays]
-    addresses = first[arrays] + accesses["offset"] * sizes
-    shared = spaces[arrays] == SHARED
-    must_move = floor(addresses[~shared], sizes[~shared], accesses["write"][~shared])
-
-    # The simulator reads once or twice for an atomic, and then writes: the last stands for all.
-    atomic = _flag(trace, "atomic")[accesses["instruction"]]
-    goes_on = np.ones(len(accesses), bool)
-    for field in ("array", "offset", "segment", "instruction"):
-        goes_on &= accesses[field] == np.roll(accesses[field], -1)
-    goes_on[-1:] = False
-    once = ~atomic | accesses["write"] | ~goes_on
-    accesses, arrays, sizes = accesses[once], arrays[once], sizes[once]
-    addresses, shared, atomic = addresses[once], shared[once], atomic[once]
-
-    # What a copy brings is counted where it began.
-    begun = ~_flag(trace, "arrival")[accesses["instruction"]]
-    accesses, arrays, sizes = accesses[begun], arrays[begun], sizes[begun]
-    addresses, shared, atomic = addresses[begun], shared[begun], atomic[begun]
-
-    # Of the accesses of a `copy_vec4` the first stands for all four, with four times the size.
-    vectorized = _flag(trace, "vectorized")[accesses["instruction"]]
-    width = np.where(vectorized, 16 // sizes, 1)
-    first_ones = firsts(accesses, width)
-    accesses, arrays, sizes = accesses[first_ones], arrays[first_ones], (sizes * width)[first_ones]
-    addresses, shared, atomic = addresses[first_ones], shared[first_ones], atomic[first_ones]
-
-    operation = np.where(atomic, OPERATIONS.index("atomic"), accesses["write"])
-    spots = (accesses["instruction"].astype(np.int64) * len(OPERATIONS) + operation) * 2
-    kinds, line = np.unique(spots + shared, return_inverse=True)
-    request, thread = number_requests(trace, accesses["segment"], line)
-    count = int(request.max(initial=-1)) + 1
-    line_of = np.zeros(count, np.int64)
+    lanes = lanes_of(trace)
+    # What an asynchronous copy brings is counted where it began.
+    lanes = lanes[~flags(trace, "arrival")[lanes["instruction"]]]
+    line = numbers(lanes["instruction"], lanes["op"], lanes["shared"])
+    request = numbers(line, lanes["request"])
+    cost = costs(lanes, request)
+    line_of = np.zeros(len(cost.sectors), np.int64)
     line_of[request] = line
 
-    sectors, ideal = count_sectors(request[~shared], addresses[~shared], sizes[~shared], count)
-    banks = request[shared], addresses[shared], sizes[shared], (thread % WARP)[shared]
-    wavefronts, ways, passes = count_wavefronts(*banks, count)
-
-    def by_line(values: np.ndarray, of: np.ndarray = line_of) -> np.ndarray:
-        return np.bincount(of, values, len(kinds)).astype(np.int64)
-
-    columns = {
-        "requests": by_line(np.ones(count)),
-        "lanes": by_line(np.ones(len(line)), line),
-        "bytes": by_line(sizes, line),
-        "sectors": by_line(sectors),
-        "ideal_sectors": by_line(ideal),
-        "conflict_ways": np.zeros(len(kinds), np.int64),
-        "wavefronts": by_line(wavefronts),
-        "ideal_wavefronts": by_line(passes),
-    }
-    np.maximum.at(columns["conflict_ways"], line_of, ways)
     lines = []
-    for number, kind in enumerate(kinds):
-        touched = dict.fromkeys(trace.arrays[i].name for i in np.unique(arrays[line == number]))
+    for number in range(int(line.max(initial=-1)) + 1):
+        own, requests = lanes[line == number], line_of == number
+        instruction, op, shared = own[["instruction", "op", "shared"]][0].tolist()
+        names = dict.fromkeys(trace.arrays[i].name for i in np.unique(own["array"]))
         lines.append(
             LineTraffic(
-                instruction=trace.instructions[kind // 2 // len(OPERATIONS)],
-                array=", ".join(touched),
-                space=SHARED if kind % 2 else GLOBAL,
-                op=OPERATIONS[kind // 2 % len(OPERATIONS)],
-                **{name: int(values[number]) for name, values in columns.items()},
+                instruction=trace.instructions[instruction],
+                array=", ".join(names),
+                space=SHARED if shared else GLOBAL,
+                op=OPERATIONS[op],
+                requests=int(requests.sum()),
+                lanes=len(own),
+                bytes=int(own["size"].sum()),
+                sectors=int(cost.sectors[requests].sum()),
+                ideal_sectors=int(cost.ideal[requests].sum()),
+                conflict_ways=int(cost.ways[requests].max()),
+                wavefronts=int(cost.wavefronts[requests].sum()),
+                ideal_wavefronts=int(cost.passes[requests].sum()),
             )
         )
     where = attrgetter("file", "line", "offset")
@@ -154,11 +105,6 @@ def measure(trace: Trace, flops: int | None = None) -> Traffic:
         (grid.x, grid.y, grid.z),
         (block.x, block.y, block.z),
         tuple(lines),
-        *must_move,
-        flops,
+        *floor(trace),
+        None if operations is None else int(operations(*trace.arguments)),
     )
-
-
-def _flag(trace: Trace, name: str) -> np.ndarray:
-    """A flag of each instruction of the trace, as an array; one False if there are none."""
-    return np.array([getattr(each, name) for each in trace.instructions] or [False])

@@ -77,12 +77,12 @@ class Traffic:
     floor_written: int
     """Distinct bytes of global memory that it writes."""
     flops: int | None
-    """Floating-point operations; None if nobody said how many."""
+    """Floating-point operations; None if they were not counted."""
 
     def total(self, what: str, space: str = GLOBAL, op: str | None = None) -> int:
         """The sum of a field of LineTraffic: `total("sectors", op="read")`."""
-        mine = (line for line in self.lines if line.space == space and op in (None, line.op))
-        return sum(getattr(line, what) for line in mine)
+        chosen = (line for line in self.lines if line.space == space and op in (None, line.op))
+        return sum(getattr(line, what) for line in chosen)
 
     @property
     def efficiency(self) -> float | None:

@@ -8,7 +8,7 @@ import textbook
 from simulated import line_of
 
 from tinyconv.lab import check_command
-from tinyconv.lab.subjects import Subject
+from tinyconv.lab.cases.case import CaseLaunch, KernelCase
 
 
 def run(*arguments):
@@ -21,21 +21,24 @@ def test_a_row_for_each_launch(capsys):
     assert run("lrn", "relu", "--shape", "2,3,2,5", "--orders", "1") == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[0].split() == ["kernel", "launched", "by", "accesses", "verdict"]
-    assert [row.split()[0] for row in rows[1:-1]] == [
+    assert [row.split()[0] for row in rows[1:-2]] == [
         *("lrn_forward_kernel", "lrn_backward_kernel") * 2,
         *("relu_forward_kernel", "relu_backward_kernel"),
     ]
-    assert all(row.endswith("  ok") for row in rows[1:-1])
-    assert rows[-1] == "6 launches, nothing found"
+    assert all(row.endswith("  ok") for row in rows[1:-2])
+    assert rows[-2] == "6 launches, nothing found"
+    # A wrong index into the right tile is no fault to be found here.
+    assert "Wrong results" in rows[-1] and "gradcheck, and pytest" in rows[-1]
 
 
-def test_findings_stand_below_their_row(capsys, monkeypatch):
+def test_issues_stand_below_their_row(capsys, monkeypatch):
     x, y = textbook.copy(planted.N).args
-    faulty = Subject("a fault", planted.missing_barrier, 1, planted.N, (x, y), ("y",))
-    monkeypatch.setattr(check_command, "subjects", lambda name, shape: iter([faulty]))
+    case = KernelCase(planted.missing_barrier, fills="y")
+    faulty = CaseLaunch("a fault", case, 1, planted.N, (x, y))
+    monkeypatch.setattr(check_command, "launches", lambda name, shape: iter([faulty]))
     assert run("relu", "--orders", "0") == 1
     out = capsys.readouterr().out
-    assert "1 found\n  race: [" in out and out.endswith("1 launches, 1 found\n")
+    assert "1 found\n  race: [" in out and "\n1 launches, 1 found\n" in out
     assert f"planted.py:{line_of(planted.missing_barrier, '# fills')}: tile[i] = x[i]" in out
 
 

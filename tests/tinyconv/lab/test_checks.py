@@ -9,9 +9,9 @@ from planted import N
 from simulated import line_of
 
 from layers import LocalResponseNorm, simulator
-from tinyconv.lab.checks import check_kernel, check_subject, check_trace
-from tinyconv.lab.findings import KINDS
-from tinyconv.lab.subjects import KERNELS, OUTPUTS, REWRITTEN, SHAPES, subjects
+from tinyconv.lab.cases import CASES
+from tinyconv.lab.checks import check_kernel, check_trace
+from tinyconv.lab.issues import KINDS
 
 
 def floats(n=N):
@@ -23,49 +23,49 @@ def zeros(n=N):
 
 
 def only(report, kind):
-    """The one finding of `kind`."""
-    (finding,) = [finding for finding in report.findings if finding.kind == kind]
-    assert str(finding) in str(report).replace("\n  ", "\n") and kind in KINDS
-    return finding
+    """The one issue of `kind`."""
+    (issue,) = [issue for issue in report.issues if issue.kind == kind]
+    assert str(issue) in str(report).replace("\n  ", "\n") and kind in KINDS
+    return issue
 
 
-def lines(finding):
-    return [line.line for line in finding.lines]
+def lines(issue):
+    return [line.line for line in issue.lines]
 
 
 def check(kernel, *args, grid=1, outputs=("y",), **options):
     return check_kernel(kernel, grid, N, args, outputs, **options)
 
 
-# --- reads of what nobody wrote
+# --- reads of what no thread wrote
 
 
 def test_a_window_one_too_wide_reads_what_nothing_wrote():
     kernel = planted.window_too_wide
     report = check(kernel, floats(), zeros())
-    finding = only(report, "unwritten")
-    assert len(report.findings) == 1 and not report.ok
-    assert finding.array == f"shared array of line {line_of(kernel, 'shared.array')}"
-    assert (finding.index, finding.count) == ((N,), 1)
-    assert lines(finding) == [line_of(kernel, "# one beyond")]
-    assert finding.threads[0].thread == (N - 1, 0, 0)
-    assert "nothing ever writes it" in str(finding) and "y[i] = tile[i] +" in str(finding)
+    issue = only(report, "unwritten")
+    assert len(report.issues) == 1 and not report.ok
+    assert issue.array == f"shared array of line {line_of(kernel, 'shared.array')}"
+    assert (issue.index, issue.count) == ((N,), 1)
+    assert lines(issue) == [line_of(kernel, "# one beyond")]
+    assert issue.threads[0].thread == (N - 1, 0, 0)
+    assert "nothing ever writes it" in str(issue) and "y[i] = tile[i] +" in str(issue)
 
 
 def test_a_local_array_that_is_filled_in_part():
     kernel = planted.local_unwritten
-    finding = only(check(kernel, floats(), zeros()), "unwritten")
-    assert finding.array == f"local array of line {line_of(kernel, 'local.array')}"
-    assert (finding.index, finding.count) == ((2,), N)  # each thread has its own
-    assert lines(finding) == [line_of(kernel, "# mine[2]")]
+    issue = only(check(kernel, floats(), zeros()), "unwritten")
+    assert issue.array == f"local array of line {line_of(kernel, 'local.array')}"
+    assert (issue.index, issue.count) == ((2,), N)  # each thread has its own
+    assert lines(issue) == [line_of(kernel, "# part[2]")]
 
 
 def test_an_output_that_is_added_to():
     kernel, y = planted.output_unwritten, zeros()
-    finding = only(check(kernel, floats(), y), "unwritten")
-    assert (finding.array, finding.index, finding.count) == ("y", (0,), N)
-    assert lines(finding) == [line_of(kernel, "# adds")]
-    assert "only later" in str(finding)
+    issue = only(check(kernel, floats(), y), "unwritten")
+    assert (issue.array, issue.index, issue.count) == ("y", (0,), N)
+    assert lines(issue) == [line_of(kernel, "# adds")]
+    assert "only later" in str(issue)
     assert np.isnan(y).all()  # and so it shows
     assert check(kernel, floats(), zeros(), outputs=()).ok
 
@@ -76,41 +76,41 @@ def test_an_output_that_is_added_to():
 def test_an_unguarded_edge_is_a_stray_index():
     kernel = planted.unguarded_edge
     report = check(kernel, floats(100), zeros(100), grid=2)
-    finding = only(report, "index")
-    assert len(report.findings) == 1  # what it had no time to write is no fault of its own
-    assert (finding.array, finding.index) == ("x", (100,))
-    assert lines(finding) == [line_of(kernel, "# no guard")]
-    assert finding.threads == (((1, 0, 0), (100 - N, 0, 0)),)
-    assert finding.lines[0].source.startswith("y[i] = x[i]") and report.orders == 0
+    issue = only(report, "index")
+    assert len(report.issues) == 1  # what it had no time to write is no fault of its own
+    assert (issue.array, issue.index) == ("x", (100,))
+    assert lines(issue) == [line_of(kernel, "# no guard")]
+    assert issue.threads == (((1, 0, 0), (100 - N, 0, 0)),)
+    assert issue.lines[0].source.startswith("y[i] = x[i]") and report.orders == 0
 
 
 def test_a_negative_index():
-    finding = only(check(planted.negative_index, floats(), zeros()), "index")
-    assert (finding.array, finding.index) == ("x", (-1,))
-    assert lines(finding) == [line_of(planted.negative_index, "# x[-1]")]
-    assert "negative index" in str(finding)
+    issue = only(check(planted.negative_index, floats(), zeros()), "index")
+    assert (issue.array, issue.index) == ("x", (-1,))
+    assert lines(issue) == [line_of(planted.negative_index, "# x[-1]")]
+    assert "negative index" in str(issue)
 
 
 def test_a_stray_index_into_a_row():
     x = np.ones((N, 5), np.float32)
-    finding = only(check(planted.row_too_short, x, zeros()), "index")
-    assert (finding.array, finding.index) == ("x[5]", (5,))
-    assert lines(finding) == [line_of(planted.row_too_short, "# a row of 5")]
+    issue = only(check(planted.row_too_short, x, zeros()), "index")
+    assert (issue.array, issue.index) == ("x[5]", (5,))
+    assert lines(issue) == [line_of(planted.row_too_short, "# a row of 5")]
 
 
 def test_a_barrier_in_a_branch():
     kernel = planted.barrier_in_a_branch
-    finding = only(check(kernel, floats(), zeros()), "barrier")
-    assert lines(finding) == [line_of(kernel, "# not for all")]
-    assert finding.count == 40 and finding.threads[0].thread == (0, 0, 0)
-    assert "have returned: 24 threads" in str(finding)
+    issue = only(check(kernel, floats(), zeros()), "barrier")
+    assert lines(issue) == [line_of(kernel, "# not for all")]
+    assert issue.count == 40 and issue.threads[0].thread == (0, 0, 0)
+    assert "have returned: 24 threads" in str(issue)
 
 
 def test_another_exception():
     x = np.ones(N, object)  # Python's own numbers: NumPy's would give inf
-    finding = only(check(planted.divides_by_zero, x, zeros(), outputs=()), "error")
-    assert lines(finding) == [line_of(planted.divides_by_zero, "# int / 0")]
-    assert "ZeroDivisionError" in str(finding)
+    issue = only(check(planted.divides_by_zero, x, zeros(), outputs=()), "error")
+    assert lines(issue) == [line_of(planted.divides_by_zero, "# int / 0")]
+    assert "ZeroDivisionError" in str(issue)
 
 
 # --- coverage
@@ -119,43 +119,43 @@ def test_another_exception():
 def test_an_element_without_a_writer():
     kernel, y = planted.missing_writer, zeros(100)
     report = check(kernel, floats(100), y, grid=2)
-    finding = only(report, "missing")
-    assert (finding.array, finding.index, finding.count) == ("y", (99,), 1)
-    assert lines(finding) == [line_of(kernel, "# nearly all")] and not finding.threads
+    issue = only(report, "missing")
+    assert (issue.array, issue.index, issue.count) == ("y", (99,), 1)
+    assert lines(issue) == [line_of(kernel, "# nearly all")] and not issue.threads
     assert np.isnan(y[99]) and (y[:99] == floats(99)).all()
     said = check(kernel, floats(100), zeros(100), grid=2, partial={"y": "the last is padding"})
     assert said.ok and "the last is padding" in str(said)
 
 
 def test_an_output_that_is_never_written():
-    finding = only(check(planted.writes_nothing, floats(), zeros()), "missing")
-    assert finding.count == N and "no line that ran writes to it" in str(finding)
+    issue = only(check(planted.writes_nothing, floats(), zeros()), "missing")
+    assert issue.count == N and "no line that ran writes to it" in str(issue)
 
 
 def test_gaps_of_a_view_have_its_own_indices():
     whole = np.zeros((4, 10), np.float32)
     y = whole[::2, 1:7].T.reshape(-1)  # a copy
-    assert check(planted.missing_writer, floats(12), y).findings[0].index == (11,)
+    assert check(planted.missing_writer, floats(12), y).issues[0].index == (11,)
     y = np.zeros((50, 3), np.float32)[:, 1]
-    finding = only(check(planted.missing_writer, floats(50), y), "missing")
-    assert (finding.index, finding.count) == ((49,), 1)
+    issue = only(check(planted.missing_writer, floats(50), y), "missing")
+    assert (issue.index, issue.count) == ((49,), 1)
 
 
 def test_an_element_written_twice():
     kernel = planted.twice_in_turn
     report = check(kernel, floats(), zeros())
-    finding = only(report, "rewritten")
-    assert len(report.findings) == 1  # ordered by the barrier, and the same value: no race
-    assert (finding.array, finding.count) == ("y", N)
-    assert lines(finding) == [line_of(kernel, "# once"), line_of(kernel, "# and again")]
-    assert [thread.thread for thread in finding.threads] == [(N - 1, 0, 0), (0, 0, 0)]
+    issue = only(report, "rewritten")
+    assert len(report.issues) == 1  # ordered by the barrier, and the same value: no race
+    assert (issue.array, issue.count) == ("y", N)
+    assert lines(issue) == [line_of(kernel, "# once"), line_of(kernel, "# and again")]
+    assert [thread.thread for thread in issue.threads] == [(N - 1, 0, 0), (0, 0, 0)]
     said = check(kernel, floats(), zeros(), rewritten={"y": "to show how"})
     assert said.ok and "declared: y: to show how" in str(said)
 
 
 def test_two_writers_are_a_race_and_write_twice():
     report = check(planted.two_blocks_one_element, floats(3 * N), zeros(2 * N - 1), grid=2)
-    assert {finding.kind for finding in report.findings} == {"race", "rewritten"}
+    assert {issue.kind for issue in report.issues} == {"race", "rewritten"}
     assert only(report, "rewritten").index == (N - 1,)
 
 
@@ -166,11 +166,11 @@ def test_a_result_that_depends_on_the_order():
     kernel = planted.append_atomically
     x, found, count = floats(), zeros(), np.zeros(1, int)
     report = check(kernel, x, found, count, outputs=("found",))
-    finding = only(report, "order")
-    assert len(report.findings) == 1 and report.orders == 1
-    assert (finding.array, len(finding.index)) == ("found", 1)
-    assert lines(finding) == [line_of(kernel, "# next")]
-    assert f"{found[finding.index]} with threads" in str(finding) and "seed 0" in str(finding)
+    issue = only(report, "order")
+    assert len(report.issues) == 1 and report.orders == 1
+    assert (issue.array, len(issue.index)) == ("found", 1)
+    assert lines(issue) == [line_of(kernel, "# next")]
+    assert f"{found[issue.index]} with threads" in str(issue) and "seed 0" in str(issue)
     # The caller has the result of the usual order, once.
     assert found.tolist() == x.tolist() and count[0] == N
     assert check(kernel, x, found, count * 0, outputs=("found",), orders=0).ok
@@ -179,9 +179,9 @@ def test_a_result_that_depends_on_the_order():
 def test_a_sum_whose_last_bits_depend_on_the_order():
     x = np.random.default_rng(0).standard_normal(4 * N).astype(np.float32)
     report = check(planted.sum_in_any_order, x, zeros(1), grid=4, outputs=())
-    finding = only(report, "order")
-    assert (finding.array, finding.index) == ("total", (0,))
-    assert lines(finding) == [line_of(planted.sum_in_any_order, "# adds")]
+    issue = only(report, "order")
+    assert (issue.array, issue.index) == ("total", (0,))
+    assert lines(issue) == [line_of(planted.sum_in_any_order, "# adds")]
     ones = np.ones(4 * N, np.float32)
     assert check(planted.sum_in_any_order, ones, zeros(1), grid=4, outputs=()).ok
 
@@ -189,9 +189,9 @@ def test_a_sum_whose_last_bits_depend_on_the_order():
 def test_a_fault_of_other_orders_only():
     kernel = planted.fails_in_other_orders
     report = check(kernel, np.zeros(1), zeros(), orders=20)
-    finding = only(report, "index")
-    assert finding.index[0] > N and lines(finding) == [line_of(kernel, "# too far")]
-    assert "Only with its threads in the order of seed" in str(finding)
+    issue = only(report, "index")
+    assert issue.index[0] > N and lines(issue) == [line_of(kernel, "# too far")]
+    assert "Only with its threads in the order of seed" in str(issue)
 
 
 # --- the call
@@ -208,7 +208,7 @@ def test_an_output_that_overlaps_is_left_as_it_is():
     x = floats() ** 2
     report = check(planted.stencil, x, x)
     assert not np.isnan(x).any()
-    assert {finding.kind for finding in report.findings} == {"race", "missing", "order"}
+    assert {issue.kind for issue in report.issues} == {"race", "missing", "order"}
 
 
 def test_integers_are_poisoned_too():
@@ -245,15 +245,15 @@ def test_tuples_device_arrays_and_dynamic_shared_memory():
     report = check(of_pairs, pairs, y, shared_bytes=4 * N)
     assert report.ok and y.copy_to_host()[:2].tolist() == [2, 2]
     said = check(of_pairs, pairs, y, outputs=("pairs[1]",), shared_bytes=4 * N)
-    assert {finding.array for finding in said.findings} == {"pairs[1]"}
-    finding = only(check(of_pairs, pairs, y, shared_bytes=4 * N - 4), "index")
-    assert finding.array.startswith("shared array") and finding.index == (N - 1,)
+    assert {issue.array for issue in said.issues} == {"pairs[1]"}
+    issue = only(check(of_pairs, pairs, y, shared_bytes=4 * N - 4), "index")
+    assert issue.array.startswith("shared array") and issue.index == (N - 1,)
 
 
 def test_a_kernel_of_no_arrays_and_an_array_of_no_dimensions():
     assert check(of_nothing, 3, outputs=()).ok
-    finding = only(check(of_nothing, np.zeros(()), outputs=("n",)), "missing")
-    assert finding.index == () and "n[()]" in str(finding)
+    issue = only(check(of_nothing, np.zeros(()), outputs=("n",)), "missing")
+    assert issue.index == () and "n[()]" in str(issue)
     assert check(of_nothing, np.zeros((0, 3)), outputs=("n",)).ok
 
 
@@ -269,35 +269,4 @@ def test_a_trace_of_a_layer_can_be_checked():
     x = np.random.default_rng(0).standard_normal((2, 3, 2, 5)).astype(np.float32)
     with simulator.record() as traces:
         layer.backward(layer.forward(x))
-    assert [check_trace(trace, OUTPUTS[trace.kernel]) for trace in traces] == [[], []]
-
-
-# --- the project's own kernels
-
-
-@pytest.fixture(scope="module")
-def known():
-    """Every launch of the laboratory, by name."""
-    return {name: list(subjects(name)) for name in SHAPES}
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_projects_kernels_are_clean(name, known):
-    for subject in known[name]:
-        report = check_subject(subject, orders=1)
-        assert report.ok, f"{subject.title}\n{report}"
-
-
-def test_every_kernel_is_among_the_subjects(known):
-    launched = {subject.name for name in SHAPES for subject in known[name]}
-    assert launched == set(KERNELS) == set(OUTPUTS)
-    assert set(REWRITTEN) <= set(KERNELS)
-
-
-def test_what_is_declared_as_rewritten_is():
-    for subject in subjects("softmax", (3, 5)):
-        report = check_kernel(
-            subject.kernel, subject.grid, subject.block, subject.args, subject.outputs, orders=0
-        )
-        rewritten = {finding.array for finding in report.findings}
-        assert rewritten == set(REWRITTEN.get(subject.name, ()))
+    assert [check_trace(trace, CASES[trace.kernel].outputs) for trace in traces] == [[], []]

@@ -10,8 +10,9 @@ import pytest
 from simulated import line_of
 
 from layers.simulator.arrays import WARP
-from tinyconv.lab import picture, picture_command
-from tinyconv.lab.subjects import KERNELS
+from tinyconv.lab.cases import CASES
+from tinyconv.lab.picture import page
+from tinyconv.lab.picture_command import launches
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -45,9 +46,9 @@ def pages(tmp_path_factory):
     """By name: the launches, and the address of their page."""
     folder, made = tmp_path_factory.mktemp("pages"), {}
     for name, shape in (("max_pool", (2, 5, 7, 6)), ("conv", (1, 3, 4, 2))):
-        drawn = picture.launches(name, shape)
+        drawn = launches(name, shape)
         file = folder / f"{name}.html"
-        file.write_text(picture_command.page(name, drawn), encoding="utf-8")
+        file.write_text(page(name, drawn), encoding="utf-8")
         made[name] = drawn, file.as_uri()
     return made
 
@@ -113,7 +114,7 @@ def press(browser, *keys):
 
 def test_the_right_cells_light_up_in_their_warps_colours(browser, open_page):
     forward = open_page(at="launch=0&block=0&step=0")[0]
-    line = line_of(KERNELS["max_pool_forward_kernel"], "value = x[n, h, w, c]")
+    line = line_of(CASES["max_pool_forward_kernel"].kernel, "value = x[n, h, w, c]")
     for turn in (0, 4, 8):  # the first step reads `best`, the next nine are the window
         browser.execute_script(
             "const s = document.getElementById('step'); s.value = arguments[0];"
@@ -130,7 +131,7 @@ def test_the_right_cells_light_up_in_their_warps_colours(browser, open_page):
 
 def test_a_write_looks_different_from_a_read(browser, open_page):
     open_page(at="launch=0&step=10")
-    line = line_of(KERNELS["max_pool_forward_kernel"], "y[n, p, q, c] = best")
+    line = line_of(CASES["max_pool_forward_kernel"].kernel, "y[n, p, q, c] = best")
     current = browser.find_element(By.CSS_SELECTOR, "#source .now")
     assert current.get_attribute("data-line").endswith(f":{line}")
     written = lit(browser, "y", "write")
@@ -199,7 +200,7 @@ def test_choosers(browser, open_page):
     press(browser, Keys.TAB)  # leave the chooser, or it takes the keys
     browser.execute_script("document.activeElement.blur()")
     press(browser, Keys.HOME)
-    line = line_of(KERNELS["max_pool_backward_kernel"], "if winner[")
+    line = line_of(CASES["max_pool_backward_kernel"].kernel, "if winner[")
     assert set(lit(browser, "winner", "read")) == set(at_turn(backward, 2, line, 0))
     press(browser, "]", "]")  # round to the first block again
     assert set(lit(browser, "winner", "read")) == set(

@@ -14,11 +14,11 @@ from simulated import ROOT, line_of
 
 from layers import MaxPool2D, simulator
 from layers.simulator.trace import GLOBAL, LOCAL, SHARED
-from tinyconv.lab import picture, picture_command
+from tinyconv.lab import picture
+from tinyconv.lab.cases import GROUPS
+from tinyconv.lab.picture_command import launches
 from tinyconv.lab.picture_svg import svg_of
-from tinyconv.lab.steps import Launch, conflict_ways, in_program_order, scattered
-from tinyconv.lab.steps import sectors_and_ideal as sectors
-from tinyconv.lab.subjects import SHAPES
+from tinyconv.lab.steps import Launch, in_program_order, scattered
 from tinyconv.lab.traffic import measure
 
 # --- steps
@@ -42,7 +42,7 @@ def turned():
     return Launch("turns <&> tested", traces[0], turns.fn)
 
 
-def told(launch, block=0):
+def listed(launch, block=0):
     """Line, turn, writes?, and for each warp its lanes and cells."""
     return [
         (
@@ -57,7 +57,7 @@ def told(launch, block=0):
 
 def test_a_step_is_the_kth_execution_of_an_instruction_by_every_warp(turned):
     line_in, line_out = line_of(turns, "# in"), line_of(turns, "# out")
-    assert told(turned) == [
+    assert listed(turned) == [
         (line_in, 0, False, [("x", 0, 32, 0), ("x", 1, 32, 64)]),
         (line_in, 0, True, [("tile", 0, 32, 0), ("tile", 1, 32, 32)]),
         (line_in, 1, False, [("x", 1, 32, 65)]),
@@ -82,32 +82,17 @@ def test_costs_of_requests(turned):
     assert [(r.sectors, r.ideal, r.bad) for r in steps[5].requests] == [(4, 4, False)] * 2
 
 
-def test_sectors():
-    assert sectors(range(32), 4) == (4, 4)
-    assert sectors(range(1, 33), 4) == (5, 4)
-    assert sectors([7] * 32, 4) == (1, 1)
-    assert sectors(range(0, 256, 8), 4) == (32, 4)
-    assert sectors(range(32), 8) == (8, 8)
-    assert sectors(range(32), 1) == (1, 1)
-    lanes = range(32)
-    assert not scattered(lanes, range(1, 33), 4)  # a run that is not aligned
-    assert not scattered(lanes, list(range(16)) + list(range(72, 88)), 4)  # two runs
-    assert scattered(lanes, range(0, 64, 2), 4)
+def test_lanes_are_scattered_if_neighbours_would_need_fewer_sectors():
+    def far(offsets, lanes=range(32)):
+        sectors = len({offset * 4 // 32 for offset in offsets})
+        return scattered(sectors, lanes, list(offsets), 4)
+
+    assert not far(range(1, 33))  # a run that is not aligned
+    assert not far([*range(16), *range(72, 88)])  # two runs
+    assert far(range(0, 64, 2))
     # Where every fourth lane reads what would be its own, the others are not missing.
-    assert not scattered(range(0, 32, 4), range(0, 32, 4), 4)
-    assert scattered(range(8), range(0, 64, 8), 4)
-
-
-def test_bank_conflicts():
-    lanes = range(32)
-    assert conflict_ways(lanes, lanes, 4) == 1
-    assert conflict_ways(lanes, [5] * 32, 4) == 1  # all the same word
-    assert conflict_ways(lanes, range(0, 64, 2), 4) == 2
-    assert conflict_ways(lanes, range(0, 32 * 32, 32), 4) == 32
-    assert conflict_ways(lanes, range(0, 32 * 33, 33), 4) == 1
-    assert conflict_ways(lanes, lanes, 8) == 1
-    assert conflict_ways(lanes, range(0, 64, 2), 8) == 2
-    assert conflict_ways(lanes, lanes, 2) == 1
+    assert not far(range(0, 32, 4), range(0, 32, 4))
+    assert far(range(0, 64, 8), range(8))
 
 
 def test_program_order_holds_for_every_thread_that_does_not_contradict_another():
@@ -123,21 +108,21 @@ def test_program_order_holds_for_every_thread_that_does_not_contradict_another()
 @cache
 def drawn(name):
     """The launches of `name`; they are looked at more than once."""
-    return picture.launches(name)
+    return launches(name)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", GROUPS)
 def test_no_access_is_lost_and_none_is_told_twice(name):
     for launch in drawn(name):
         trace = launch.trace
-        told = sum(
+        listed = sum(
             len(r.lanes)
             for block in range(trace.blocks)
             for step in launch.block(block).steps
             for r in step.requests
         )
         local = np.array([array.space == LOCAL for array in trace.arrays])
-        assert told == np.count_nonzero(~local[trace.accesses["array"]])
+        assert listed == np.count_nonzero(~local[trace.accesses["array"]])
         # A lane asks for one element at a time (four in a copy_vec4), and the steps of a warp are
         # its own.
         for step in launch.block(0).steps:
@@ -149,7 +134,7 @@ def test_no_access_is_lost_and_none_is_told_twice(name):
 
 def test_pooling_step_by_step():
     """The steps of the pooling kernel are those that its index arithmetic predicts."""
-    forward = picture.launches("max_pool", (2, 5, 7, 6))[0]
+    forward = launches("max_pool", (2, 5, 7, 6))[0]
     y_shape = forward.arrays[1].shape
     assert y_shape == (2, *MaxPool2D(3, 2).output_shape((5, 7, 6)))
     steps = forward.block(0).steps
@@ -204,7 +189,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_asks_for_nothing():
-    text = picture_command.page("max_pool", picture.launches("max_pool"))
+    text = picture.page("max_pool", launches("max_pool"))
     page = Page(text)
     assert page.loads == ["data:,"]  # an icon of no bytes, or browsers would ask for one
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
@@ -218,7 +203,7 @@ def test_the_page_is_whole_and_asks_for_nothing():
 
 
 def test_text_that_looks_like_a_tag_does_not_end_the_page_early(turned):
-    text = picture_command.page("</script><b>", [turned])
+    text = picture.page("</script><b>", [turned])
     page = Page(text)
     assert len(page.scripts) == 2
     data = json.loads(page.scripts[0])
@@ -260,22 +245,22 @@ def test_totals_add_up(turned):
     assert (x["requests"], x["sectors"], x["ideal"], x["bad"]) == (3, 24, 12, 3)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", GROUPS)
 def test_totals_agree_with_the_traffic_that_is_measured(name):
     for launch in drawn(name):
         lines, rows = measure(launch.trace).lines, picture.totals(launch)
         for space in (GLOBAL, SHARED):
-            mine = [row for row in rows if launch.arrays[row["array"]].space == space]
+            chosen = [row for row in rows if launch.arrays[row["array"]].space == space]
             theirs = [line for line in lines if line.space == space]
             for what, name_there in (
                 ("requests", "requests"),
                 ("sectors", "sectors"),
                 ("ideal", "ideal_sectors"),
             ):
-                assert sum(row[what] for row in mine) == sum(
+                assert sum(row[what] for row in chosen) == sum(
                     getattr(line, name_there) for line in theirs
                 )
-            assert sorted(row["ways"] for row in mine) == sorted(
+            assert sorted(row["ways"] for row in chosen) == sorted(
                 line.conflict_ways for line in theirs
             )
 

@@ -29,7 +29,7 @@ def of_class(element, name):
     return [t.text for t in sorted(texts, key=lambda t: (float(t.get("y")), float(t.get("x"))))]
 
 
-def test_lanes_that_move_16_bytes_are_told_and_rows_that_nobody_touches_are_left_out():
+def test_lanes_that_move_16_bytes_are_labelled_and_rows_without_accesses_are_left_out():
     x, y = np.arange(256, dtype=np.float32), np.zeros(512, np.float32)
     with simulator.record() as traces:
         by_fours[1, 64](x, y)

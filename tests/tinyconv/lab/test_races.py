@@ -27,13 +27,13 @@ def races(kernel, *args, grid=1, block=N):
     """The races in one launch, and nothing but races."""
     with simulator.record() as traces:
         kernel[grid, block](*args)
-    findings = check_trace(traces[0])
-    assert {finding.kind for finding in findings} <= {"race"}
-    return findings
+    issues = check_trace(traces[0])
+    assert {issue.kind for issue in issues} <= {"race"}
+    return issues
 
 
-def lines(finding):
-    return [line.line for line in finding.lines]
+def lines(issue):
+    return [line.line for line in issue.lines]
 
 
 @pytest.mark.parametrize("name", TEXTBOOK)
@@ -93,7 +93,7 @@ def test_an_element_shared_by_two_views_of_one_memory():
 def test_a_stencil_in_place():
     x = floats(2 * N)
     found = races(planted.stencil, x, x, grid=2)
-    (race,) = found  # a pair of lines makes one finding, in one block or two
+    (race,) = found  # a pair of lines makes one issue, in one block or two
     assert lines(race) == 2 * [line_of(planted.stencil, "# neighbours")]
     assert not races(planted.stencil, x, x.copy(), grid=2)
 
@@ -118,8 +118,8 @@ def test_appending_through_a_plain_counter():
     kernel = planted.append
     found = races(kernel, floats(), zeros(), np.zeros(1, int))
     counts = line_of(kernel, "# counts")
-    assert {finding.array for finding in found} == {"count"}  # `found` itself went well today
-    assert (counts, counts) in {tuple(lines(finding)) for finding in found}
+    assert {issue.array for issue in found} == {"count"}  # `found` itself went well today
+    assert (counts, counts) in {tuple(lines(issue)) for issue in found}
 
 
 # --- warps
@@ -177,7 +177,7 @@ def test_many_threads_at_one_element_are_found_quickly():
     with simulator.record() as traces:
         planted.append[16, 256](floats(4096), zeros(4096), np.zeros(1, int))
     assert traces[0].accesses.size > 4 * 4096
-    assert all(finding.count == 1 for finding in check_trace(traces[0]))
+    assert all(issue.count == 1 for issue in check_trace(traces[0]))
 
 
 # --- programs drawn at random, against the definition taken literally
@@ -263,7 +263,7 @@ def test_random_programs_race_where_the_definition_says(seed):
     program = random_program(Random(seed))
     found = races(run_program, program, np.zeros(40, int), block=36)
     writes = line_of(run_program, "# writes")
-    counts = {lines(finding) == [writes, writes]: finding.count for finding in found}
+    counts = {lines(issue) == [writes, writes]: issue.count for issue in found}
     assert (counts.get(True, 0), counts.get(False, 0)) == literal_races(program)
 
 

@@ -11,6 +11,7 @@ from simulated import line_of
 
 from layers import simulator
 from layers.lrn import lrn_forward_kernel
+from tinyconv.lab.requests import LANE, costs
 
 # --- addresses
 
@@ -62,9 +63,53 @@ def read_back(x, y):
 
 
 def test_what_a_kernel_wrote_itself_need_not_be_read():
-    # One warp, in which thread i reads y[63 − i] that nobody writes, and y[i] after writing it.
+    # One warp, in which thread i reads y[63 − i] that no thread writes, and y[i] after writing it.
     traffic = traffic_of(read_back, 1, 32, np.zeros(32, np.float32), np.zeros(64, np.float32))
     assert (traffic.floor_read, traffic.floor_written) == (128 + 128, 128)
+
+
+# --- what one request costs
+
+
+def cost(offsets, itemsize, *, shared=False):
+    """Of the first lanes of a warp, each at one of `offsets`."""
+    lanes = np.zeros(len(offsets), LANE)
+    lanes["thread"], lanes["size"], lanes["shared"] = range(len(offsets)), itemsize, shared
+    lanes["address"] = np.array(offsets) * itemsize
+    found = costs(lanes, np.zeros(len(offsets), np.int64))
+    return int(found.ways[0]) if shared else (int(found.sectors[0]), int(found.ideal[0]))
+
+
+@pytest.mark.parametrize(
+    "offsets, itemsize, expected",
+    [
+        (range(32), 4, (4, 4)),
+        (range(1, 33), 4, (5, 4)),
+        ([7] * 32, 4, (1, 1)),
+        (range(0, 256, 8), 4, (32, 4)),
+        (range(32), 8, (8, 8)),
+        (range(32), 1, (1, 1)),
+    ],
+)
+def test_sectors(offsets, itemsize, expected):
+    assert cost(offsets, itemsize) == expected
+
+
+@pytest.mark.parametrize(
+    "offsets, itemsize, ways",
+    [
+        (range(32), 4, 1),
+        ([5] * 32, 4, 1),  # all the same word
+        (range(0, 64, 2), 4, 2),
+        (range(0, 32 * 32, 32), 4, 32),
+        (range(0, 32 * 33, 33), 4, 1),
+        (range(32), 8, 1),
+        (range(0, 64, 2), 8, 2),
+        (range(32), 2, 1),
+    ],
+)
+def test_bank_conflicts(offsets, itemsize, ways):
+    assert cost(offsets, itemsize, shared=True) == ways
 
 
 # --- requests
@@ -160,9 +205,9 @@ def test_an_atomic_is_one_request():
 
 @cuda.jit
 def only_its_own(y):
-    mine = cuda.local.array(2, float32)
-    mine[0] = cuda.grid(1)
-    y[0, 0] = mine[0]
+    part = cuda.local.array(2, float32)
+    part[0] = cuda.grid(1)
+    y[0, 0] = part[0]
 
 
 @cuda.jit

@@ -10,8 +10,7 @@ from numba import cuda, float32, float64
 from simulated import line_of
 
 from layers.simulator.trace import GLOBAL, SHARED
-from tinyconv.lab.flops import FLOPS
-from tinyconv.lab.subjects import KERNELS, subjects
+from tinyconv.lab.cases import launches
 
 # --- the five of every textbook
 
@@ -77,7 +76,7 @@ def test_product():
     # 16 blocks of 8 warps; a warp is 2 rows of 16 threads. Four tiles: 16 · 8 · 4 = 512 requests
     # to a and as many to b, each for two rows of 64 bytes: 4 sectors.
     kernel, grid, block, args, _ = textbook.product()
-    traffic = traffic_of(kernel, grid, block, *args, flops=2 * 64**3)
+    traffic = traffic_of(kernel, grid, block, *args, operations=lambda *_: 2 * 64**3)
     for array in "ab":
         assert sectors(the_line(traffic, "read", array)) == (512, 2048, 2048)
     assert sectors(the_line(traffic, "write", "c")) == (128, 512, 512)
@@ -186,8 +185,8 @@ def test_the_table():
 
 
 def test_operations_of_normalization():
-    for subject in subjects("lrn", (2, 3, 2, 6)):
-        x, width, half = subject.args[0], *subject.args[-5 if len(subject.args) == 8 else -4 :][:2]
+    for launch in launches("lrn", (2, 3, 2, 6)):
+        x, width, half = launch.args[0], *launch.args[-5 if len(launch.args) == 8 else -4 :][:2]
         inside = 0
         for channel in range(x.shape[1]):
             low = channel // width * width
@@ -197,19 +196,16 @@ def test_operations_of_normalization():
             "lrn_forward_kernel": 2 * inside + 4 * x.size,
             "lrn_backward_kernel": 3 * inside + 5 * x.size,
         }
-        assert FLOPS[subject.name](*subject.args) == expected[subject.name]
+        assert launch.case.operations(*launch.args) == expected[launch.name]
 
 
 def test_operations_of_convolution():
     # 3×3, padding 1, 5 channels to 4, on 2 × 6 × 7 pixels: all three have as many multiply-adds.
-    named = {
-        subject.name: subject for subject in reversed(list(subjects("conv", (2, 6, 7, 5)))[:4])
-    }
+    first = reversed(list(launches("conv", (2, 6, 7, 5)))[:4])
     whole = 2 * 2 * 6 * 7 * 4 * 3 * 3 * 5
-    counts = {name: FLOPS[name](*subject.args) for name, subject in named.items()}
+    counts = {launch.name: launch.case.operations(*launch.args) for launch in first}
     assert counts.pop("conv_bias_gradient_kernel") == 2 * 6 * 7 * 4
     assert list(counts.values()) == [whole] * 3
-    assert set(FLOPS) <= set(KERNELS)
 
 
 def test_spaces():

@@ -1,4 +1,4 @@
-"""Findings of launches that fail: built from the attributes of the simulator's errors."""
+"""Issues of launches that fail: built from the attributes of the simulator's errors."""
 
 import os
 
@@ -10,20 +10,20 @@ from simulated import line_of
 
 from layers.simulator import SimulatorError
 from tinyconv.lab.checks import check_kernel
-from tinyconv.lab.findings import Finding, Line, Worker, failure
+from tinyconv.lab.issues import Issue, Line, Worker, failure
 
 FILE = planted.__file__
 NEAR = os.path.relpath(FILE)
 
 
 def failed(kernel, grid, *args):
-    """The finding of a launch that fails, and the report's, which must be the same."""
+    """The issue of a launch that fails, and the report's, which must be the same."""
     with pytest.raises(SimulatorError) as caught:
         kernel[grid, N](*args)
-    finding = failure(caught.value)
+    issue = failure(caught.value)
     report = check_kernel(kernel, grid, N, args, orders=0)
-    assert report.findings[0] == finding
-    return finding
+    assert report.issues[0] == issue
+    return issue
 
 
 def floats(n=N):
@@ -43,8 +43,8 @@ def test_an_index():
         "  thread (36, 0, 0) of block (1, 0, 0)\n"
         f"    at {NEAR}:{number}: y[i] = x[i]  # no guard"
     )
-    finding = failed(planted.unguarded_edge, 2, floats(100), floats(100))
-    assert finding == Finding("index", "x", (100,), (line,), (worker,), message)
+    issue = failed(planted.unguarded_edge, 2, floats(100), floats(100))
+    assert issue == Issue("index", "x", (100,), (line,), (worker,), message)
 
 
 def test_an_index_into_a_row():
@@ -56,8 +56,8 @@ def test_an_index_into_a_row():
         f"    at {NEAR}:{number}: y[i] = row[i]  # a row of 5"
     )
     x = np.ones((N, 5), np.float32)
-    finding = failed(planted.row_too_short, 1, x, floats())
-    assert finding == Finding("index", "x[5]", (5,), (line,), (worker,), message)
+    issue = failed(planted.row_too_short, 1, x, floats())
+    assert issue == Issue("index", "x[5]", (5,), (line,), (worker,), message)
 
 
 def test_another_exception():
@@ -68,8 +68,8 @@ def test_another_exception():
         "  thread (0, 0, 0) of block (0, 0, 0)\n"
         f"    at {NEAR}:{number}: y[i] = x[i] / (i // N)  # int / 0"
     )
-    finding = failed(planted.divides_by_zero, 1, np.ones(N, object), floats())
-    assert finding == Finding("error", "", None, (line,), (worker,), message)
+    issue = failed(planted.divides_by_zero, 1, np.ones(N, object), floats())
+    assert issue == Issue("error", "", None, (line,), (worker,), message)
 
 
 def test_a_barrier():
@@ -82,8 +82,8 @@ def test_a_barrier():
         "(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), ...\n"
         "  have returned: 24 threads: (40, 0, 0), (41, 0, 0), (42, 0, 0), (43, 0, 0), ..."
     )
-    finding = failed(planted.barrier_in_a_branch, 1, floats(), floats())
-    assert finding == Finding("barrier", "", None, (line,), (worker,), message, count=40)
+    issue = failed(planted.barrier_in_a_branch, 1, floats(), floats())
+    assert issue == Issue("barrier", "", None, (line,), (worker,), message, count=40)
 
 
 def test_a_remark_stands_at_the_end():

@@ -1,4 +1,4 @@
-"""What the checks of `checks.py` have to say: a Finding for each fault, a Report for a kernel."""
+"""What the checks of `checks.py` report: an Issue for each fault, a Report for each kernel."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from layers.simulator.errors import Position
 from layers.simulator.trace import Instruction, Trace
 
 KINDS = {
-    "race": "two threads touch one element, one of them writes, and nothing orders them",
-    "unwritten": "an element is read that nothing has written",
-    "index": "an index is outside its array",
-    "barrier": "a barrier waits for threads that never come",
-    "error": "the kernel raised an exception",
+    "race": "two threads touch one element, one of them writes, and no barrier orders them",
+    # A GPU gives whatever was there before.
+    "unwritten": "an element of a shared or local array, or of an output, is read before anything "
+    "has written it",
+    "index": "an index is outside its array: on a GPU, somebody else's memory",
+    "barrier": "threads wait at a barrier that others never reach",
+    "error": "any other exception that the simulator raised in the kernel",
     "missing": "an element of an output is never written",
-    "rewritten": "an element of an output is written more than once",
-    "order": "the result depends on the order of threads or blocks",
+    "rewritten": "an element of an output is written more than once, by one thread or several: at "
+    "best wasted work, at worst a wrong index",
+    # One thread owns one output, and the same seed gives the same bits.
+    "order": "the same launch, its blocks and threads taken in another order, gives other bits",
 }
-"""The kinds of findings, and what each means."""
+"""The kinds of issues, and what each means."""
 
 
 class Worker(NamedTuple):
@@ -57,7 +61,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One fault of a kernel: the first example of it, and how often it was met."""
 
     kind: str
@@ -68,7 +72,7 @@ class Finding:
     """Of the element, in the first example."""
     lines: tuple[Line, ...]
     threads: tuple[Worker, ...]
-    """Who did it in the first example, in the order of `lines`; empty if nobody is known."""
+    """Who did it in the first example, in the order of `lines`; empty if unknown."""
     message: str
     """The paragraph that says it all."""
     count: int = 1
@@ -81,14 +85,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was found in one kernel."""
+    """The issues of one launch."""
 
     kernel: str
     grid: Position
     block: Position
     accesses: int
     """Reads and writes that were looked at."""
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     orders: int = 0
     """Other orders of blocks and threads in which the kernel was run as well."""
     excused: dict[str, str] = field(default_factory=dict)
@@ -97,21 +101,21 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether nothing was found."""
-        return not self.findings
+        return not self.issues
 
     def __str__(self) -> str:
         title = (
             f"{self.kernel}, grid {self.grid}, block {self.block}: "
             f"{self.accesses} accesses, {self.orders} other orders"
         )
-        verdict = "nothing found" if self.ok else f"{len(self.findings)} found"
+        verdict = "nothing found" if self.ok else f"{len(self.issues)} found"
         excuses = [f"  declared: {name}: {reason}" for name, reason in self.excused.items()]
-        return "\n".join([f"{title}: {verdict}", *excuses, *map(indented, self.findings)])
+        return "\n".join([f"{title}: {verdict}", *excuses, *map(indented, self.issues)])
 
 
-def indented(finding: Finding) -> str:
-    """The paragraph of a finding, set off from the margin."""
-    return "  " + str(finding).replace("\n", "\n  ")
+def indented(issue: Issue) -> str:
+    """The paragraph of an issue, set off from the margin."""
+    return "  " + str(issue).replace("\n", "\n  ")
 
 
 # --- from the numbers of a trace to what a reader calls them
@@ -153,13 +157,20 @@ def element_of(trace: Trace, row: int) -> tuple[str, tuple[int, ...]]:
     return array.name, array.index(int(access["offset"]))
 
 
-def told(trace: Trace, row: int) -> str:
+def described(trace: Trace, row: int) -> str:
     """Who did what, where, in the access in `row`."""
     access = trace.accesses[row]
     does = "writes it" if access["write"] else "reads it"
     if trace.instructions[access["instruction"]].atomic:
         does = "changes it atomically"
     return f"{worker_of(trace, row)} {does}\n    at {line_of(trace, row)}"
+
+
+def issue_at(trace: Trace, kind: str, rows: tuple[int, ...], message: str, count: int) -> Issue:
+    """The issue whose first example are the accesses in `rows`, at the element of the first."""
+    name, index = element_of(trace, rows[0])
+    lines = tuple(line_of(trace, row) for row in rows)
+    return Issue(kind, name, index, lines, tuple(worker_of(trace, r) for r in rows), message, count)
 
 
 def element(name: str, index: tuple[int, ...]) -> str:
@@ -177,10 +188,10 @@ def more(count: int) -> str:
 # --- errors of the simulator
 
 
-def failure(error: SimulatorError, remark: str = "") -> Finding:
-    """The simulator's error as a finding."""
+def failure(error: SimulatorError, remark: str = "") -> Issue:
+    """The simulator's error as an issue."""
     if isinstance(error, SimulatorDeadlockError):
-        return Finding(
+        return Issue(
             kind="barrier",
             array="",
             index=None,
@@ -194,7 +205,7 @@ def failure(error: SimulatorError, remark: str = "") -> Finding:
         array, index = error.array, error.index
     worker = Worker(error.block, error.thread)
     line = Line.of(error.file, error.line)
-    return Finding(
+    return Issue(
         kind="index" if array else "error",
         array=array,
         index=index,

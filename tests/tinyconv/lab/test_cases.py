@@ -1,0 +1,183 @@
+"""The table of the project's kernels: clean, complete, and in accord with real launches."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from simulated import ROOT
+
+import layers
+from layers import Conv2D, Device, Layer, simulator
+from layers.device import cuda
+from tinyconv import SGD, Sequential
+from tinyconv.lab.cases import CASES, GROUPS, checked_shape, launches
+from tinyconv.lab.cases.case import STORED, KernelCase
+from tinyconv.lab.checks import check_kernel
+from tinyconv.tools.gradient_cases import gradient_cases
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Every launch of the table, by group."""
+    return {name: list(launches(name)) for name in GROUPS}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_projects_kernels_are_clean(name, known):
+    for launch in known[name]:
+        report = launch.check(orders=1)
+        assert report.ok, f"{launch.title}\n{report}"
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_launches_its_kernels_with_blocks_of_the_threads_in_the_table(name, known):
+    launched = {launch.name: launch for launch in known[name]}
+    for case in GROUPS[name].cases:
+        assert case.name in launched, f"no run of {name} launches it"
+        assert int(np.prod(launched[case.name].block)) == case.threads
+
+
+def test_what_is_declared_as_rewritten_is():
+    for launch in launches("softmax", (3, 5)):
+        case, rest = launch.case, (launch.grid, launch.block, launch.args)
+        report = check_kernel(case.kernel, *rest, case.outputs, orders=0)
+        assert {issue.array for issue in report.issues} == set(case.rewritten)
+
+
+def test_argument_types():
+    flat, flat_bits = (numba.types.Array(t, 1, "C") for t in (numba.float32, numba.uint16))
+    case = KernelCase(None, "2*stored[1] number[1] 2*int64 number boolean")
+    assert case.dtypes == tuple(STORED)
+    integer, flag = numba.int64, numba.types.boolean
+    bf16 = flat_bits, flat_bits, flat, integer, integer, numba.float32, flag
+    assert case.argument_types("bfloat16") == bf16
+    assert case.argument_types("float32") == (*(flat,) * 3, integer, integer, numba.float32, flag)
+
+
+def test_kernels_are_launched_with_the_argument_types_in_the_table():
+    launched = {name: set() for name in CASES}
+
+    def note(trace):
+        if trace.kernel in launched:
+            types = tuple(numba.typeof(argument) for argument in trace.arguments)
+            launched[trace.kernel].add(types)
+
+    with simulator.record(note):
+        for group in GROUPS.values():
+            for dtype in group.dtypes:
+                for run in group.run(group.small, dtype).values():
+                    run()
+        # As in training, where weights and gradients are parts of the optimizer's arrays.
+        net = Sequential([Conv2D(3, 2, 3)]).to("cuda:0", kernels="simple")
+        SGD(net.parameters()).step()
+        net.backward(net.forward(Device("cuda:0").array(np.ones((2, 5, 4, 3)), "float32")))
+    for name, case in CASES.items():
+        assert launched[name] == {case.argument_types(dtype) for dtype in case.dtypes}, name
+
+
+def test_a_shape_must_fit_its_name():
+    assert checked_shape("lrn", None) is None
+    assert checked_shape("relu", "3,4") == (3, 4) and checked_shape("relu", "1,2,3,4")
+    with pytest.raises(ValueError, match="--shape of lrn is positive numbers such as 2,6,7,5"):
+        checked_shape("lrn", "3,4")
+
+
+def test_the_engine_knows_nothing_of_the_table():
+    folder = ROOT / "tinyconv" / "lab"
+    engine = [path for path in folder.glob("*.py") if not path.name.endswith("_command.py")]
+    assert len(engine) > 9
+    for path in engine:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = getattr(node, "module", None) or ""
+            assert not module.startswith("tinyconv.lab.cases"), path.name
+            if module.startswith(("tinyconv.", "layers.")):
+                assert module.startswith(("tinyconv.lab.", "layers.simulator")), path.name
+
+
+# --- what a kernel or a layer still lacks
+
+
+def kernels_of(*packages):
+    """By full name every kernel that a module of these packages holds."""
+    found = {}
+    for package in packages:
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.endswith(".__main__"):
+                continue
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, type(cuda.jit(lambda: None))) and not value._device:
+                    found[f"{value.__module__}.{value.__name__}"] = value
+    return found
+
+
+def test_every_kernel_has_a_case():
+    found = kernels_of(layers, importlib.import_module("tinyconv"))
+    assert len(found) > 50
+    missing = set(found) - {case.full_name for case in CASES.values()}
+    assert not missing, f"add a KernelCase to a group in tinyconv/lab/cases/: {sorted(missing)}"
+    assert len({case.full_name for case in CASES.values()}) == len(CASES)
+
+
+def test_a_kernel_without_a_case_is_found(monkeypatch):
+    @cuda.jit
+    def forgotten(x):
+        x[0] = 1
+
+    monkeypatch.setattr(layers.lrn, "forgotten", forgotten, raising=False)
+    assert f"{__name__}.forgotten" in kernels_of(layers)
+
+
+def lacking(kind):
+    """What a layer still lacks, each with what to do."""
+    module = Path(inspect.getfile(kind)).stem
+    tests = f"tests/layers/test_{module}.py"
+    if not (ROOT / tests).exists():
+        yield f"a test file: {tests}"
+    made = [layer for _, layer, _, _ in gradient_cases() if type(layer) is kind]
+    if not made:
+        yield "a gradient case: tinyconv/tools/gradient_cases.py"
+    torch_twin = importlib.import_module("torch_twin")
+    for layer in made or [object.__new__(kind)]:
+        try:
+            torch_twin.modules_of(layer, our_masks=True)
+        except KeyError:
+            yield "its modules in PyTorch: benchmarks/torch_twin.py"
+        except ValueError:  # of settings that PyTorch does not know
+            pass
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    if f"`layers/{module}.py`" not in text:
+        yield "a sentence on its file: docs/tour.md"
+
+
+KINDS = [
+    getattr(layers, name)
+    for name in layers.__all__
+    if name != "Layer" and issubclass(getattr(layers, name), Layer)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_lacks_nothing(kind):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    assert not list(lacking(kind))
+
+
+def test_everything_that_a_layer_lacks_is_named(monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+
+    class Cube(layers.Tanh):
+        """A layer in a file of tests."""
+
+    assert [line.partition(":")[0] for line in lacking(Cube)] == [
+        *("a test file", "a gradient case", "its modules in PyTorch", "a sentence on its file")
+    ]
+    case = "Cube", Cube(), None, None
+    monkeypatch.setitem(globals(), "gradient_cases", lambda: [case])
+    assert [line.partition(":")[0] for line in lacking(Cube)] == [
+        *("a test file", "its modules in PyTorch", "a sentence on its file")
+    ]

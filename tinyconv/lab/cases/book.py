@@ -1,0 +1,174 @@
+"""The kernels of the readable tier, `layers/*.py`."""
+
+from typing import Any
+
+import numpy as np
+
+from layers import (
+    Conv2D,
+    Dropout,
+    LocalResponseNorm,
+    MaxPool2D,
+    ReLU,
+    Tanh,
+    activation,
+    conv,
+    dropout,
+    lrn,
+    max_pool,
+    softmax_cross_entropy,
+)
+from tinyconv.lab.cases.case import KernelCase, KernelGroup
+from tinyconv.lab.cases.runs import loss, of_layers
+
+IMAGES = (2, 6, 7, 5)
+POOLED = IMAGES, (1, 3, 3, 1), (2, 9, 4, 33)
+ROWS = IMAGES, (1, 1, 1, 1), (3, 1, 2, 130)
+ELEMENTS = IMAGES, (1, 1), (1, 129)
+
+
+def in_windows(x: Any, width: int, half: int) -> int:
+    """How many elements the LRN windows of all of x hold together; they are cut at the ends."""
+    i = np.arange(width)
+    of_group = np.minimum(width, i + half + 1) - np.maximum(0, i - half)
+    return int(of_group.sum()) * (x.size // width)
+
+
+def lrn_forward_operations(x: Any, y: Any, scale: Any, width: int, half: int, *_: Any) -> int:
+    """A · and + for each neighbour; then α ·, k +, the power, x ·."""
+    return 2 * in_windows(x, width, half) + 4 * x.size
+
+
+def lrn_backward_operations(
+    x: Any, y: Any, scale: Any, dy: Any, dx: Any, width: int, half: int, *_: Any
+) -> int:
+    """A ·, / and + for each neighbour; then the power, dy ·, 2αβ ·, x ·, −."""
+    return 3 * in_windows(x, width, half) + 5 * x.size
+
+
+GROUPS = {
+    "conv": KernelGroup(
+        runs=of_layers(
+            lambda channels: {
+                "Conv2D 3×3, padding 1": Conv2D(channels, 4, 3, padding=1),
+                "Conv2D 3×3, stride 2, padding (0, 2)": Conv2D(channels, 3, 3, 2, (0, 2)),
+                "Conv2D 2×2, stride 3, a group for each channel": Conv2D(
+                    channels, 2 * channels, 2, 3, 1, groups=channels
+                ),
+            }
+        ),
+        shapes=(IMAGES, (1, 3, 3, 1), (3, 4, 3, 2)),
+        small=(1, 5, 6, 8),
+        largest=5_000,
+        cases=(
+            KernelCase(
+                *(conv.conv_forward_kernel, "2*number[4] number[1] number[4] 3*int64", "y", (0, 2)),
+                operations=lambda x, w, b, y, *_: 2 * y.size * w[0].size,
+            ),
+            KernelCase(
+                *(conv.conv_input_gradient_kernel, "3*number[4] 3*int64", "dx", (0, 1)),
+                operations=lambda dy, w, dx, *_: 2 * dy.size * w[0].size,
+            ),
+            KernelCase(
+                *(conv.conv_filter_gradient_kernel, "3*number[4] 3*int64", "dw", (0, 1)),
+                operations=lambda x, dy, dw, *_: 2 * dy.size * dw[0].size,
+            ),
+            KernelCase(
+                *(conv.conv_bias_gradient_kernel, "number[2] number[1]", "db", (0, 2)),
+                operations=lambda dy, db: dy.size,
+            ),
+        ),
+    ),
+    "max_pool": KernelGroup(
+        runs=of_layers(
+            lambda channels: {
+                "MaxPool2D 3, stride 2": MaxPool2D(3, 2),
+                "MaxPool2D 2, stride 3": MaxPool2D(2, 3),
+            }
+        ),
+        shapes=POOLED,
+        small=(1, 7, 9, 8),
+        cases=(
+            KernelCase(
+                max_pool.max_pool_forward_kernel, "2*number[4] int32[4] 2*int64", "y winner", (0, 4)
+            ),
+            KernelCase(
+                max_pool.max_pool_backward_kernel,
+                "number[4] int32[4] number[4] 2*int64",
+                "dx",
+                (0, 0),
+            ),
+        ),
+    ),
+    "lrn": KernelGroup(
+        runs=of_layers(
+            lambda channels: {
+                "LocalResponseNorm 5": LocalResponseNorm(5, alpha=0.5),
+                "LocalResponseNorm 3, a group for each channel": LocalResponseNorm(
+                    3, alpha=0.5, groups=channels
+                ),
+            }
+        ),
+        shapes=ROWS,
+        small=(2, 3, 3, 16),
+        cases=(
+            KernelCase(
+                *(lrn.lrn_forward_kernel, "3*number[2] 2*int64 3*number", "y scale", (0, 2)),
+                operations=lrn_forward_operations,
+            ),
+            KernelCase(
+                *(lrn.lrn_backward_kernel, "5*number[2] 2*int64 2*number", "dx", (0, 4)),
+                operations=lrn_backward_operations,
+            ),
+        ),
+    ),
+    "relu": KernelGroup(
+        runs=of_layers(lambda channels: {"ReLU": ReLU()}),
+        shapes=ELEMENTS,
+        small=(2, 3, 5, 8),
+        cases=(
+            KernelCase(activation.relu_forward_kernel, "2*number[1]", "y", (0, 0)),
+            KernelCase(activation.relu_backward_kernel, "3*number[1]", "dx", (0, 1)),
+        ),
+    ),
+    "tanh": KernelGroup(
+        runs=of_layers(lambda channels: {"Tanh": Tanh()}),
+        shapes=ELEMENTS,
+        small=(2, 3, 5, 8),
+        cases=(
+            KernelCase(activation.tanh_forward_kernel, "2*number[1]", "y", (0, 1)),
+            KernelCase(activation.tanh_backward_kernel, "3*number[1]", "dx", (0, 0)),
+        ),
+    ),
+    "dropout": KernelGroup(
+        runs=of_layers(lambda channels: {"Dropout 0.5": Dropout(0.5)}),
+        shapes=ELEMENTS,
+        small=(2, 3, 5, 8),
+        cases=(
+            KernelCase(dropout.dropout_kernel, "2*number[1] number uint64 uint64[1]", "y", (0, 1)),
+        ),
+    ),
+    "softmax": KernelGroup(
+        runs=lambda shape, dtype: {"softmax": loss(shape, dtype)},
+        shapes=((3, 5), (1, 2), (130, 7)),
+        small=(40, 8),
+        cases=(
+            KernelCase(
+                softmax_cross_entropy.softmax_forward_kernel,
+                "number[2] int64[1] number[2] number[1]",
+                "probabilities losses",
+                (0, 2),
+                rewritten={
+                    "probabilities": "the thread that owns the row stores the exponentials, "
+                    "then divides them"
+                },
+            ),
+            KernelCase(
+                softmax_cross_entropy.softmax_backward_kernel,
+                "number[2] int64[1] number[2]",
+                "dlogits",
+                (0, 0),
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,122 @@
+"""The kernels of the fast tier, `layers/fast/*.py`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from layers import Device, Dropout, Linear, LocalResponseNorm, MaxPool2D, ReLU
+from layers.fast import bias_relu, lrn, max_pool, precision, reductions, softmax
+from tinyconv.lab.cases.book import ELEMENTS, POOLED, ROWS
+from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
+from tinyconv.lab.cases.runs import loss, of_steps, random
+
+BF16 = ("bfloat16",)
+
+
+def to_bfloat16_and_back(shape: Shape, dtype: str) -> dict[str, Callable[[], Any]]:
+    """What stands between steps in bf16 and layers in float32."""
+    device, x = Device("cuda:0"), random(shape)
+    bits = device.empty(shape, precision.BITS)
+
+    def run() -> None:
+        precision.round_into(device, "bf16", x, bits)
+        precision.widen_into(bits, device.empty(shape, np.float32))
+
+    return {"bfloat16": run}
+
+
+GROUPS = {
+    "max_pool_rows": KernelGroup(
+        runs=of_steps(lambda channels: {"MaxPool2D 3, stride 2": [MaxPool2D(3, 2)]}),
+        shapes=POOLED,
+        small=(1, 7, 9, 8),
+        cases=(
+            KernelCase(
+                max_pool.max_pool_rows_forward_kernel, "2*stored[4] uint8[4]", "y winner", (0, 3)
+            ),
+            KernelCase(
+                max_pool.max_pool_rows_backward_kernel, "stored[4] uint8[4] stored[4]", "dx", (0, 2)
+            ),
+        ),
+    ),
+    "lrn_rows": KernelGroup(
+        runs=of_steps(
+            lambda channels: {
+                "LocalResponseNorm 5": [LocalResponseNorm(5, alpha=0.5)],
+                "LocalResponseNorm 9, β 1": [LocalResponseNorm(9, alpha=0.5, beta=1.0)],
+            }
+        ),
+        shapes=ROWS,
+        small=(2, 3, 3, 16),
+        cases=(
+            KernelCase(
+                lrn.lrn_rows_forward_kernel, "2*stored[1] 2*int64 3*number int64", "y", (0, 7)
+            ),
+            KernelCase(
+                lrn.lrn_rows_backward_kernel, "3*stored[1] 2*int64 4*number int64", "dx", (0, 0)
+            ),
+        ),
+    ),
+    "linear": KernelGroup(
+        runs=of_steps(
+            lambda channels: {
+                "Linear": [Linear(channels, 40)],
+                "Linear, ReLU": [Linear(channels, 33), ReLU()],
+                "Linear, ReLU, Dropout": [Linear(channels, 40), ReLU(), Dropout(0.5)],
+            }
+        ),
+        shapes=((3, 7), (1, 1), (130, 5)),
+        small=(6, 8),
+        cases=(
+            # The first three update y.
+            KernelCase(bias_relu.bias_kernel, "2*number[1] stored[1]", "", (0, 0)),
+            KernelCase(bias_relu.bias_relu_kernel, "2*number[1] stored[1]", "", (0, 1)),
+            KernelCase(
+                bias_relu.bias_relu_dropout_kernel,
+                "2*number[1] stored[1] number uint64 uint64[1]",
+                "",
+                (0, 6),
+            ),
+            KernelCase(
+                bias_relu.masked_gradient_kernel,
+                "3*stored[2] number[2] int64 number",
+                "dz partial",
+                (0, 2),
+                threads=256,
+            ),
+            KernelCase(
+                *(reductions.sum_rows_kernel, "stored[2] number[2] int64", "partial", (0, 0)),
+                threads=256,
+            ),
+            KernelCase(reductions.sum_parts_kernel, "number[2] number[1]", "total", (0, 0)),
+        ),
+    ),
+    "softmax_rows": KernelGroup(
+        runs=lambda shape, dtype: {"softmax_rows": loss(shape, dtype, fast=True)},
+        shapes=((3, 5), (1, 2), (2, 131)),
+        small=(4, 40),
+        cases=(
+            KernelCase(
+                softmax.softmax_rows_kernel,
+                "number[2] int64[1] number[2] 2*number[1] number[2]",
+                "probabilities losses hits dlogits",
+                (1, 0),
+            ),
+            KernelCase(reductions.totals_kernel, "3*number[1] int32[1]", "totals", (0, 2)),
+        ),
+    ),
+    "bfloat16": KernelGroup(
+        runs=to_bfloat16_and_back,
+        shapes=ELEMENTS,
+        small=(2, 3, 5, 8),
+        cases=(
+            KernelCase(
+                precision.to_bfloat16_kernel, "number[1] stored[1]", "bits", (0, 1), only=BF16
+            ),
+            KernelCase(
+                precision.from_bfloat16_kernel, "stored[1] number[1]", "x", (0, 0), only=BF16
+            ),
+        ),
+    ),
+}

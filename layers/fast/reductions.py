@@ -82,24 +82,25 @@ def sum_parts_kernel(partial, total):
 
 @cuda.jit
 def totals_kernel(losses, hits, totals, skip):
-    sums = cuda.shared.array((2, TOTALS_THREADS), losses.dtype)
+    sums = cuda.shared.array(TOTALS_THREADS, losses.dtype)
+    counts = cuda.shared.array(TOTALS_THREADS, losses.dtype)
     t = cuda.threadIdx.x
     loss = hit = losses.dtype.type(0)
     for n in range(t, losses.size, TOTALS_THREADS):
         loss += losses[n]
         hit += hits[n]
-    sums[0, t], sums[1, t] = loss, hit
+    sums[t], counts[t] = loss, hit
     cuda.syncthreads()
     active = TOTALS_THREADS // 2
     while active > 0:
         if t < active:
-            sums[0, t] += sums[0, t + active]
-            sums[1, t] += sums[1, t + active]
+            sums[t] += sums[t + active]
+            counts[t] += counts[t + active]
         cuda.syncthreads()
         active //= 2
     if t == 0:
-        mean = sums[0, 0] / losses.dtype.type(losses.size)
-        totals[0], totals[1] = mean, sums[1, 0]
+        mean = sums[0] / losses.dtype.type(losses.size)
+        totals[0], totals[1] = mean, counts[0]
         if not math.isfinite(mean):
             skip[0] = 1
 

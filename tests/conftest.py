@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compiled import Compiled, compiled
@@ -53,13 +54,44 @@ LONGEST = (
 """What two processes begin with, so that at the end neither waits long for the other."""
 
 
+def everything(config: pytest.Config) -> bool:
+    """Whether tests marked `full` run: with --full, and where files or tests are named."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    return config.getoption("--full") or named
+
+
+left_out: set[int] = set()
+"""How many tests each process has left out."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they come."""
+    """Leave out what is marked `full`; the longest files first, the others as they come."""
+    if not everything(config):
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        left_out.add(len(left))
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["left out"] = len(left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     if not hasattr(config, "workerinput"):
         return
     folder = Path(__file__).parent
     places = {folder / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a process of pytest-xdist has left out."""
+    left_out.add(getattr(node, "workeroutput", {}).get("left out", 0))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was left out, and how to run it."""
+    if count := max(left_out, default=0):
+        terminalreporter.write_line(
+            f"left out: {count} tests that take long; pytest --full runs them, too"
+        )
 
 
 def pytest_collection_finish() -> None:
@@ -95,13 +127,20 @@ def device(request) -> Device:
 
 
 @pytest.fixture(scope="session")
-def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def compiled_kernels(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Compiled:
     """What the compiler, which needs no GPU, makes of every kernel."""
-    return compiled(tmp_path_factory)
+    return compiled(tmp_path_factory, everything(pytestconfig))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest --unchecked` where only speed is wanted; `--kills 40` for a night."""
+    """`pytest --full` for all tests; `--unchecked` for speed; `--kills 40` for a night."""
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run all tests, also those that take long (CI does): about 10 minutes on two cores",
+    )
     parser.addoption(
         "--unchecked",
         action="store_true",

@@ -1,9 +1,10 @@
 """Compile every kernel of the project without a GPU, and write down what came out.
 
-    python tests/helpers/compile_kernels.py FOLDER
+    python tests/helpers/compile_kernels.py FOLDER [90]
 
-with the simulator off, which has no compiler. Into FOLDER go the PTX of each kernel and rows.json,
-what `ptxas` says of it. `compiled.py` does this once for all tests that want it.
+for all its architectures, or for the named one; with the simulator off, which has no compiler. Into
+FOLDER go the PTX of each kernel and rows.json, what `ptxas` says of it. `compiled.py` does this once
+for all tests that need it.
 """
 
 import json
@@ -118,7 +119,7 @@ def lines_with(text, ptx):
 
 def main():
     """Compile, assemble, write."""
-    folder = Path(sys.argv[1])
+    folder, only = Path(sys.argv[1]), sys.argv[2:]
     ptxas = find_ptxas()
     cases = *CASES.values(), *planted()
     jobs = [(case, dtype) for case in cases for dtype in case.dtypes]
@@ -127,6 +128,8 @@ def main():
         for case, dtype in jobs:
             name, arguments = case.name, case.argument_types(dtype)
             for architecture in case.architectures_of(dtype):
+                if only and "{}{}".format(*architecture) not in only:
+                    continue
                 row = {"kernel": name, "dtype": dtype, "architecture": architecture}
                 rows.append(row)
                 try:

@@ -46,8 +46,8 @@ class Compiled:
         return (self._folder / found["ptx"]).read_text()
 
 
-def compiled(factory: pytest.TempPathFactory) -> Compiled:
-    """All kernels; compiled by whoever asks first."""
+def compiled(factory: pytest.TempPathFactory, full: bool) -> Compiled:
+    """All kernels, for sm_90 or (full) every architecture; compiled by whoever asks first."""
     base = factory.getbasetemp()
     if fcntl and "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # which the processes have in common
@@ -59,7 +59,7 @@ def compiled(factory: pytest.TempPathFactory) -> Compiled:
         if not (folder / "rows.json").exists():
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             environment.pop("NUMBA_ENABLE_CUDASIM", None)
-            command = [sys.executable, str(SCRIPT), str(folder)]
+            command = [sys.executable, str(SCRIPT), str(folder), *([] if full else ["90"])]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     return Compiled(folder)

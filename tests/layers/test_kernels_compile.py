@@ -6,6 +6,16 @@ import pytest
 from tinyconv.lab.cases import CASES
 from tinyconv.lab.cases.case import EVERY, STORED, TENSOR_CORES
 
+HOPPER = (9, 0)
+"""The others are left to `pytest --full`."""
+
+
+def on(architecture, *values):
+    """Parameters of a test; marked unless they are those of HOPPER."""
+    marks = () if architecture == HOPPER else (pytest.mark.full,)
+    return pytest.param(*values, architecture, marks=marks)
+
+
 COMPILED = [
     (name, dtype, architecture)
     for dtype in STORED
@@ -34,7 +44,9 @@ def assembled(compiled_kernels, row):
     return row
 
 
-@pytest.mark.parametrize(("name", "dtype", "architecture"), COMPILED, ids=label)
+@pytest.mark.parametrize(
+    ("name", "dtype", "architecture"), [on(row[2], *row[:2]) for row in COMPILED], ids=label
+)
 def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, architecture, assembled):
     found = assembled(name, dtype, architecture)
     assert "error" not in found, found["error"]
@@ -46,7 +58,9 @@ def test_a_kernel_compiles_and_keeps_everything_in_registers(name, dtype, archit
 TENSOR = [row for row in COMPILED if CASES[row[0]].architectures == TENSOR_CORES]
 
 
-@pytest.mark.parametrize(("name", "dtype", "architecture"), TENSOR, ids=label)
+@pytest.mark.parametrize(
+    ("name", "dtype", "architecture"), [on(row[2], *row[:2]) for row in TENSOR], ids=label
+)
 def test_two_blocks_of_a_tensor_core_kernel_fit_a_multiprocessor(
     name, dtype, architecture, assembled
 ):
@@ -58,7 +72,9 @@ def test_two_blocks_of_a_tensor_core_kernel_fit_a_multiprocessor(
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "architecture"), [row for row in COMPILED if row[1] != "float64"], ids=label
+    ("name", "dtype", "architecture"),
+    [on(row[2], *row[:2]) for row in COMPILED if row[1] != "float64"],
+    ids=label,
 )
 def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture, row):
     """Whatever it stores."""
@@ -67,19 +83,19 @@ def test_a_float32_kernel_computes_nothing_in_float64(name, dtype, architecture,
     assert found["doubles"] == []
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=label)
+@pytest.mark.parametrize("architecture", [on(each) for each in EVERY], ids=label)
 def test_a_planted_float64_constant_is_caught(architecture, row):
     assert row("planted_double", "float32", architecture)["doubles"]
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=label)
+@pytest.mark.parametrize("architecture", [on(each) for each in EVERY], ids=label)
 def test_a_planted_local_array_is_caught(architecture, assembled):
     found = assembled("planted_local", "float32", architecture)
     assert found["locals"]
     assert found["stack"] >= 400
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=label)
+@pytest.mark.parametrize("architecture", [on(each) for each in EVERY], ids=label)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_one_front_end_for_all_architectures_gives_what_each_alone_does(dtype, architecture, row):
     assert row(compile_kernels.ASKS_FOR_ITS_ARCHITECTURE, dtype, architecture)["same as alone"]

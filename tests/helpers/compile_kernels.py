@@ -3,8 +3,8 @@
     python tests/helpers/compile_kernels.py FOLDER [90]
 
 for all its architectures, or for the named one; with the simulator off, which has no compiler. Into
-FOLDER go the PTX of each kernel and rows.json, what `ptxas` says of it. `compiled.py` does this once
-for all tests that need it.
+FOLDER go the PTX of each kernel and rows.json, what `ptxas` says of it. `compiled.py` does this
+once for all tests that need it.
 """
 
 import json

@@ -259,8 +259,8 @@ def run_step(step: SingleStep, x: Any, labels: np.ndarray, number: int) -> None:
 
 def amount(bench: Bench, count: int, precision: str) -> dict[str, int]:
     """What a step has to do, as docs/limits.md counts it."""
-    passes = limits.step_work(bench.host_net, count, word=limits.word_of(precision))
-    operations, moved = (sum(column) for column in zip(*passes, strict=True))
+    word = limits.word_of(precision)
+    operations, moved = limits.sums(limits.step_work(bench.host_net, count, word=word))
     return {"operations": operations, "moved": moved, "images": count}
 
 
@@ -276,7 +276,9 @@ def our_step(
             raise ValueError("the loss is not finite")
         pool = getattr(bench.device.xp, "get_default_memory_pool", None)
         found = {"peak bytes": pool().total_bytes()} if pool else {}
-        return {**found, "replayed": step.replayed} if graph else found
+        if graph:
+            found["replayed"] = getattr(step, "replayed", False)  # on the host nothing is recorded
+        return found
 
     work = amount(bench, count, precision)
     return Job(lambda: run_step(step, x, labels, next(number)), **work, notes=notes)
@@ -517,9 +519,9 @@ def check_part(bench: Bench, part: Part) -> None:
         layers = [bench.host_net[layer.name] for layer in part.layers]
     for theirs, ours in zip(layers, part.layers, strict=True):
         theirs.to("cpu", np.float64)
-        for place, parameters in enumerate(zip(theirs.parameters(), ours.parameters())):
-            right, value = parameters
-            right.value[...] = bench.rounded(value.value, "fp32" if place else part.precision)
+        for right, value in zip(theirs.parameters(), ours.parameters(), strict=True):
+            is_factor = value is ours.parameters()[0]
+            right.value[...] = bench.rounded(value.value, part.precision if is_factor else "fp32")
         ours.set_step(0)
         theirs.set_step(0)
     x = bench.random(2, *part.shape)

@@ -150,6 +150,10 @@ WARNING = (
 )
 
 
+def ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3f}"
+
+
 def share(rate: float, ceiling: float | None) -> str:
     """`rate` as a share of the ceiling, if that was measured."""
     return f"{rate / ceiling:.0%}" if ceiling else ""
@@ -173,15 +177,15 @@ def replayed(result: Result, ceilings: dict[str, float]) -> str:
 
 Cell = Callable[[Result, dict[str, float]], str]
 CELLS: dict[str, Cell] = {
-    "ms": lambda r, _: f"{1e3 * r.median:,.3f}",
-    "fastest to slowest": lambda r, _: f"{1e3 * min(r.seconds):,.3f} to {1e3 * max(r.seconds):,.3f}",
+    "ms": lambda r, _: ms(r.median),
+    "fastest to slowest": lambda r, _: f"{ms(min(r.seconds))} to {ms(max(r.seconds))}",
     "times": lambda r, _: f"{len(r.seconds)}",
-    "GB/s": lambda r, _: f"{r.moved / r.median / 1e9:,.1f}",
-    "TFLOP/s": lambda r, _: f"{r.operations / r.median / 1e12:,.2f}",
+    "GB/s": lambda r, _: f"{r.moved / r.median / 1e9:,.1f}" if r.moved else "",
+    "TFLOP/s": lambda r, _: f"{r.operations / r.median / 1e12:,.2f}" if r.operations else "",
     "of the copy bandwidth": lambda r, c: share(r.moved / r.median, c.get("copy bandwidth")),
     "of the matrix product": of_product,
     "images/s": lambda r, _: f"{r.images / r.median:,.0f}",
-    "host ms": lambda r, _: f"{1e3 * statistics.median(r.host_seconds):,.3f}",
+    "host ms": lambda r, _: ms(statistics.median(r.host_seconds)),
     "peak MiB": peak,
     "replayed": replayed,
 }
@@ -342,7 +346,7 @@ def say(result: Result) -> None:
     """One line for each case, on standard error."""
     took = result.why or "agrees"
     if result.seconds:
-        took = f"{1e3 * result.median:,.3f} ms, {len(result.seconds)} times"
+        took = f"{ms(result.median)} ms, {len(result.seconds)} times"
     print(f"{result.section}: {result.what}, {result.who}: {took}", file=sys.stderr, flush=True)
 
 

@@ -165,10 +165,10 @@ def total(passes, machine) -> float:
 
 def machines_table() -> str:
     """Each machine's two rates and where they balance, and below their sources."""
-    rows = [
-        [name, f"{m.flops / 1e12:,.3g}", f"{m.bandwidth / 1e9:,.4g}", f"{m.flops / m.bandwidth:.0f}"]
-        for name, m in MACHINES.items()
-    ]
+    rows = []
+    for name, (flops, bandwidth, *_) in MACHINES.items():
+        rates = f"{flops / 1e12:,.3g}", f"{bandwidth / 1e9:,.4g}", f"{flops / bandwidth:.0f}"
+        rows.append([name, *rates])
     sources = "\n".join(f"- {name}: {machine.source}." for name, machine in MACHINES.items())
     return f"{table(['machine', 'TFLOP/s', 'GB/s', 'operations a byte'], rows)}\n\n{sources}"
 

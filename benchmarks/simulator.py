@@ -9,12 +9,12 @@ emulated intrinsics of a warp, and asynchronous copies, plain and recorded.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -22,9 +22,10 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np
 from machine import machine
+from measuring import in_turns, seconds, table
 from numba import cuda, float32
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 N = 32768  # threads of a plain kernel
 SIZE = 64  # of the matrices
 TILE = 16  # a block is TILE by TILE threads
@@ -87,28 +88,30 @@ def cases():
     ]
 
 
-def measure() -> None:
-    """Run every case once in this process; print names, seconds and results as JSON."""
+def install() -> None:
+    """Our simulator in place of Numba's; exits where that is not possible."""
+    from layers import simulator
+
+    simulator.install()
+    if not simulator.installed:
+        sys.exit(simulator.install())
+
+
+def measure(ours: bool) -> list[tuple[float, bytes]]:
+    """In a new process: seconds and result of every case."""
+    if ours:
+        install()
     answers = []
-    for name, kernel, blocks, threads, args in cases():
-        start = time.perf_counter()
-        kernel[blocks, threads](*args)
-        seconds = time.perf_counter() - start
-        answers.append((name, seconds, args[-1].tobytes().hex()))
-    print(json.dumps(answers))
+    for _, kernel, blocks, threads, args in cases():
+        took = seconds(partial(kernel[blocks, threads], *args))
+        answers.append((took, args[-1].tobytes()))
+    return answers
 
 
-def run(simulator: str) -> list:
-    """The answers of `measure` in a new process under "ours" or "stock"."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", simulator],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
+def run(ours: bool) -> list[tuple[float, bytes]]:
+    """The answers of `measure` in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure, ours).result()
 
 
 def instruction_cases() -> dict:
@@ -164,58 +167,40 @@ def instruction_cases() -> dict:
     }
 
 
-def print_instructions(repeats: int) -> None:
-    """The second table."""
+def instruction_table(repeats: int) -> str:
+    """Milliseconds of one intrinsic by one warp, plain and recorded."""
+    install()
     from layers import simulator
 
-    simulator.install()
-    if not simulator.installed:
-        sys.exit(simulator.install())
-    x = np.zeros(32 * WARPS * 4, np.float32)
+    x, rows = np.zeros(32 * WARPS * 4, np.float32), []
 
-    def milliseconds(kernel, recorded: bool) -> float:
-        with simulator.record() if recorded else nullcontext():
-            start = time.perf_counter()
-            kernel[1, 32 * WARPS](x)
-            return (time.perf_counter() - start) * 1000 / (WARPS * COUNT)
+    def launch(kernel, context) -> float:
+        with context():
+            return 1000 * seconds(partial(kernel[1, 32 * WARPS], x)) / (WARPS * COUNT)
 
-    print("\n| one intrinsic, one warp | plain | recorded |\n|---|---:|---:|")
     for name, kernel in instruction_cases().items():
-        plain, recorded = (
-            median(milliseconds(kernel, recorded) for _ in range(repeats))
-            for recorded in (False, True)
-        )
-        print(f"| {name} | {plain:.3f} ms | {recorded:.3f} ms |")
+        ways = {"plain": nullcontext, "recorded": simulator.record}
+        found = in_turns({w: partial(launch, kernel, how) for w, how in ways.items()}, repeats)
+        rows.append([name, *(f"{median(each):.3f} ms" for each in found.values())])
+    return table(["one intrinsic, one warp", "plain", "recorded"], rows)
 
 
 def main() -> None:
     """Measure both, compare their results, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=["ours", "stock"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        if options.measure == "ours":
-            from layers import simulator
-
-            simulator.install()
-            if not simulator.installed:
-                sys.exit(simulator.install())
-        return measure()
-
-    runs = [(run("stock"), run("ours")) for _ in range(options.repeats)]
-    first = runs[0][0]
-    for answers in (answers for pair in runs for answers in pair):
-        for (name, _, wanted), (_, _, result) in zip(first, answers, strict=True):
-            if result != wanted:
-                sys.exit(f"{name}: the results differ")
-
-    print("| kernel | Numba's simulator | ours | times faster |\n|---|---:|---:|---:|")
-    for i, (name, _, _) in enumerate(first):
-        stock, ours = (median(pair[side][i][1] for pair in runs) for side in (0, 1))
-        print(f"| {name} | {stock:.2f} s | {ours:.3f} s | {stock / ours:.0f} |")
-    print_instructions(options.repeats)
-    print(f"\nMedians of {options.repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
+    repeats = parser.parse_args().repeats
+    found = in_turns({"stock": partial(run, False), "ours": partial(run, True)}, repeats)
+    rows = []
+    for place, (name, *_) in enumerate(cases()):
+        answers = {who: [answer[place] for answer in each] for who, each in found.items()}
+        if len({result for each in answers.values() for _, result in each}) > 1:
+            sys.exit(f"{name}: the results differ")
+        stock, ours = (median(took for took, _ in each) for each in answers.values())
+        rows.append([name, f"{stock:.2f} s", f"{ours:.3f} s", f"{stock / ours:.0f}"])
+    print(table(["kernel", "Numba's simulator", "ours", "times faster"], rows))
+    print(f"\n{instruction_table(repeats)}")
+    print(f"\nMedians of {repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
 
 
 if __name__ == "__main__":

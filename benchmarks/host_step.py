@@ -24,6 +24,7 @@ import os
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
@@ -244,7 +245,7 @@ def main(arguments=None):
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
     try:
         times = measure((*contestants, *[SIMPLE] * options.simple), options)
-    except ValueError as error:
+    except (ValueError, BrokenProcessPool) as error:
         parser.error(str(error))
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"

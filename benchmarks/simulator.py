@@ -4,15 +4,13 @@
 
 Prints a Markdown table: the median time of a launch under each, and how many times faster ours
 is. A process can use only one simulator, so each runs in a process of its own, alternately; their
-results must be equal before any time is printed. A second table has what only ours can run:
-emulated intrinsics of a warp, and asynchronous copies, plain and recorded.
+results must be equal before any time is printed.
 """
 
 import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +27,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 N = 32768  # threads of a plain kernel
 SIZE = 64  # of the matrices
 TILE = 16  # a block is TILE by TILE threads
-WARPS, COUNT = 8, 50  # of the kernels with emulated intrinsics
 
 
 @cuda.jit
@@ -88,19 +85,14 @@ def cases():
     ]
 
 
-def install() -> None:
-    """Our simulator in place of Numba's; exits where that is not possible."""
-    from layers import simulator
-
-    simulator.install()
-    if not simulator.installed:
-        sys.exit(simulator.install())
-
-
 def measure(ours: bool) -> list[tuple[float, bytes]]:
     """In a new process: seconds and result of every case."""
     if ours:
-        install()
+        from layers import simulator
+
+        simulator.install()
+        if not simulator.installed:
+            sys.exit(simulator.install())
     answers = []
     for _, kernel, blocks, threads, args in cases():
         took = seconds(partial(kernel[blocks, threads], *args))
@@ -112,77 +104,6 @@ def run(ours: bool) -> list[tuple[float, bytes]]:
     """The answers of `measure` in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, ours).result()
-
-
-def instruction_cases() -> dict:
-    """By name, kernels that execute an intrinsic COUNT times in each of WARPS warps."""
-    from numba import uint32
-
-    from layers.fast.conv.mma import cvt_rna_tf32, ldmatrix_x4, mma_bf16, mma_tf32
-    from layers.fast.conv.ptx import cp_async, cp_async_commit_group, cp_async_wait_group
-
-    def product(mma):
-        @cuda.jit
-        def kernel(x):
-            words = cuda.local.array(4, uint32)
-            sums = cuda.local.array(4, float32)
-            for i in range(4):
-                words[i] = 0
-                sums[i] = 0
-            for _ in range(COUNT):
-                mma(words, 0, words, 0, sums, 0)
-
-        return kernel
-
-    @cuda.jit
-    def load(x):
-        tiles = cuda.shared.array(32 * WARPS * 4, uint32)
-        words = cuda.local.array(4, uint32)
-        for i in range(4):
-            tiles[4 * cuda.threadIdx.x + i] = 0
-        for _ in range(COUNT):
-            ldmatrix_x4(words, 0, tiles, 4 * cuda.threadIdx.x)
-
-    @cuda.jit
-    def around(x):
-        words = cuda.local.array(1, uint32)
-        words[0] = 0
-        for _ in range(COUNT):
-            cvt_rna_tf32(words, 0)
-
-    @cuda.jit
-    def copy(x):
-        tiles = cuda.shared.array(32 * WARPS * 4, uint32)
-        for _ in range(COUNT):
-            cp_async(tiles, 4 * cuda.threadIdx.x, x, 4 * cuda.threadIdx.x, True)
-            cp_async_commit_group()
-            cp_async_wait_group(0)
-
-    return {
-        "`mma_tf32`": product(mma_tf32),
-        "`mma_bf16`": product(mma_bf16),
-        "`ldmatrix_x4`": load,
-        "`cvt_rna_tf32`": around,
-        "`cp_async`, with its wait": copy,
-    }
-
-
-def instruction_table(repeats: int) -> str:
-    """Milliseconds of one intrinsic by one warp, plain and recorded."""
-    install()
-    from layers import simulator
-
-    x, rows = np.zeros(32 * WARPS * 4, np.float32), []
-
-    def launch(kernel, context) -> float:
-        with context():
-            return 1000 * seconds(partial(kernel[1, 32 * WARPS], x)) / (WARPS * COUNT)
-
-    for name, kernel in instruction_cases().items():
-        ways = {"plain": nullcontext, "recorded": simulator.record}
-        found = in_turns({w: partial(launch, kernel, how) for w, how in ways.items()}, repeats)
-        rows.append([name, *(f"{median(each):.3f} ms" for each in found.values())])
-    return table(["one intrinsic, one warp", "plain", "recorded"], rows)
 
 
 def main() -> None:
@@ -199,7 +120,6 @@ def main() -> None:
         stock, ours = (median(took for took, _ in each) for each in answers.values())
         rows.append([name, f"{stock:.2f} s", f"{ours:.3f} s", f"{stock / ours:.0f}"])
     print(table(["kernel", "Numba's simulator", "ours", "times faster"], rows))
-    print(f"\n{instruction_table(repeats)}")
     print(f"\nMedians of {repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
 
 

@@ -199,28 +199,22 @@ def product(bench: Bench, precision: str) -> Job:
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 OURS = {
-    "tinyconv, simple": ("simple", False, ["fp32"]),
-    "tinyconv": ("fast", False, list(IN_WORDS)),
-    "tinyconv, graph": ("fast", True, list(IN_WORDS)),
+    "tinyconv, simple": {"kernels": "simple"},
+    "tinyconv": {},
+    "tinyconv, graph": {"graph": True},
+    "tinyconv, two columns on this GPU": {"columns": True},
 }
-"""Kernels, whether the step is recorded, and the precisions in which each is timed."""
-
-COLUMNS = "tinyconv, two columns on this GPU"
-COLUMNS_IN = tuple(IN_WORDS)
+"""How a step of ours is made: the options of `new_step`."""
 
 
 def step_cases(bench: Bench, batches: tuple[int, ...]) -> Iterator[Case]:
-    """Our steps; those of two columns on one GPU at the first batch size, beside `tinyconv`'s."""
+    """Our steps: simple in fp32, two columns at the first batch size, the others in everything."""
     for count in batches:
-        for who, (kernels, graph, precisions) in OURS.items():
-            for precision in precisions:
-                if precision in bench.precisions:
-                    make = partial(our_step, bench, count, precision, kernels, graph)
-                    yield Case("steps", f"{count:,}", f"{who}{IN_WORDS[precision]}", make)
-    for precision in COLUMNS_IN:
-        if precision in bench.precisions:
-            make = partial(our_step, bench, batches[0], precision, columns=True)
-            yield Case("steps", f"{batches[0]:,}", f"{COLUMNS}{IN_WORDS[precision]}", make)
+        for who, way in OURS.items():
+            for precision in ["fp32"] if "kernels" in way else bench.precisions:
+                if "columns" not in way or count == batches[0]:
+                    make = partial(our_step, bench, count, precision, **way)
+                    yield Case("steps", f"{count:,}", who + IN_WORDS[precision], make)
 
 
 def torch_step_cases(
@@ -264,10 +258,8 @@ def amount(bench: Bench, count: int, precision: str) -> dict[str, int]:
     return {"operations": operations, "moved": moved, "images": count}
 
 
-def our_step(
-    bench: Bench, count: int, precision: str, kernels="fast", graph=False, columns=False
-) -> Job:
-    step = new_step(bench, precision, kernels, graph, columns)
+def our_step(bench: Bench, count: int, precision: str, **way: Any) -> Job:
+    step: Any = new_step(bench, precision, **way)
     x, labels = bench.batch_of(count)
     number = iter(range(2**31))
 
@@ -276,7 +268,7 @@ def our_step(
             raise ValueError("the loss is not finite")
         pool = getattr(bench.device.xp, "get_default_memory_pool", None)
         found = {"peak bytes": pool().total_bytes()} if pool else {}
-        if graph:
+        if "graph" in way:
             found["replayed"] = getattr(step, "replayed", False)  # on the host nothing is recorded
         return found
 
@@ -284,53 +276,49 @@ def our_step(
     return Job(lambda: run_step(step, x, labels, next(number)), **work, notes=notes)
 
 
-def torch_training(bench: Bench, our_masks: bool, last: bool, lr: float = LR) -> Any:
-    """PyTorch's module, its function (images, labels, precision) -> loss for a step, our rates."""
-    from torch_twin import learned, twin
+def torch_training(
+    bench: Bench, mode: Mode, batch: tuple, our_masks=False, compiled=False, lr: float = LR
+) -> Callable[[], Any]:
+    """A function that makes a step of PyTorch, with our weights and rates, and returns the loss."""
+    from torch_twin import twin
 
     torch, net = bench.torch, bench.make_net()
-    module = twin(net, our_masks).to(bench.image(bench.random(1)).device)
-    if last:
-        module = module.to(memory_format=torch.channels_last)
-    groups = []
-    with_weights = [layer for layer in net if layer.parameters()]
-    for layer, part in zip(with_weights, learned(module), strict=True):
-        for ours, theirs in zip(layer.parameters(), (part.weight, part.bias), strict=True):
-            rates = {"lr": lr * ours.lr_multiplier, "weight_decay": DECAY * ours.decay_multiplier}
-            groups.append({"params": [theirs], **rates})
+    images = bench.image(batch[0], Mode("fp32", mode.last))
+    labels = torch.from_numpy(batch[1]).to(images.device)
+    formats = torch.contiguous_format, torch.channels_last
+    module = twin(net, our_masks).to(images.device, memory_format=formats[mode.last])
+    groups = [
+        {
+            "params": [theirs],
+            "lr": lr * ours.lr_multiplier,
+            "weight_decay": DECAY * ours.decay_multiplier,
+        }
+        for ours, theirs in zip(net.parameters(), module.parameters(), strict=True)
+    ]
     optimizer = torch.optim.SGD(groups, lr, MOMENTUM)
+    forward = torch.compile(module) if compiled else module
 
-    def run(forward: Any, images: Any, labels: Any, precision: str) -> Any:
+    def run() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        with bench.autocast(precision):
+        with bench.autocast(mode.precision):
             loss = torch.nn.functional.cross_entropy(forward(images), labels)
         loss.backward()
         optimizer.step()
         return loss
 
-    return module, run
+    return run
 
 
 def torch_step(bench: Bench, count: int, mode: Mode, compiled: bool) -> Job:
     """A step of PyTorch, with its own dropout."""
-    torch = bench.torch
-    module, run = torch_training(bench, our_masks=False, last=mode.last)
-    x, labels = bench.batch_of(count)
-    images = bench.image(x, Mode("fp32", mode.last))
-    target = torch.from_numpy(labels).to(images.device)
-    forward = torch.compile(module) if compiled else module
-    on_gpu = images.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-
-    def notes() -> dict[str, Any]:
-        return {"peak bytes": torch.cuda.max_memory_allocated()} if on_gpu else {}
-
+    run = torch_training(bench, mode, bench.batch_of(count), compiled=compiled)
+    work, cuda = amount(bench, count, mode.precision), bench.torch.cuda
+    around = partial(bench.mode, mode.precision)
+    if bench.device.xp is np:
+        return Job(run, **work, around=around)
+    cuda.reset_peak_memory_stats()
     return Job(
-        lambda: run(forward, images, target, mode.precision),
-        **amount(bench, count, mode.precision),
-        notes=notes,
-        around=lambda: bench.mode(mode.precision),
+        run, **work, notes=lambda: {"peak bytes": cuda.max_memory_allocated()}, around=around
     )
 
 
@@ -365,21 +353,19 @@ def losses_beside_torch(bench: Bench, precision: str) -> Job:
     PyTorch has channels last, and on the host no TF32: float32 there.
     """
     step = new_step(bench, precision, lr=SLOWLY)
-    module, run = torch_training(bench, our_masks=True, last=True, lr=SLOWLY)
-    x, labels = bench.batch_of(bench.batch)
-    images = bench.image(x, Mode("fp32", last=True))
-    target = bench.torch.from_numpy(labels).to(images.device)
+    batch, mode = bench.batch_of(bench.batch), Mode(precision, last=True)
+    run = torch_training(bench, mode, batch, our_masks=True, lr=SLOWLY)
     ours, theirs = [], []
     with bench.mode(precision):
         for number in range(STEPS):
-            run_step(step, x, labels, number)
+            run_step(step, *batch, number)
             ours.append(step.loss.value())
-            theirs.append(run(module, images, target, precision).item())
-    for number, pair in enumerate(zip(ours, theirs, strict=True), start=1):
-        one, right = (np.array([value]) for value in pair)
-        compare(f"the loss of step {number}", one, right, LOSS_TOLERANCE[precision])
-    worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-    found = {"ours": ours, "theirs": theirs, "largest relative difference": worst}
+            theirs.append(run().item())
+    differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
+    for number, difference in enumerate(differences, start=1):
+        if not difference <= LOSS_TOLERANCE[precision]:
+            raise ValueError(f"the loss of step {number} differs by {difference:.2g}")
+    found = {"ours": ours, "theirs": theirs, "largest relative difference": max(differences)}
     return Job(notes=lambda: found)
 
 
@@ -459,16 +445,17 @@ def conv_part(bench: Bench, layer: Conv2D, shape: tuple, algorithm: str, precisi
     return Part(step, [conv], shape, precision)
 
 
+def conv_job(bench: Bench, layer: Conv2D, shape: tuple, rung: Any, direction: str) -> Job:
+    return our_job(bench, conv_part(bench, layer, shape, *rung), direction)
+
+
 def conv_cases(bench: Bench) -> Iterator[Case]:
     """Every convolution of the net, every rung and PyTorch's modes, in three directions."""
     for layer, shape in convolutions(bench):
         for direction in DIRECTIONS:
             what = f"{layer.name} {direction}"
             for rung in rungs(bench):
-
-                def make(layer=layer, shape=shape, rung=rung, direction=direction) -> Job:
-                    return our_job(bench, conv_part(bench, layer, shape, *rung), direction)
-
+                make = partial(conv_job, bench, layer, shape, rung, direction)
                 yield Case("convolutions", what, f"{rung[0]}{IN_WORDS[rung[1]]}", make)
             for name in MODES if bench.torch else ():
                 make = partial(torch_job, bench, [layer], shape, direction, name)
@@ -597,7 +584,7 @@ def torch_job(bench: Bench, layers: list[Any], shape: tuple, direction: str, nam
     return Job(
         forward if direction == "forward" else backward,
         **work(bench, layers[0], shape, direction, mode.precision),
-        around=lambda: bench.mode(mode.precision),
+        around=partial(bench.mode, mode.precision),
     )
 
 

@@ -14,10 +14,10 @@ checked before they are timed (`gpu_cases.py`). Cases run in a fixed order, each
 after each case, so that a run that is killed leaves what it has found.
 
 --autotune times each of the products of a step (forward, dL/dx, dL/dw) with both tiles of
-`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds. The best of
-the medians of a tile counts. The faster tiles are written to layers/fast/conv/tiles.json under the
-GPU's architecture, where the steps read them; entries of other architectures are kept. A product
-for which one of the tiles was not timed is left to the rule.
+`layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds; its report
+is <date>-<gpu>-tiles. The tile with the best median of a round is written to
+layers/fast/conv/tiles.json under the GPU's architecture, where the steps read it; entries of other
+architectures are kept. A product for which one of the tiles was not timed is left to the rule.
 """
 
 import argparse
@@ -129,16 +129,13 @@ def description(bench: Bench, clock: Any, seed: int, rehearsal: bool) -> dict[st
         "pytorch": bench.torch.__version__ if bench.torch else "not installed for this device",
         "rehearsal": rehearsal,
     }
-    if bench.device.is_cuda and not bench.device.is_simulated:
+    if not rehearsal:
         runtime = bench.device.xp.cuda.runtime
-        properties = runtime.getDeviceProperties(bench.device.index)
-        facts |= {
-            "multiprocessors": properties["multiProcessorCount"],
-            "compute capability": f"{properties['major']}.{properties['minor']}",
-            "memory GiB": round(properties["totalGlobalMem"] / 2**30, 1),
-            "CUDA driver": runtime.driverGetVersion(),
-            "CUDA runtime": runtime.runtimeGetVersion(),
-        }
+        found = runtime.getDeviceProperties(bench.device.index)
+        facts |= {name: found[name] for name in ("multiProcessorCount", "major", "minor")}
+        facts["memory GiB"] = round(found["totalGlobalMem"] / 2**30, 1)
+        facts["CUDA driver"] = runtime.driverGetVersion()
+        facts["CUDA runtime"] = runtime.runtimeGetVersion()
     return facts
 
 
@@ -221,6 +218,7 @@ SECTIONS = {
         "GB/s: bytes that have to move (docs/limits.md) in the time taken; an array that is read "
         "twice counts once. Of PyTorch's passes both are timed as autograd runs them.",
     ),
+    "tiles": ("Tiles, round by round", (), "A product by its key in tiles.json."),
 }
 """Title, columns, and what they mean."""
 
@@ -281,16 +279,12 @@ def markdown(facts: dict[str, Any], results: list[Result]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(folder: Path, facts: dict[str, Any], results: list[Result]) -> list[Path]:
-    """The report as Markdown and as JSON; their paths."""
-    gpu = facts["device"].partition(", ")[2] or facts["device"]
-    name = f"{facts['date']}-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}"
-    folder.mkdir(parents=True, exist_ok=True)
-    text, numbers = folder / f"{name}.md", folder / f"{name}.json"
-    text.write_text(markdown(facts, results), encoding="utf-8")
+def write(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
+    """The report as Markdown and as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".md").write_text(markdown(facts, results), encoding="utf-8")
     content = json.dumps({"facts": facts, "results": [asdict(r) for r in results]}, indent=1)
-    numbers.write_text(content + "\n", encoding="utf-8")
-    return [text, numbers]
+    path.with_suffix(".json").write_text(content + "\n", encoding="utf-8")
 
 
 # --- tiles
@@ -306,37 +300,12 @@ def best_medians(results: list[Result]) -> dict[str, dict[str, float]]:
     return {what: tiles for what, tiles in found.items() if len(tiles) == len(TILES)}
 
 
-def faster(tiles: dict[str, float]) -> str:
-    """The tile that takes less time; of two equal ones the first of TILES."""
-    return min(TILES, key=tiles.__getitem__)
-
-
-def tuned_table(results: list[Result]) -> str:
-    """Every product, its times, the tile to take."""
-    best, rows = best_medians(results), []
-    for what in dict.fromkeys(result.what for result in results):
-        if tiles := best.get(what):
-            rows.append([what, faster(tiles), *(f"{1e3 * tiles[name]:,.4f}" for name in TILES)])
-        else:
-            why = next((r.why for r in results if r.what == what and r.why), "?")
-            rows.append([what, why, *[""] * len(TILES)])
-    return table(["product", "faster", *(f"{name}, ms" for name in TILES)], rows, text=2)
-
-
 def with_tiles(results: list[Result], architecture: str, path: Path) -> str:
-    """The text of the table at `path` with what was found on this architecture put into it."""
+    """The text of the table at `path` with the faster tiles; of two equal ones the first's name."""
     known = read(path)
-    found = {what: faster(tiles) for what, tiles in best_medians(results).items()}
+    found = {what: min(TILES, key=tiles.get) for what, tiles in best_medians(results).items()}
     known[architecture] = {**known.get(architecture, {}), **found}
     return json.dumps(known, indent=1, sort_keys=True) + "\n"
-
-
-def write_tiles(results: list[Result], device: Device) -> None:
-    """Into tiles.json; not in a rehearsal."""
-    if device.is_cuda and not device.is_simulated:
-        text = with_tiles(results, "sm_{}{}".format(*capability(device)), PATH)
-        PATH.write_text(text, encoding="utf-8")
-        print(f"{PATH} written", file=sys.stderr)
 
 
 # --- command line
@@ -363,14 +332,14 @@ def main(arguments: list[str] | None = None) -> int:
     add(REHEARSE, action="store_true", help="without a GPU: tiny, nothing written")
     add("--autotune", action="store_true", help="time tiles, and write layers/fast/conv/tiles.json")
     options = parser.parse_args(arguments)
-    tiny = options.rehearse
+    tiny, tune = options.rehearse, options.autotune
     try:
         device = Device(options.device)
         if not tiny and (not device.is_cuda or device.is_simulated):
             raise DeviceError(f"{device}: only a GPU has a report; --rehearse runs without one")
-        if options.autotune and not device.is_cuda:
+        if tune and not device.is_cuda:
             raise DeviceError(f"{device}: tiles are for a GPU, or the simulated cuda:0")
-        if options.autotune:
+        if tune:
             settle("tf32", device)  # there are tiles to choose from where there is TF32
     except (DeviceError, ValueError) as error:
         print(f"gpu_report.py: error: {error}", file=sys.stderr)
@@ -378,29 +347,25 @@ def main(arguments: list[str] | None = None) -> int:
     bench = bench_on(device, tiny, options.seed)
     clock = HostClock() if tiny else GpuClock(device.xp)
     minutes, batches = (UNLIMITED, (2,)) if tiny else (options.minutes, BATCHES)
-    if options.autotune:
-        of_tiles = functools.partial(cases.tile_cases, bench, batches, 1 if tiny else cases.ROUNDS)
-        results = run_sections([(1, of_tiles)], clock, minutes, say)
-        print(tuned_table(results))
-        write_tiles(results, device)
-        return failed(results)
     facts = description(bench, clock, options.seed, tiny)
+    gpu = re.sub(r"[^a-z0-9]+", "-", facts["device"].rpartition(", ")[2].lower()).strip("-")
+    path = options.out / f"{facts['date']}-{gpu}{'-tiles' if tune else ''}.md"
     found: list[Result] = []
 
     def keep(result: Result) -> None:
         say(result)
         found.append(result)
         if not tiny:
-            write(options.out, facts, found)
+            write(path, facts, found)
 
-    run_sections(sections(bench, batches), clock, minutes, keep)
-    print(markdown(facts, found) if tiny else "\n".join(map(str, write(options.out, facts, found))))
-    return failed(found)
-
-
-def failed(results: list[Result]) -> int:
-    """The exit status: 1 if some case failed, else 0."""
-    return int(any(result.why.startswith("failed") for result in results))
+    of_tiles = functools.partial(cases.tile_cases, bench, batches, 1 if tiny else cases.ROUNDS)
+    run_sections([(1, of_tiles)] if tune else sections(bench, batches), clock, minutes, keep)
+    print(markdown(facts, found) if tiny else path)
+    if tune and not tiny:
+        architecture = "sm_{}{}".format(*capability(device))
+        PATH.write_text(with_tiles(found, architecture, PATH), encoding="utf-8")
+        print(PATH)
+    return int(any(result.why.startswith("failed") for result in found))
 
 
 if __name__ == "__main__":

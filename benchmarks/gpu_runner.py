@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -110,17 +110,6 @@ class GpuClock:
             sys.modules["torch"].cuda.empty_cache()
 
 
-@contextmanager
-def stopped_garbage():
-    """Without Python's collector, which would start in the middle of a run."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def run_case(case: Case, clock: Any, budget: float) -> Result:
     """Make, check, warm up, and time one case within `budget` seconds, but LEAST_REPEATS times.
 
@@ -130,7 +119,8 @@ def run_case(case: Case, clock: Any, budget: float) -> Result:
     try:
         job = case.make()
         result.operations, result.moved, result.images = job.operations, job.moved, job.images
-        with stopped_garbage(), job.around():
+        with job.around():
+            gc.disable()  # it would start in the middle of a run
             if job.run is not None:
                 for _ in range(clock.warm_up):
                     one, _ = clock(job.run)
@@ -147,6 +137,8 @@ def run_case(case: Case, clock: Any, budget: float) -> Result:
         lines = str(error).strip().splitlines() or [""]
         result.why = f"failed: {type(error).__name__}: {lines[0][:200]}"
         result.seconds.clear()
+    finally:
+        gc.enable()
     return result
 
 

@@ -61,20 +61,20 @@ def test_everything_runs_on_tiny_shapes_and_agrees(device, monkeypatch, tmp_path
 
     facts = gpu_report.description(bench, HostClock(), 3, rehearsal=True)
     assert facts["pytorch"] == "not installed for this device"
-    text, numbers = gpu_report.write(tmp_path, facts, results)
-    content = json.loads(numbers.read_text())
+    gpu_report.write(tmp_path / "new" / "report.md", facts, results)
+    content = json.loads((tmp_path / "new" / "report.json").read_text())
     assert [Result(**row) for row in content["results"]] == results
-    report = text.read_text()
+    report = (tmp_path / "new" / "report.md").read_text()
     assert gpu_report.WARNING in report and facts["device"] in report
-    for title, _, _ in gpu_report.SECTIONS.values():
-        assert f"## {title}" in report
+    for name, (title, _, _) in gpu_report.SECTIONS.items():
+        assert (f"## {title}" in report) == (name != "tiles")
 
 
 def test_tensor_cores_take_part_in_both_precisions(cuda_device, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(gpu_cases, "RUNGS", {"tensor": ["tf32", "bf16"]})
     monkeypatch.setattr(gpu_report, "tiny_net", mini_net)
-    monkeypatch.setattr(gpu_cases, "COLUMNS_IN", ())  # mini_net has no two halves
+    monkeypatch.delitem(gpu_cases.OURS, "tinyconv, two columns on this GPU")  # no two halves
     results = run_everything(bench_on(cuda_device, seed=6))
     names = names_of(results)
     for words in ("TF32", "BF16"):
@@ -248,32 +248,19 @@ TIMED = [
 ]
 
 
-def test_the_best_of_the_medians_decides_and_128x128_if_they_are_equal():
+def test_the_best_of_the_medians_joins_what_was_known(tmp_path):
     assert gpu_report.best_medians(TIMED) == {
         "a": {LARGE: 2.0, SMALL: 1.5},
         "b": {LARGE: 1.0, SMALL: 1.0},
     }
-    assert gpu_report.tuned_table(TIMED).splitlines()[2:] == [
-        "| a | 128x64 | 2,000.0000 | 1,500.0000 |",
-        "| b | 128x128 | 1,000.0000 | 1,000.0000 |",
-        "| c | failed: ValueError: other bits |  |  |",
-    ]
-
-
-def test_what_was_found_joins_what_was_known(monkeypatch, tmp_path, capsys):
-    class Gpu:
-        is_cuda, is_simulated = True, False
-
     path = tmp_path / "tiles.json"
-    monkeypatch.setattr(gpu_report, "PATH", path)
-    monkeypatch.setattr(gpu_report, "capability", lambda device: (9, 0))
     path.write_text(json.dumps({"sm_80": {"a": LARGE}, "sm_90": {"a": LARGE, "z": SMALL}}))
-    gpu_report.write_tiles(TIMED, Gpu())
+    path.write_text(gpu_report.with_tiles(TIMED, "sm_90", path))
     expected = {"sm_80": {"a": LARGE}, "sm_90": {"a": SMALL, "b": LARGE, "z": SMALL}}
-    assert tile_table.read(path) == expected and str(path) in capsys.readouterr().err
+    assert tile_table.read(path) == expected
     path.write_text("[]")
     with pytest.raises(ValueError, match="is not a table of tiles"):
-        gpu_report.write_tiles(TIMED, Gpu())
+        gpu_report.with_tiles(TIMED, "sm_90", path)
 
 
 @pytest.fixture
@@ -331,28 +318,36 @@ def test_rehearsals_are_marked_and_write_nothing(mini_bench, monkeypatch, capsys
     assert gpu_report.WARNING in printed and "- seed: 1\n" in printed
     assert gpu_report.main(["--rehearse", "--autotune", "--seed", "2"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 2 + 2 and rows[2].startswith(f"| {KEY} | ")
+    timed = [row.split(" | ")[:2] for row in rows if row.startswith("| bf16")]
+    assert [[f"| {KEY}", tile] for tile in (LARGE, SMALL)] == timed[:2] and len(timed) == 4
     assert (sorted(gpu_report.RESULTS.iterdir()), tile_table.PATH.read_text()) == before
 
 
-def test_a_report_that_is_cut_off_leaves_what_it_has_found(monkeypatch, tmp_path):
-    """On a GPU; here the host takes its place, up to the case that ends the process."""
-    monkeypatch.setitem(sys.modules, "torch", None)
-    host = Device("cpu")
-    bench = bench_on(host)
+@pytest.fixture
+def as_if_on_a_gpu(monkeypatch):
+    """The host takes its place in `main`, with the tiny sizes."""
+    bench = bench_on(Device("cpu"))
 
     class Gpu(Device):
         is_simulated = False
 
         def __init__(self, name):
-            vars(self).update(vars(host), is_cuda=True)
+            vars(self).update(vars(bench.device), is_cuda=True)
 
+    facts = gpu_report.description(bench, HostClock(), 1, rehearsal=True)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(gpu_report, "Device", Gpu)
+    monkeypatch.setattr(gpu_report, "GpuClock", lambda xp: HostClock())
+    monkeypatch.setattr(gpu_report, "description", lambda *_: facts)
+    monkeypatch.setattr(gpu_report, "bench_on", lambda *_: bench)
+    monkeypatch.setattr(gpu_report, "settle", lambda *_: "tf32")
+    monkeypatch.setattr(gpu_report, "capability", lambda device: (9, 0))
+
+
+def test_a_report_that_is_cut_off_leaves_what_it_has_found(as_if_on_a_gpu, monkeypatch, tmp_path):
     def dies(*arguments):
         yield gpu_cases.Case("steps", "2", "tinyconv", lambda: sys.exit("killed"))
 
-    monkeypatch.setattr(gpu_report, "Device", Gpu)
-    monkeypatch.setattr(gpu_report, "GpuClock", lambda xp: HostClock())
-    monkeypatch.setattr(gpu_report, "bench_on", lambda *_, **__: bench)
     monkeypatch.setattr(gpu_cases, "step_cases", dies)
     with pytest.raises(SystemExit, match="killed"):
         gpu_report.main(["--out", str(tmp_path)])
@@ -360,3 +355,21 @@ def test_a_report_that_is_cut_off_leaves_what_it_has_found(monkeypatch, tmp_path
     results = json.loads(numbers.read_text())["results"]
     assert [r["what"] for r in results][:2] == ["copy bandwidth", "matrix product"]
     assert "| copy bandwidth | numpy | " in numbers.with_suffix(".md").read_text()
+
+
+def test_tuning_writes_a_report_and_the_table(as_if_on_a_gpu, monkeypatch, tmp_path, capsys):
+    def fails():
+        raise ValueError("other bits")
+
+    def tiles(*arguments):
+        for tile, run in ((LARGE, lambda: None), (SMALL, lambda: None), (SMALL, fails)):
+            yield gpu_cases.Case("tiles", "a", tile, lambda run=run: gpu_cases.Job(run))
+
+    monkeypatch.setattr(gpu_cases, "tile_cases", tiles)
+    monkeypatch.setattr(gpu_report, "PATH", tmp_path / "tiles.json")
+    gpu_report.PATH.write_text("{}")
+    assert gpu_report.main(["--autotune", "--out", str(tmp_path)]) == 1  # a case has failed
+    assert json.loads(gpu_report.PATH.read_text())["sm_90"].keys() == {"a"}
+    report, table = capsys.readouterr().out.splitlines()
+    assert report.endswith("-tiles.md") and table == str(gpu_report.PATH)
+    assert "failed: ValueError: other bits" in (tmp_path / report).read_text()

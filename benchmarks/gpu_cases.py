@@ -402,7 +402,7 @@ RUNGS = {"direct": ["fp32"], "shared": ["fp32"], "tiled": ["fp32"], "tensor": ["
 
 DIRECTIONS = "forward", "filter gradient", "both gradients"
 PYTORCH = "PyTorch", "PyTorch, channels_last", "PyTorch, BF16, channels_last"
-"""Its modes for layers whose products, if they have any, are not those of matrices."""
+"""Its modes for the other layers; TF32 makes a difference to Linear alone."""
 
 
 def rungs(bench: Bench) -> list[tuple[str, str]]:
@@ -480,10 +480,7 @@ def parts(bench: Bench, kernels: str, precision: str) -> list[Part]:
 
 
 def layer_cases(bench: Bench) -> Iterator[Case]:
-    """The other layers, as `layers/*.py` and as the plan compute them, and PyTorch's.
-
-    TF32 makes a difference to `Linear` alone.
-    """
+    """The other layers, as `layers/*.py` and as the plan compute them, and PyTorch's."""
     for kernels, precision in [("simple", "fp32"), *(("fast", p) for p in bench.precisions)]:
         who = ("tinyconv" if kernels == "fast" else "tinyconv, simple") + IN_WORDS[precision]
         for part in parts(bench, kernels, precision):

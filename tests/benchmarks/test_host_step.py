@@ -94,12 +94,3 @@ def test_sizes_that_do_not_fit_end_the_run_with_a_line(monkeypatch, capfd):
     error = capfd.readouterr().err
     assert ended.value.code == 2 and "error: alexnet: image_size must be at least 64" in error
     assert "Traceback" not in error
-
-
-def test_a_stopwatch_keeps_the_last_time_of_each_name(monkeypatch):
-    times = iter([0.5, 2.0])
-    monkeypatch.setattr(host_step, "seconds", lambda run: [run(), next(times)][1])
-    watch = host_step.Stopwatch()
-    assert watch.timed("a", max, 2, 3) == 3 and watch == {"a": 0.5}
-    watch.timed("a", max, 2, 3)
-    assert watch == {"a": 2.0}

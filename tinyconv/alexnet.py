@@ -49,7 +49,7 @@ def alexnet(
     width scales the number of filters and of fully connected units; image_size is the side of the
     square input in pixels; recipe: "paper", "authors" or "robust". The result has
     `input_shape` (image_size, image_size, 3) and takes (N, H, W, 3), giving logits (N, classes).
-    init=False skips `initialize`: all parameters are 0, for counting, or for weights to be loaded.
+    init=False skips `initialize`: parameters are 0, learning multipliers 1; enough for counting.
 
     ValueError for fewer than 1 class, a width or image size too small, an unknown recipe.
     Source: paper §3.5; for the differences of the recipes docs/paper.md.

@@ -1,4 +1,4 @@
-"""Running timed cases in order: each guarded, repeated, and within a budget of minutes.
+"""The cases of `gpu_report.py` in order: each guarded, repeated, within a budget of minutes.
 
 A case creates its arrays, checks its result, and only then is timed. An error in one case is
 written into its result, and the other cases still run. When time is short a case is repeated less
@@ -9,10 +9,12 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from measuring import seconds
 
 LEAST_REPEATS = 3
 
@@ -20,8 +22,7 @@ LEAST_REPEATS = 3
 class Job(NamedTuple):
     """What a case has made: `run` is timed; `operations` and `moved` bytes are what it has to do.
 
-    No `run`: nothing to time. `notes()` is called afterwards, for what else there is to say. Both
-    happen within `around()`.
+    No `run`: nothing to time. `notes()` is called afterwards. Both happen within `around()`.
     """
 
     run: Callable[[], Any] | None = None
@@ -32,8 +33,7 @@ class Job(NamedTuple):
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-@dataclass
-class Case:
+class Case(NamedTuple):
     """One row of a table: who does what in which section; `make()` gives its Job, checked."""
 
     section: str
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass
 class Result:
-    """What became of a case. `seconds` of every repeat; `why` it failed or was dropped."""
+    """The outcome of a case: `seconds` of every repeat, or `why` there are none."""
 
     section: str
     what: str
@@ -59,12 +59,8 @@ class Result:
 
     @property
     def median(self) -> float:
-        """The middle of the repeats, in seconds; nan without any."""
-        return statistics.median(self.seconds) if self.seconds else float("nan")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """Of the repeats, in seconds."""
+        return statistics.median(self.seconds)
 
 
 class HostClock:
@@ -75,42 +71,36 @@ class HostClock:
 
     def __call__(self, run: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of one run, and seconds that the host was busy with it: here the same."""
-        start = time.perf_counter()
-        run()
-        took = time.perf_counter() - start
+        took = seconds(run)
         return took, took
 
     def free(self) -> None:
-        """Nothing to give back."""
+        """There is no pool of memory to give back."""
 
 
 class GpuClock:
-    """Times what is queued on CuPy's current stream, between two CUDA events.
+    """Times what is queued on CuPy's current stream, by `cupyx.profiler.benchmark`.
 
     Before each run a buffer of twice the L2 cache is written, so that nothing of the last run is
-    found there.
+    found there. (So `benchmark` is called once a run: it has no hook between its repeats.)
     """
 
     warm_up, most_repeats = 2, 30
 
     def __init__(self, cupy: Any) -> None:
-        self.cupy = cupy
+        from cupyx.profiler import benchmark
+
+        self.cupy, self.benchmark = cupy, benchmark
         l2 = cupy.cuda.Device().attributes["L2CacheSize"]
         self.buffer = cupy.empty(2 * l2, "uint8")
         self.flushed = f"the L2 cache ({l2 / 2**20:.0f} MiB) is overwritten before each run"
 
     def __call__(self, run: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of one run on the GPU, and seconds until the host had queued it."""
-        events = self.cupy.cuda.Event(), self.cupy.cuda.Event()
         self.buffer.fill(0)
         self.cupy.cuda.runtime.deviceSynchronize()
-        events[0].record()
-        start = time.perf_counter()
-        run()
-        queued = time.perf_counter() - start
-        events[1].record()
-        events[1].synchronize()
-        return self.cupy.cuda.get_elapsed_time(*events) / 1e3, queued
+        times = self.benchmark(run, n_repeat=1, n_warmup=0, name="run")
+        return float(times.gpu_times[0, 0]), float(times.cpu_times[0])
 
     def free(self) -> None:
         """Give the memory of the last case back."""
@@ -120,81 +110,62 @@ class GpuClock:
             sys.modules["torch"].cuda.empty_cache()
 
 
-class Budget:
-    """Minutes that all cases together may take; `now` is a clock in seconds."""
+def run_case(case: Case, clock: Any, budget: float) -> Result:
+    """Make, check, warm up, and time one case within `budget` seconds, but LEAST_REPEATS times.
 
-    def __init__(self, minutes: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.now, self.end = now, now() + 60 * minutes
-
-    def left(self) -> float:
-        """Seconds."""
-        return self.end - self.now()
-
-    def part(self, share: float) -> "Budget":
-        """A budget of that share of what is left."""
-        return Budget(share * self.left() / 60, self.now)
-
-
-def repeats_within(seconds: float, one: float, most: int) -> int:
-    """How often a run of `one` second may be made in so many seconds, between the two limits."""
-    if one * most <= seconds:
-        return most
-    return min(most, max(LEAST_REPEATS, int(seconds / one)))
-
-
-@contextmanager
-def stopped_garbage() -> Iterator[None]:
-    """Without Python's collector, which would start in the middle of a run."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def measure(run: Callable[[], Any], clock: Any, seconds: float, result: Result) -> None:
-    """Warm up, and fill in the times of the repeats."""
-    for _ in range(clock.warm_up):
-        one, _ = clock(run)
-        if one * LEAST_REPEATS > seconds:
-            break
-    for _ in range(repeats_within(seconds, one, clock.most_repeats)):
-        took, queued = clock(run)
-        result.seconds.append(took)
-        result.host_seconds.append(queued)
-
-
-def run_case(case: Case, clock: Any, seconds: float) -> Result:
-    """Make, check, warm up, and time one case; whatever it raises ends up in `why`."""
+    Whatever it raises ends up in `why`.
+    """
     result = Result(case.section, case.what, case.who)
     try:
         job = case.make()
         result.operations, result.moved, result.images = job.operations, job.moved, job.images
-        with stopped_garbage(), job.around():
+        with job.around():
+            gc.disable()  # it would start in the middle of a run
             if job.run is not None:
-                measure(job.run, clock, seconds, result)
+                for _ in range(clock.warm_up):
+                    one, _ = clock(job.run)
+                    if one * LEAST_REPEATS > budget:
+                        break
+                while len(result.seconds) < clock.most_repeats and (
+                    len(result.seconds) < LEAST_REPEATS or sum(result.seconds) + one <= budget
+                ):
+                    one, queued = clock(job.run)
+                    result.seconds.append(one)
+                    result.host_seconds.append(queued)
             result.notes = job.notes()
     except Exception as error:  # of any library: a broken case must not end the report
         lines = str(error).strip().splitlines() or [""]
         result.why = f"failed: {type(error).__name__}: {lines[0][:200]}"
         result.seconds.clear()
+    finally:
+        gc.enable()
     return result
 
 
-def run_cases(
-    cases: list[Case],
+def run_sections(
+    sections: list[tuple[float, Callable[[], Iterable[Case]]]],
     clock: Any,
-    budget: Budget,
+    minutes: float,
     on_result: Callable[[Result], None] = lambda result: None,
-) -> Iterator[Result]:
-    """The results, in the order of the cases."""
-    for place, case in enumerate(cases):
-        left = budget.left()
-        if left <= 0:
-            result = Result(case.section, case.what, case.who, why="dropped: out of time")
-        else:
-            result = run_case(case, clock, left / (len(cases) - place))
-            clock.free()
-        on_result(result)
-        yield result
+    now: Callable[[], float] = time.monotonic,
+) -> list[Result]:
+    """The results of all sections, each of which has its share of the minutes.
+
+    sections: (weight, function that gives the cases). What one does not need the next ones have.
+    """
+    results, end = [], now() + 60 * minutes
+    for place, (weight, make_cases) in enumerate(sections):
+        share = weight / sum(later for later, _ in sections[place:])
+        until = now() + share * (end - now())
+        cases = list(make_cases())
+        for number, case in enumerate(cases):
+            budget = (until - now()) / (len(cases) - number)
+            if budget > 0:
+                result = run_case(case, clock, budget)
+                clock.free()
+            else:
+                result = Result(*case[:3], why="dropped: out of time")
+            results.append(result)
+            on_result(result)
+        clock.free()
+    return results

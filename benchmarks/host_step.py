@@ -6,51 +6,51 @@
 
 Forward, loss, backward and SGD of one AlexNet (recipe robust: ReLU, LRN, groups, dropout) in
 float32. Each contestant has a process of its own with the same number of threads, and only one of
-them works at a time: they take turns, several rounds of them, and medians are compared. A machine
-that slows down slows all. PyTorch's net is built from its own modules with our weights; that both
-give the same logits is checked before anything is timed. PyTorch runs twice: with channels first,
-as its modules expect, and with its `channels_last` memory format, which is our order. The second
-table goes through the net as `Sequential` does: layers that share a step are one row, beside the
-sum of PyTorch's, and each ratio is against the faster of its two. Without PyTorch only ours is
-timed. `--simple` times the step of the book (`layers/*.py`, kernels="simple") in turn with the
-others.
+them works at a time: they take turns, several rounds of them, and medians are compared. PyTorch's
+net is built from its own modules with our weights; that both give the same logits is checked before
+anything is timed. PyTorch runs twice: with channels first, as its modules expect, and with its
+`channels_last` memory format, which is our order. The second table goes through the net as
+`Sequential` does: layers that share a step are one row, beside the sum of PyTorch's, and each ratio
+is against the faster of its two. Without PyTorch only ours is timed. `--simple` times the step of
+the book (`layers/*.py`, kernels="simple") in turn with the others.
 
-Each median is printed with the lower and the upper quartile. The last lines list the rows without a
-convolution in which PyTorch is faster, and by more than the spread if the quartile ranges do not
-overlap; then the same for layers, with both passes added up.
+Each median is printed with the lower and the upper quartile; "both" is a layer's forward and
+backward pass added up, step by step.
 """
 
 import argparse
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 from machine import machine
+from measuring import in_turns, seconds, table
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
 WARM_UP = 2
 OURS = "tinyconv"
 SIMPLE = "tinyconv, simple"
 CONTESTANTS = OURS, "PyTorch", "PyTorch, channels_last"
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
-ENVIRONMENT = dict(os.environ)  # before `layers` says in it how our threads should wait
 
 
-def make(options):
+def make(options, kernels="fast"):
     """The net and one batch, the same in every process."""
-    # Imported in here, so that each worker loads first what it measures: `layers` tells the
+    # Imported in here, so that each process loads first what it measures: `layers` tells the
     # threads of NumPy and Numba how to wait, and PyTorch's must not be told.
     import numpy as np
 
     from tinyconv import alexnet
 
     net = alexnet(options.classes, options.width, options.image_size, "robust")
-    net.to("cpu", kernels="simple" if options.worker == SIMPLE else "fast")
+    net.to("cpu", kernels=kernels)
     net.layers[0].input_gradient = False
     rng = np.random.default_rng(0)
     side = options.image_size
@@ -58,24 +58,21 @@ def make(options):
     return net, x, rng.integers(0, options.classes, options.batch_size)
 
 
-class Stopwatch:
-    """Seconds by name; `timed` calls a function and notes how long it took."""
-
-    def __init__(self):
-        self.seconds = {}
+class Stopwatch(dict):
+    """Seconds by name."""
 
     def timed(self, name, function, *arguments):
-        start = time.perf_counter()
-        result = function(*arguments)
-        self.seconds[name] = time.perf_counter() - start
-        return result
+        """The result of function(*arguments), whose time becomes that of `name`."""
+        result = []
+        self[name] = seconds(lambda: result.append(function(*arguments)))
+        return result[0]
 
 
-def our_step(options):
+def our_step(name, options):
     """Two functions: a step, and a step part by part on a stopwatch."""
     from tinyconv import SGD
 
-    net, x, labels = make(options)
+    net, x, labels = make(options, "simple" if name == SIMPLE else "fast")
     loss, optimizer = net.loss(), SGD(net.parameters(), lr=1e-4)
 
     def step():
@@ -96,7 +93,7 @@ def our_step(options):
     return step, by_part
 
 
-def torch_step(options):
+def torch_step(name, options):
     """The same of PyTorch, with its own dropout."""
     import torch
     from torch_twin import by_step, channels_first, twin
@@ -107,7 +104,7 @@ def torch_step(options):
     named = by_step(net, module)
     del net
     x, labels = channels_first(x), torch.from_numpy(labels)
-    if options.worker != "PyTorch":
+    if name != "PyTorch":
         module = module.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
@@ -139,20 +136,29 @@ def torch_step(options):
     return step, by_part
 
 
-def work(options):
-    """In a child process: for each line of input a round, its seconds printed as JSON."""
-    step, by_part = (our_step if options.worker in (OURS, SIMPLE) else torch_step)(options)
+READY = []
+"""In a contestant's process, the two functions that it measures."""
+
+
+def prepare(name, options):
+    """In a new process: make the step and warm up."""
+    os.environ.update(dict.fromkeys(THREADS, str(options.threads)))
+    READY[:] = (our_step if name in (OURS, SIMPLE) else torch_step)(name, options)
     for _ in range(WARM_UP):
-        step()
-        by_part(Stopwatch())
-    print(json.dumps("ready"), flush=True)
-    for _ in sys.stdin:
-        watch, seconds = Stopwatch(), []
-        for _ in range(options.steps):
-            watch.timed("step", step)
-            by_part(watch)
-            seconds.append(dict(watch.seconds))
-        print(json.dumps(seconds), flush=True)
+        turn(1)
+
+
+def turn(steps):
+    """In a contestant's process: for each step, the seconds by name."""
+    step, by_part = READY
+    found = []
+    for _ in range(steps):
+        watch = Stopwatch(step=seconds(step))
+        by_part(watch)
+        layers = [name.removesuffix(" forward") for name in watch if name.endswith(" forward")]
+        both = {f"{x} both": watch[f"{x} forward"] + watch[f"{x} backward"] for x in layers}
+        found.append({**watch, **both})
+    return found
 
 
 def check(options):
@@ -169,54 +175,35 @@ def check(options):
 
 def measure(contestants, options):
     """By contestant and by what was timed, the seconds of every step of every round."""
-    environment = ENVIRONMENT | dict.fromkeys(THREADS, str(options.threads))
-    paths = [str(ROOT), ENVIRONMENT.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    settings = [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in vars(options).items()
-        if name not in ("worker", "simple")
-    ]
-    workers, seconds = {}, {name: {} for name in contestants}
-    try:
+    with ExitStack() as stack:
+
+        def process():
+            return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+
+        if "PyTorch" in contestants:
+            process().submit(check, options).result()
+        turns = {}
         for name in contestants:
-            command = [sys.executable, __file__, *settings, "--worker", name]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            workers[name] = subprocess.Popen(command, env=environment, text=True, **pipes)
-            answer(name, workers[name])
-        for _ in range(options.rounds):
-            for name, worker in workers.items():
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-                for step in answer(name, worker):
-                    for what, took in step.items():
-                        seconds[name].setdefault(what, []).append(took)
-    finally:
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
-    return seconds
+            pool = process()
+            pool.submit(prepare, name, options).result()
+            turns[name] = lambda pool=pool: pool.submit(turn, options.steps).result()
+        found = in_turns(turns, options.rounds)
+    steps = {name: [step for one in turns for step in one] for name, turns in found.items()}
+    return {name: {x: [step[x] for step in each] for x in each[0]} for name, each in steps.items()}
 
 
-def answer(name, worker):
-    """The next line of a worker, read as JSON."""
-    line = worker.stdout.readline()
-    if not line:
-        raise SystemExit(f"host_step.py: the process of {name} ended early; its error is above")
-    return json.loads(line)
+# --- tables; `times`: what `measure` returns
 
 
-def step_table(seconds, batch_size):
-    """Lines of Markdown: the whole step of each contestant."""
-    yield "| | ms a step | fastest to slowest | images/s | theirs / ours |"
-    yield "|---|---:|---:|---:|---:|"
-    ours = statistics.median(seconds[OURS]["step"])
-    for name, times in seconds.items():
-        took, middle = times["step"], statistics.median(times["step"])
-        yield (
-            f"| {name} | {1e3 * middle:,.1f} | {1e3 * min(took):,.1f} to {1e3 * max(took):,.1f} | "
-            f"{batch_size / middle:,.1f} | {middle / ours:.2f} |"
-        )
+def step_table(times, batch_size):
+    """The whole step of each contestant."""
+    rows, ours = [], statistics.median(times[OURS]["step"])
+    for name, each in times.items():
+        took, middle = each["step"], statistics.median(each["step"])
+        spread = f"{1e3 * min(took):,.1f} to {1e3 * max(took):,.1f}"
+        rates = f"{batch_size / middle:,.1f}", f"{middle / ours:.2f}"
+        rows.append([name, f"{1e3 * middle:,.1f}", spread, *rates])
+    return table(["", "ms a step", "fastest to slowest", "images/s", "theirs / ours"], rows)
 
 
 def quartiles(took):
@@ -224,56 +211,21 @@ def quartiles(took):
     return statistics.quantiles(took if len(took) > 1 else took * 2, n=4, method="inclusive")
 
 
-def compared(seconds):
-    """What the rows of the second table are: all that was timed but the step and the views."""
-    return [what for what in seconds[OURS] if what != "step" and not what.startswith("flatten")]
-
-
-def faster_of_pytorchs(seconds, what):
-    """Quartiles of that PyTorch whose median is the smaller; None without PyTorch."""
-    theirs = [quartiles(times[what]) for name, times in seconds.items() if name != OURS]
-    return min(theirs, key=lambda three: three[1], default=None)
-
-
-def part_table(seconds):
-    """Lines of Markdown: every layer or pair, forward and backward; the loss; the optimizer."""
-    with_others = len(seconds) > 1
-    yield "| ms | " + " | ".join(seconds) + (" | theirs / ours |" if with_others else " |")
-    yield "|---|" + "---:|" * (len(seconds) + with_others)
-    for what in compared(seconds):
-        row = []
-        for times in seconds.values():
-            low, median, high = (1e3 * took for took in quartiles(times[what]))
+def part_table(times):
+    """Every layer or pair, each pass and both; the loss; the optimizer. Views are left out."""
+    rows, with_others = [], len(times) > 1
+    for what in times[OURS]:
+        if what == "step" or what.startswith("flatten"):
+            continue
+        row, medians = [what], []
+        for each in times.values():
+            low, median, high = (1e3 * took for took in quartiles(each[what]))
             row.append(f"{median:,.2f} ({low:,.2f} to {high:,.2f})")
+            medians.append(median)
         if with_others:
-            ratio = faster_of_pytorchs(seconds, what)[1] / quartiles(seconds[OURS][what])[1]
-            row.append(f"{ratio:.2f}")
-        yield f"| {what} | " + " | ".join(row) + " |"
-
-
-def both_ways(seconds):
-    """`seconds` of whole layers: forward and backward passes of each step added up."""
-    layers = [what.removesuffix(" forward") for what in seconds[OURS] if what.endswith("forward")]
-
-    def added(times, layer):
-        passes = times[f"{layer} forward"], times[f"{layer} backward"]
-        return [sum(both) for both in zip(*passes, strict=True)]
-
-    return {name: {x: added(times, x) for x in layers} for name, times in seconds.items()}
-
-
-def verdict(seconds, what="rows"):
-    """Lines: the rows without a convolution whose median is behind the faster PyTorch's."""
-    rows = [row for row in compared(seconds) if not row.startswith("conv")]
-    beyond, within = [], []
-    for row in rows:
-        low, median, _ = quartiles(seconds[OURS][row])
-        _, their_median, their_high = faster_of_pytorchs(seconds, row)
-        if median > their_median:
-            (beyond if low > their_high else within).append(row)
-    yield f"Of {len(rows)} {what} without a convolution, behind PyTorch"
-    yield f"by more than the spread: {len(beyond)}" + "".join(f"; {row}" for row in beyond)
-    yield f"within the spread: {len(within)}" + "".join(f"; {row}" for row in within)
+            row.append(f"{min(medians[1:]) / medians[0]:.2f}")
+        rows.append(row)
+    return table(["ms", *times, *["theirs / ours"] * with_others], rows)
 
 
 def main(arguments=None):
@@ -284,32 +236,25 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--simple", action="store_true", help='time kernels="simple" as well')
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--steps", type=int, default=2, help="timed steps in a turn")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps in a round")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--worker", choices=(*CONTESTANTS, SIMPLE), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.worker:
-        return work(options)
-
     contestants = CONTESTANTS
-    if importlib.util.find_spec("torch"):
-        check(options)
-    else:
+    if not importlib.util.find_spec("torch"):
         contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
-    seconds = measure((*contestants, SIMPLE) if options.simple else contestants, options)
+    try:
+        times = measure((*contestants, *[SIMPLE] * options.simple), options)
+    except (ValueError, BrokenProcessPool) as error:
+        parser.error(str(error))
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
         f" batch {options.batch_size}, float32, {options.threads} threads; medians of "
         f"{options.rounds * options.steps} steps each, in {options.rounds} turns\n"
-        f"{machine('numba', 'numpy', 'torch')}\n"
+        f"{machine('numba', 'numpy', 'torch')}\n\n{step_table(times, options.batch_size)}"
     )
-    print("\n".join(step_table(seconds, options.batch_size)))
-    seconds.pop(SIMPLE, None)  # it goes through the net in other steps
-    print("\n" + "\n".join(part_table(seconds)))
-    if len(contestants) > 1:
-        print("\n" + "\n".join(verdict(seconds)))
-        print("\n" + "\n".join(verdict(both_ways(seconds), "layers, forward and backward,")))
+    times.pop(SIMPLE, None)  # it goes through the net in other steps
+    print(f"\n{part_table(times)}")
     return 0
 
 

@@ -21,17 +21,18 @@ than the formula.
 """
 
 import argparse
-import importlib
 import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
+from measuring import table  # noqa: E402
+
 from layers import Conv2D, Dropout, Flatten, Linear, MaxPool2D, ReLU  # noqa: E402
+from tinyconv import alexnet  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "limits.md"
 BATCH = 128
@@ -94,11 +95,14 @@ class Work(NamedTuple):
         return "c" if computing else "m"
 
 
+def word_of(precision) -> int:
+    """Bytes of an activation in "fp32", "tf32" or "bf16"."""
+    return HALF if precision == "bf16" else WORD
+
+
 def sized(width=1.0, image_size=224):
-    """An AlexNet of that size whose weights are never drawn: only their number matters here."""
-    module = importlib.import_module("tinyconv.alexnet")
-    with mock.patch.object(module, "initialize", lambda net, recipe, seed: net):
-        return module.alexnet(width=width, image_size=image_size, recipe="robust")
+    """An AlexNet of that size; only the number of its weights matters here."""
+    return alexnet(width=width, image_size=image_size, recipe="robust", init=False)
 
 
 def work(layer, input_shape, batch, input_gradient=True, word=WORD) -> tuple[Work, Work]:
@@ -159,53 +163,52 @@ def total(passes, machine) -> float:
     return sum(one.seconds(machine) for one in passes)
 
 
-def table(header, rows) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    rule = "|---|" + "---:|" * (len(header) - 1)
-    first, *others = ("| " + " | ".join(line) + " |" for line in (header, *rows))
-    return "\n".join((first, rule, *others))
-
-
 def machines_table() -> str:
+    """Each machine's two rates and where they balance, and below their sources."""
     rows = []
     for name, (flops, bandwidth, *_) in MACHINES.items():
-        ceilings = f"{flops / 1e12:,.3g}", f"{bandwidth / 1e9:,.4g}", f"{flops / bandwidth:.0f}"
-        rows.append([name, *ceilings])
-    header = ["machine", "TFLOP/s", "GB/s", "operations a byte"]
+        rates = f"{flops / 1e12:,.3g}", f"{bandwidth / 1e9:,.4g}", f"{flops / bandwidth:.0f}"
+        rows.append([name, *rates])
     sources = "\n".join(f"- {name}: {machine.source}." for name, machine in MACHINES.items())
-    return f"{table(header, rows)}\n\n{sources}"
+    return f"{table(['machine', 'TFLOP/s', 'GB/s', 'operations a byte'], rows)}\n\n{sources}"
 
 
-def by_word(count) -> dict[int, object]:
-    """`count(word)` for float32 and for BF16: what the columns of one table share."""
-    return {word: count(word) for word in (WORD, HALF)}
+def sums(passes) -> tuple[int, int]:
+    """Operations and bytes of several passes."""
+    return sum(one.operations for one in passes), sum(one.moved for one in passes)
 
 
 def layers_table(net) -> str:
     """Work and floors of each layer, forward and backward together."""
-    update = {"SGD": (sgd_work(net), Work(0, 0))}
-    found = by_word(lambda word: {**layers_work(net, BATCH, word), **update})
+    update = {"SGD": (sgd_work(net),)}
+    found = {word: layers_work(net, BATCH, word) | update for word in (WORD, HALF)}
     rows = []
     for name, passes in found[WORD].items():
-        operations, moved = (sum(column) for column in zip(*passes, strict=True))
-        halved = sum(one.moved for one in found[HALF][name])
+        operations, moved = sums(passes)
         floors = []
         for machine in MACHINES.values():
             here = found[machine.word][name]
-            bound = "".join(sorted({one.bound(machine) for one in here if one.moved}))
+            bound = "".join(sorted({one.bound(machine) for one in here}))
             floors.append(f"{1e3 * total(here, machine):,.3f} {bound}")
         per_byte = f"{operations / moved:,.0f}" if operations else ""
         giga = f"{operations / 1e9:,.1f}" if operations else ""
-        rows.append([name, giga, f"{moved / 1e6:,.1f}", f"{halved / 1e6:,.1f}", per_byte, *floors])
+        megabytes = (f"{sums(found[word][name])[1] / 1e6:,.1f}" for word in (WORD, HALF))
+        rows.append([name, giga, *megabytes, per_byte, *floors])
     header = ["layer", "GFLOP", "MB", "MB, BF16", "FLOP / byte", *(f"{m}, ms" for m in MACHINES)]
     return table(header, rows)
 
 
+def step_seconds(net, batch, fused=True) -> list[float]:
+    """The floor of a step on each machine."""
+    passes = {word: step_work(net, batch, fused, word) for word in (WORD, HALF)}
+    return [total(passes[machine.word], machine) for machine in MACHINES.values()]
+
+
 def totals_table(net) -> str:
+    """A step's floors, with and without ReLU and dropout."""
     rows = []
     for title, fused in (("layer by layer", False), ("ReLU and dropout free", True)):
-        passes = by_word(lambda word, fused=fused: step_work(net, BATCH, fused, word))
-        seconds = [total(passes[machine.word], machine) for machine in MACHINES.values()]
+        seconds = step_seconds(net, BATCH, fused)
         rows.append([f"{title}, ms", *(f"{1e3 * took:,.2f}" for took in seconds)])
         rows.append([f"{title}, images/s", *(f"{BATCH / took:,.0f}" for took in seconds)])
     return table(["a step of 128 images", *MACHINES], rows)
@@ -215,32 +218,25 @@ def growth_table(what, cases) -> str:
     """cases: (title, net, batch)."""
     rows = []
     for title, net, batch in cases:
-        passes = by_word(lambda word, net=net, batch=batch: step_work(net, batch, word=word))
-        operations, moved = (sum(column) for column in zip(*passes[WORD], strict=True))
-        rates = [
-            f"{batch / total(passes[machine.word], machine):,.0f}" for machine in MACHINES.values()
-        ]
+        operations, moved = sums(step_work(net, batch))
+        rates = (f"{batch / took:,.0f}" for took in step_seconds(net, batch))
         rows.append([title, f"{operations / 1e9:,.1f}", f"{moved / 1e9:,.2f}", *rates])
     return table([what, "GFLOP", "GB", *(f"{m}, images/s" for m in MACHINES)], rows)
 
 
 def tables() -> dict[str, str]:
     """By name, the parts of docs/limits.md that are printed here."""
-
     net = sized()
+    batches = [(f"{n:,}", net, n) for n in (1, 8, 32, 128, 512, 2048)]
+    sizes = [(f"{n}", sized(image_size=n), BATCH) for n in (64, 96, 128, 224, 448)]
+    widths = [(f"{n:g}", sized(width=n), BATCH) for n in (0.125, 0.25, 0.5, 1, 2)]
     return {
         "machines": machines_table(),
         "layers": layers_table(net),
         "totals": totals_table(net),
-        "batch": growth_table(
-            "batch size", [(f"{n:,}", net, n) for n in (1, 8, 32, 128, 512, 2048)]
-        ),
-        "image size": growth_table(
-            "image size", [(f"{n}", sized(image_size=n), BATCH) for n in (64, 96, 128, 224, 448)]
-        ),
-        "width": growth_table(
-            "width", [(f"{n:g}", sized(width=n), BATCH) for n in (0.125, 0.25, 0.5, 1, 2)]
-        ),
+        "batch": growth_table("batch size", batches),
+        "image size": growth_table("image size", sizes),
+        "width": growth_table("width", widths),
     }
 
 

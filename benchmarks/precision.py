@@ -20,6 +20,7 @@ import sys
 
 import numpy as np
 from machine import machine
+from measuring import table
 
 from layers import Device
 from layers.fast.gemm import multiply
@@ -52,15 +53,14 @@ def relative_error(precision, length, positive, rows=256, seed=0):
     return float(np.sqrt(np.mean((out - exact) ** 2) / np.mean(exact**2)))
 
 
-def print_products(names):
-    """A row for each length of a sum."""
-    print("| terms | of | " + " | ".join(names) + " |")
-    print("|---:|---|" + "---:|" * len(names))
-    for length in LENGTHS:
-        for positive in (False, True):
-            errors = [f"{relative_error(name, length, positive):.1e}" for name in names]
-            kind = "positive numbers" if positive else "both signs"
-            print(f"| {length:,} | {kind} | {' | '.join(errors)} |", flush=True)
+def products_table(names):
+    """A row for each length of a sum and kind of numbers."""
+    rows = [
+        [f"{length:,}", kind, *(f"{relative_error(n, length, positive):.1e}" for n in names)]
+        for length in LENGTHS
+        for kind, positive in (("both signs", False), ("positive numbers", True))
+    ]
+    return table(["terms", "of", *names], rows)
 
 
 def run(name, seed, data, options):
@@ -87,30 +87,23 @@ def distance(one, other):
     return loss, abs(one[-1].val_top1 - other[-1].val_top1)
 
 
-def print_trainings(names, data, options):
-    """A row for each training as it ends, then their means, then how far curves are apart."""
-    print("| precision | seed | training loss | validation loss | top-1 | top-5 |")
-    print("|---|---:|---:|---:|---:|---:|")
-    runs = {}
-    for seed in range(options.seeds):
+def training_tables(names, data, options):
+    """Every training and the means of each precision; and how far curves are apart."""
+    runs, seeds = {}, range(options.seeds)
+    for seed in seeds:
         for name in names:
             runs[name, seed] = run(name, seed, data, options)
-            last = runs[name, seed][-1]
-            print(
-                f"| {name} | {seed} | {last.train_loss:.4f} | {last.val_loss:.4f} | "
-                f"{last.val_top1:.1%} | {last.val_top5:.1%} |",
-                flush=True,
+            print(f"{name}, seed {seed}: {runs[name, seed][-1]}", file=sys.stderr, flush=True)
+    rows = []
+    for seed in [*seeds, "mean"]:
+        for name in names:
+            ends = [runs[name, s][-1] for s in (seeds if seed == "mean" else [seed])]
+            figures = ([e.train_loss, e.val_loss, e.val_top1, e.val_top5] for e in ends)
+            loss, val_loss, top1, top5 = map(statistics.fmean, zip(*figures, strict=True))
+            rows.append(
+                [name, f"{seed}", f"{loss:.4f}", f"{val_loss:.4f}", f"{top1:.1%}", f"{top5:.1%}"]
             )
-    for name in names:
-        ends = [runs[name, seed][-1] for seed in range(options.seeds)]
-        figures = ([e.train_loss, e.val_loss, e.val_top1, e.val_top5] for e in ends)
-        loss, val_loss, top1, top5 = map(statistics.fmean, zip(*figures, strict=True))
-        print(f"| {name} | mean | {loss:.4f} | {val_loss:.4f} | {top1:.1%} | {top5:.1%} |")
-    print("\nLargest distance of two curves of the training loss (mean of an epoch), and distance")
-    print("of validation top-1 at the end; of the pairs the mean, and in brackets the largest:\n")
-    print("| pair | loss | top-1 |")
-    print("|---|---:|---:|")
-    seeds = range(options.seeds)
+    header = ["precision", "seed", "training loss", "validation loss", "top-1", "top-5"]
     pairs = {
         f"{name} and fp32, one seed": [(runs[name, s], runs["fp32", s]) for s in seeds]
         for name in names
@@ -119,14 +112,17 @@ def print_trainings(names, data, options):
     pairs["fp32 and fp32, two seeds"] = [
         (runs["fp32", one], runs["fp32", other]) for one in seeds for other in seeds if one < other
     ]
-    for title, found in pairs.items():
-        if found:
-            losses, top1 = zip(*(distance(*pair) for pair in found), strict=True)
-            mean_loss, mean_top1 = statistics.fmean(losses), statistics.fmean(top1)
-            print(
-                f"| {title} | {mean_loss:.3f} ({max(losses):.3f}) | "
-                f"{mean_top1:.1%} ({max(top1):.1%}) |"
-            )
+    apart = []
+    for title, both in pairs.items():
+        if both:
+            losses, top1 = zip(*(distance(*pair) for pair in both), strict=True)
+            loss = f"{statistics.fmean(losses):.3f} ({max(losses):.3f})"
+            apart.append([title, loss, f"{statistics.fmean(top1):.1%} ({max(top1):.1%})"])
+    return (
+        f"{table(header, rows)}\n\nLargest distance of two curves of the training loss (mean of an "
+        "epoch), and distance\nof validation top-1 at the end; of the pairs the mean, and in "
+        f"brackets the largest:\n\n{table(['pair', 'loss', 'top-1'], apart)}"
+    )
 
 
 def main(arguments=None):
@@ -145,7 +141,7 @@ def main(arguments=None):
     names = [name for name in PRECISIONS if name != "auto"]
     print(machine("numba", "numpy"))
     print("\nRelative error of a · b, sums of so many terms, against float64 (root mean square):\n")
-    print_products(names)
+    print(products_table(names), flush=True)
     if not options.seeds:
         return 0
     prepared = options.data is not None and options.data.endswith(".h5")
@@ -157,7 +153,7 @@ def main(arguments=None):
             f"{options.image_size} pixels, recipe robust; {options.epochs} epochs, batch "
             f"{options.batch_size}, learning rate {options.lr:g}\n"
         )
-        print_trainings([*names, NUDGED], data, options)
+        print(training_tables([*names, NUDGED], data, options))
     return 0
 
 

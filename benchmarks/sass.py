@@ -19,17 +19,13 @@ from pathlib import Path
 
 # --- the tools
 
-WHEELS = {
-    "ptxas": ("cu13/bin", "cuda_nvcc/bin"),
-    "nvdisasm": ("cu13/bin", "cuda_nvdisasm/bin"),
-    "compute-sanitizer": ("cu13/bin", "cuda_sanitizer_api/bin"),
-}
-"""Where the wheels of CUDA 13 and 12 put each tool, below site-packages/nvidia."""
-
 INSTALL = {
-    "ptxas": "pip install 'cuda-toolkit[nvcc]==13.*'",
-    "nvdisasm": "pip install 'cuda-toolkit[nvdisasm]==13.*'",
-    "compute-sanitizer": "pip install 'cuda-toolkit[sanitizer]==13.*'",
+    tool: f"pip install 'cuda-toolkit[{extra}]==13.*'"
+    for tool, extra in {
+        "ptxas": "nvcc",
+        "nvdisasm": "nvdisasm",
+        "compute-sanitizer": "sanitizer",
+    }.items()
 }
 """The command that brings each tool, of the same release as numba-cuda[cu13]'s compiler."""
 
@@ -39,10 +35,8 @@ ASSEMBLY = "ptxas", "nvdisasm"
 def find_tool(name: str) -> str | None:
     """The path of one of NVIDIA's tools, out of a wheel or on PATH; None if it is missing."""
     for folder in sys.path:
-        for wheel in WHEELS.get(name, ()):
-            path = Path(folder, "nvidia", wheel, name)
-            if path.is_file():
-                return str(path)
+        for path in Path(folder, "nvidia").glob(f"*/bin/{name}"):
+            return str(path)
     return shutil.which(name)
 
 
@@ -124,17 +118,15 @@ class Kernel:
 
 def assemble(ptx: str, architecture: tuple[int, int]) -> tuple[dict[str, int], str]:
     """What `ptxas -v` says, and the listing of `nvdisasm`. RuntimeError if a tool fails."""
-    tools = {name: find_tool(name) for name in ASSEMBLY}
-    major, minor = architecture
+    ptxas, nvdisasm = map(find_tool, ASSEMBLY)
     with tempfile.TemporaryDirectory() as folder:
         source, code = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        said = _run([tools["ptxas"], "-v", f"-arch=sm_{major}{minor}", "-o", code, source])
-        listing = _run([tools["nvdisasm"], "-c", code])
-    return resources(said), listing
+        said = _run(ptxas, "-v", "-arch=sm_{}{}".format(*architecture), "-o", code, source)
+        return resources(said), _run(nvdisasm, "-c", code)
 
 
-def _run(command: list) -> str:
+def _run(*command) -> str:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{Path(command[0]).name}: {(done.stderr or done.stdout).strip()}")
@@ -146,7 +138,7 @@ def resources(said: str) -> dict[str, int]:
 
     def most(pattern: str) -> int:
         # A kernel can have functions of its own: the worst of them counts.
-        return max((int(number) for number in re.findall(pattern, said)), default=0)
+        return max(map(int, re.findall(pattern, said)), default=0)
 
     return {
         "registers": most(r"Used (\d+) registers"),
@@ -210,24 +202,24 @@ def instructions_of(listing: str) -> tuple[list[str], dict[str, int]]:
 def main_loop(listing: str) -> Loop | None:
     """The loop with the most multiply-adds of those that hold no other loop with any; or None."""
     lines, labels = instructions_of(listing)
-    spans = []
-    for end, line in enumerate(lines):
+    spans = set()
+    for end, line in enumerate(lines, start=1):
         target = re.match(r"BRA\b.*?(\.L\w+)", line)
-        start = labels.get(target[1], end + 1) if target else end + 1
-        if start <= end:
-            spans.append((start, end + 1))
-    working = sorted({span for span in spans if _work(lines[slice(*span)])})
+        start = labels.get(target[1], end) if target else end
+        if start < end and _work(lines[start:end]):
+            spans.add((start, end))
     inner = [
         lines[start:end]
-        for start, end in working
-        if not any((a, b) != (start, end) and start <= a and b <= end for a, b in working)
+        for start, end in sorted(spans)
+        if not any((a, b) != (start, end) and start <= a and b <= end for a, b in spans)
     ]
     if not inner:
         return None
-    body = max(inner, key=lambda body: sum(_work(body).values()))
+    body = max(inner, key=lambda body: _work(body).total())
     # "LDS RZ, [RZ]" loads nothing: ptxas puts some between a barrier and copies to shared memory.
     names = [line.split()[0] for line in body if not line.startswith("LDS RZ,")]
-    return Loop(len(body), dict(_work(body)), dict(sorted(Counter(_memory(names)).items())))
+    memory = Counter(filter(None, map(_width, names)))
+    return Loop(len(body), dict(_work(body)), dict(sorted(memory.items())))
 
 
 def _work(lines: list[str]) -> Counter:
@@ -235,16 +227,14 @@ def _work(lines: list[str]) -> Counter:
     return Counter(name.split(".")[0] for name in names if name.startswith(WORK))
 
 
-def _memory(names: list[str]) -> list[str]:
-    found = []
-    for name in names:
-        parts = name.split(".")
-        if parts[0] == "LDSM":  # LDSM.16.M88.4: four matrices, a word of each for a thread
-            found.append(f"LDSM.{32 * int(parts[-1]) if parts[-1].isdigit() else 32}")
-        elif parts[0] in ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS"):
-            width = next((part for part in parts[1:] if part in ("64", "128")), "32")
-            found.append(f"{parts[0]}.{width}")
-    return found
+def _width(name: str) -> str:
+    """A load or store with its width in bits: "LDS.128"; empty for other instructions."""
+    kind, *parts = name.split(".")
+    if kind == "LDSM":  # LDSM.16.M88.4: four matrices, a word of each for a thread
+        return f"LDSM.{32 * int(parts[-1]) if parts[-1].isdigit() else 32}"
+    if kind in ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS"):
+        return f"{kind}.{next((part for part in parts if part in ('64', '128')), '32')}"
+    return ""
 
 
 def doubles_in(listing: str) -> list[str]:

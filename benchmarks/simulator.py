@@ -4,17 +4,15 @@
 
 Prints a Markdown table: the median time of a launch under each, and how many times faster ours
 is. A process can use only one simulator, so each runs in a process of its own, alternately; their
-results must be equal before any time is printed. A second table has what only ours can run:
-emulated intrinsics of a warp, and asynchronous copies, plain and recorded.
+results must be equal before any time is printed.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
-import time
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -22,13 +20,13 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np
 from machine import machine
+from measuring import in_turns, seconds, table
 from numba import cuda, float32
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 N = 32768  # threads of a plain kernel
 SIZE = 64  # of the matrices
 TILE = 16  # a block is TILE by TILE threads
-WARPS, COUNT = 8, 50  # of the kernels with emulated intrinsics
 
 
 @cuda.jit
@@ -87,135 +85,42 @@ def cases():
     ]
 
 
-def measure() -> None:
-    """Run every case once in this process; print names, seconds and results as JSON."""
+def measure(ours: bool) -> list[tuple[float, bytes]]:
+    """In a new process: seconds and result of every case."""
+    if ours:
+        from layers import simulator
+
+        simulator.install()
+        if not simulator.installed:
+            sys.exit(simulator.install())
     answers = []
-    for name, kernel, blocks, threads, args in cases():
-        start = time.perf_counter()
-        kernel[blocks, threads](*args)
-        seconds = time.perf_counter() - start
-        answers.append((name, seconds, args[-1].tobytes().hex()))
-    print(json.dumps(answers))
+    for _, kernel, blocks, threads, args in cases():
+        took = seconds(partial(kernel[blocks, threads], *args))
+        answers.append((took, args[-1].tobytes()))
+    return answers
 
 
-def run(simulator: str) -> list:
-    """The answers of `measure` in a new process under "ours" or "stock"."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", simulator],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
-
-def instruction_cases() -> dict:
-    """By name, kernels that execute an intrinsic COUNT times in each of WARPS warps."""
-    from numba import uint32
-
-    from layers.fast.conv.mma import cvt_rna_tf32, ldmatrix_x4, mma_bf16, mma_tf32
-    from layers.fast.conv.ptx import cp_async, cp_async_commit_group, cp_async_wait_group
-
-    def product(mma):
-        @cuda.jit
-        def kernel(x):
-            words = cuda.local.array(4, uint32)
-            sums = cuda.local.array(4, float32)
-            for i in range(4):
-                words[i] = 0
-                sums[i] = 0
-            for _ in range(COUNT):
-                mma(words, 0, words, 0, sums, 0)
-
-        return kernel
-
-    @cuda.jit
-    def load(x):
-        tiles = cuda.shared.array(32 * WARPS * 4, uint32)
-        words = cuda.local.array(4, uint32)
-        for i in range(4):
-            tiles[4 * cuda.threadIdx.x + i] = 0
-        for _ in range(COUNT):
-            ldmatrix_x4(words, 0, tiles, 4 * cuda.threadIdx.x)
-
-    @cuda.jit
-    def around(x):
-        words = cuda.local.array(1, uint32)
-        words[0] = 0
-        for _ in range(COUNT):
-            cvt_rna_tf32(words, 0)
-
-    @cuda.jit
-    def copy(x):
-        tiles = cuda.shared.array(32 * WARPS * 4, uint32)
-        for _ in range(COUNT):
-            cp_async(tiles, 4 * cuda.threadIdx.x, x, 4 * cuda.threadIdx.x, True)
-            cp_async_commit_group()
-            cp_async_wait_group(0)
-
-    return {
-        "`mma_tf32`": product(mma_tf32),
-        "`mma_bf16`": product(mma_bf16),
-        "`ldmatrix_x4`": load,
-        "`cvt_rna_tf32`": around,
-        "`cp_async`, with its wait": copy,
-    }
-
-
-def print_instructions(repeats: int) -> None:
-    """The second table."""
-    from layers import simulator
-
-    simulator.install()
-    if not simulator.installed:
-        sys.exit(simulator.install())
-    x = np.zeros(32 * WARPS * 4, np.float32)
-
-    def milliseconds(kernel, recorded: bool) -> float:
-        with simulator.record() if recorded else nullcontext():
-            start = time.perf_counter()
-            kernel[1, 32 * WARPS](x)
-            return (time.perf_counter() - start) * 1000 / (WARPS * COUNT)
-
-    print("\n| one intrinsic, one warp | plain | recorded |\n|---|---:|---:|")
-    for name, kernel in instruction_cases().items():
-        plain, recorded = (
-            median(milliseconds(kernel, recorded) for _ in range(repeats))
-            for recorded in (False, True)
-        )
-        print(f"| {name} | {plain:.3f} ms | {recorded:.3f} ms |")
+def run(ours: bool) -> list[tuple[float, bytes]]:
+    """The answers of `measure` in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure, ours).result()
 
 
 def main() -> None:
     """Measure both, compare their results, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=["ours", "stock"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        if options.measure == "ours":
-            from layers import simulator
-
-            simulator.install()
-            if not simulator.installed:
-                sys.exit(simulator.install())
-        return measure()
-
-    runs = [(run("stock"), run("ours")) for _ in range(options.repeats)]
-    first = runs[0][0]
-    for answers in (answers for pair in runs for answers in pair):
-        for (name, _, wanted), (_, _, result) in zip(first, answers, strict=True):
-            if result != wanted:
-                sys.exit(f"{name}: the results differ")
-
-    print("| kernel | Numba's simulator | ours | times faster |\n|---|---:|---:|---:|")
-    for i, (name, _, _) in enumerate(first):
-        stock, ours = (median(pair[side][i][1] for pair in runs) for side in (0, 1))
-        print(f"| {name} | {stock:.2f} s | {ours:.3f} s | {stock / ours:.0f} |")
-    print_instructions(options.repeats)
-    print(f"\nMedians of {options.repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
+    repeats = parser.parse_args().repeats
+    found = in_turns({"stock": partial(run, False), "ours": partial(run, True)}, repeats)
+    rows = []
+    for place, (name, *_) in enumerate(cases()):
+        answers = {who: [answer[place] for answer in each] for who, each in found.items()}
+        if len({result for each in answers.values() for _, result in each}) > 1:
+            sys.exit(f"{name}: the results differ")
+        stock, ours = (median(took for took, _ in each) for each in answers.values())
+        rows.append([name, f"{stock:.2f} s", f"{ours:.3f} s", f"{stock / ours:.0f}"])
+    print(table(["kernel", "Numba's simulator", "ours", "times faster"], rows))
+    print(f"\nMedians of {repeats} runs. {machine('numba-cuda', 'greenlet', 'numpy')}.")
 
 
 if __name__ == "__main__":

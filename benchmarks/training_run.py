@@ -13,10 +13,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 from machine import machine
+from measuring import seconds, table
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_alexnet.py"
 
@@ -27,29 +29,23 @@ def main() -> int:
         print(__doc__)
         return 0
     cold = arguments[:1] == ["--cold"]
-    arguments = arguments[1:] if cold else arguments
+    arguments = arguments[cold:]
     with tempfile.TemporaryDirectory() as folder:
-        environment = dict(os.environ)
-        if cold:
-            environment["NUMBA_CACHE_DIR"] = str(Path(folder) / "cache")
         out = Path(folder) / "run"
-        started = time.perf_counter()
+        environment = os.environ | ({"NUMBA_CACHE_DIR": f"{folder}/cache"} if cold else {})
         command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out)]
-        status = subprocess.run(command, env=environment).returncode
-        seconds = time.perf_counter() - started
-        if status:
-            return status
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
-    rates = sorted(json.loads(line)["images_per_second"] for line in lines)
-    print(f"\n{machine('numba', 'numpy')}")
-    print("\n| arguments | seconds | epochs | images/s (median) | top-1 | top-5 |")
-    print("|---|---|---|---|---|---|")
+        try:
+            took = seconds(partial(subprocess.run, command, env=environment, check=True))
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     shown = " ".join(arguments).replace(str(Path.home()), "~") or "(none)"
-    print(
-        f"| {shown}{', cold cache' if cold else ''} | {seconds:.0f} | {len(lines)} | "
-        f"{rates[len(rates) // 2]:,.0f} | {last['val_top1']:.1%} | {last['val_top5']:.1%} |"
-    )
+    rate = median(epoch["images_per_second"] for epoch in epochs)
+    accuracy = (f"{epochs[-1][name]:.1%}" for name in ("val_top1", "val_top5"))
+    shown += ", cold cache" * cold
+    row = [shown, f"{took:.0f}", f"{len(epochs)}", f"{rate:,.0f}", *accuracy]
+    header = ["arguments", "seconds", "epochs", "images/s (median)", "top-1", "top-5"]
+    print(f"\n{machine('numba', 'numpy')}\n\n{table(header, [row])}")
     return 0
 
 

@@ -42,12 +42,14 @@ def alexnet(
     image_size: int = 224,
     recipe: str | Recipe = "authors",
     seed: int = 0,
+    init: bool = True,
 ) -> Sequential:
     """AlexNet with initial weights, on the host in float32; `net.to(device)` moves it.
 
     width scales the number of filters and of fully connected units; image_size is the side of the
     square input in pixels; recipe: "paper", "authors" or "robust". The result has
     `input_shape` (image_size, image_size, 3) and takes (N, H, W, 3), giving logits (N, classes).
+    init=False skips `initialize`: parameters are 0, learning multipliers 1; enough for counting.
 
     ValueError for fewer than 1 class, a width or image size too small, an unknown recipe.
     Source: paper §3.5; for the differences of the recipes docs/paper.md.
@@ -106,6 +108,7 @@ def alexnet(
         "fc8": Linear(wide(4096), num_classes),
     }
     net = Sequential({**features, **classifier}, input_shape)
-    initialize(net, recipe, seed)
-    conv1.weight.value *= recipe.conv1_scale
+    if init:
+        initialize(net, recipe, seed)
+        conv1.weight.value *= recipe.conv1_scale
     return net

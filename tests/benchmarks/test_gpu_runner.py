@@ -1,32 +1,26 @@
 """benchmarks/gpu_runner.py: cases are guarded, repeated, and kept within their minutes."""
 
+import sys
 from types import SimpleNamespace
 
-import gpu_runner
-from gpu_runner import Budget, Case, GpuClock, Job
-
-
-class Time:
-    """A clock in seconds that only moves when it is told to."""
-
-    def __init__(self):
-        self.seconds = 100.0
-
-    def __call__(self):
-        return self.seconds
+import numpy as np
+from gpu_runner import LEAST_REPEATS, Case, GpuClock, Job, run_sections
 
 
 class FakeClock:
-    """Every run takes `one` second of `time`, and the host half of it."""
+    """Every run takes `one` second of `now`, and the host half of it."""
 
     warm_up, most_repeats = 2, 30
 
-    def __init__(self, time, one=1.0):
-        self.time, self.one, self.freed = time, one, 0
+    def __init__(self, one):
+        self.seconds, self.one, self.freed = 100.0, one, 0
+
+    def now(self):
+        return self.seconds
 
     def __call__(self, run):
         run()
-        self.time.seconds += self.one
+        self.seconds += self.one
         return self.one, self.one / 2
 
     def free(self):
@@ -37,11 +31,12 @@ def case(name, run=lambda: None, **work):
     return Case("layers", name, "we", lambda: Job(run, **work))
 
 
-def run(cases, minutes=60.0, one=1.0):
-    time = Time()
-    clock = FakeClock(time, one)
-    results = list(gpu_runner.run_cases(cases, clock, Budget(minutes, time)))
-    assert clock.freed == sum(not r.why.startswith("dropped") for r in results)
+def run(*sections, minutes=60.0, one=1.0):
+    clock = FakeClock(one)
+    sections = [(1, lambda cases=cases: cases) for cases in sections]
+    results = run_sections(sections, clock, minutes, now=clock.now)
+    dropped = sum(r.why.startswith("dropped") for r in results)
+    assert clock.freed == len(results) - dropped + len(sections)
     return results
 
 
@@ -55,7 +50,7 @@ def test_cases_run_in_order_warmed_up_and_repeated():
     assert first.host_seconds == [0.5] * FakeClock.most_repeats
 
 
-def test_a_case_that_fails_is_reported_and_the_others_go_on():
+def test_a_case_that_fails_is_reported_and_the_next_ones_run():
     def breaks():
         raise RuntimeError("out of memory\nand a long story")
 
@@ -73,13 +68,20 @@ def test_a_case_that_fails_is_reported_and_the_others_go_on():
 def test_short_of_time_repeats_are_dropped_first_and_then_cases():
     # A minute for six cases of a second: ten seconds each, two of them for warming up.
     results = run([case(name) for name in "abcdef"], minutes=1)
-    assert all(gpu_runner.LEAST_REPEATS <= len(r.seconds) < 30 for r in results)
+    assert all(LEAST_REPEATS <= len(r.seconds) < 30 for r in results)
     # Ten seconds each, and only a minute: there is no time for all of them.
     results = run([case(name) for name in "abcdef"], minutes=1, one=10.0)
     kept = [bool(r.seconds) for r in results]
     assert kept == sorted(kept, reverse=True) and 0 < sum(kept) < 6
-    assert all(len(r.seconds) == gpu_runner.LEAST_REPEATS for r in results if r.seconds)
+    assert all(len(r.seconds) == LEAST_REPEATS for r in results if r.seconds)
     assert {r.why for r in results if not r.seconds} == {"dropped: out of time"}
+
+
+def test_a_slow_section_leaves_the_next_one_its_share():
+    slow, quick = [case(name) for name in "abcdef"], [case("g")]
+    results = run(slow, quick, minutes=2, one=10.0)
+    assert results[5].why == "dropped: out of time"
+    assert len(results[6].seconds) >= LEAST_REPEATS
 
 
 def test_a_case_without_a_run_has_notes_and_no_times():
@@ -87,35 +89,23 @@ def test_a_case_without_a_run_has_notes_and_no_times():
     assert result.notes == {"found": 1} and not result.seconds and not result.why
 
 
-def test_a_part_of_a_budget_ends_before_the_whole():
-    time = Time()
-    budget = Budget(2.0, time)
-    part = budget.part(0.25)
-    time.seconds += 20
-    assert (budget.left(), part.left()) == (100.0, 10.0)
+def test_the_gpu_clock_flushes_waits_and_takes_cupys_times(monkeypatch):
+    calls, sizes = [], []
 
-
-def test_the_gpu_clock_flushes_waits_and_reads_its_events():
-    calls = []
-
-    class Event:
-        def record(self):
-            calls.append("record")
-
-        def synchronize(self):
-            calls.append("synchronize")
+    def benchmark(run, *, n_repeat, n_warmup, name):
+        assert (n_repeat, n_warmup) == (1, 0) and isinstance(name, str)
+        run()
+        return SimpleNamespace(cpu_times=np.array([1e-3]), gpu_times=np.array([[2.5e-3]]))
 
     buffer = SimpleNamespace(fill=lambda value: calls.append("flush"))
-    sizes = []
     cuda = SimpleNamespace(
         Device=lambda: SimpleNamespace(attributes={"L2CacheSize": 2**20}),
-        Event=Event,
-        get_elapsed_time=lambda start, end: 2.5,
         runtime=SimpleNamespace(deviceSynchronize=lambda: calls.append("wait")),
     )
     cupy = SimpleNamespace(cuda=cuda, empty=lambda size, dtype: sizes.append(size) or buffer)
+    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupyx.profiler", SimpleNamespace(benchmark=benchmark))
     clock = GpuClock(cupy)
-    seconds, queued = clock(lambda: calls.append("run"))
-    assert calls == ["flush", "wait", "record", "run", "record", "synchronize"]
-    assert seconds == 2.5e-3 and 0 <= queued < 1
+    assert clock(lambda: calls.append("run")) == (2.5e-3, 1e-3)
+    assert calls == ["flush", "wait", "run"]
     assert sizes == [2**21] and "1 MiB" in clock.flushed

@@ -41,7 +41,7 @@ SAY = {
     r"(?<!/)subjects?": "test case, kernel",
     r"(?:a|an|the|this|each|every|no|first|second|other|of|two) findings?": "issue, message",
     r"in sight": "on one page, visible",
-    r"rooms?": "folder",
+    r"rooms": "folders",
     r"(?<!here )(?<!it )is no (?!longer|more|less|\w+er\b)": "isn't a",
     r"wants?|wishes": "the subject is the code",
 }

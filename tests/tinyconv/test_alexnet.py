@@ -109,6 +109,14 @@ def test_seeds_decide_the_weights():
         assert a.name.endswith("bias") or (a.value != c.value).any()
 
 
+def test_without_initialization_it_is_the_same_net_of_zeros():
+    drawn, zeros = (alexnet(3, 0.05, 67, "authors", init=init) for init in (True, False))
+    assert str(zeros) == str(drawn)
+    for ours, theirs in zip(zeros.parameters(), drawn.parameters(), strict=True):
+        assert ours.name == theirs.name and ours.value.shape == theirs.value.shape
+        assert not ours.value.any()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

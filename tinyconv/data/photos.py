@@ -5,7 +5,7 @@ the central 256×256 are kept, which is larger than the 224×224 that the net se
 another crop out of it every time. The photos remain uint8, a quarter of the size of float32.
 
 Photos that Pillow decodes completely become RGB; others are an error, also if only a part is
-missing: the net would learn a grey lower half as if it were part of the subject.
+missing: the net would learn a grey lower half as if it were part of the photo.
 """
 
 from __future__ import annotations

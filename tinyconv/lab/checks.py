@@ -63,7 +63,7 @@ def check_kernel(
     The arrays of `args` are written, as by any launch, and end with the results of threads in
     their usual order. Before every run outputs are filled with NaN, or the most extreme integer,
     so that an element without a writer shows in the result too; an output that overlaps another
-    argument is left as it is. ValueError for a name that is no array parameter; RuntimeError if
+    argument is left as it is. ValueError for a name that is not an array parameter; RuntimeError if
     the simulator is not installed.
     """
     outputs = tuple(outputs)
@@ -125,7 +125,7 @@ def check_trace(
     """The races, unwritten reads and gaps in the outputs of a recorded launch that succeeded.
 
     Of one that failed, pass no outputs: it had no time to fill them. For names and reasons see
-    `check_kernel`; ValueError for an output that is no array.
+    `check_kernel`; ValueError for an output that is not an array.
     """
     t = touches(trace, tuple(outputs))
     found = races(trace, t) + unwritten(trace, t)
@@ -146,8 +146,7 @@ def check_trace(
 class Memory:
     """The arrays of a launch and what they held before it, to run it again from there.
 
-    The arrays stay the same ones, only their contents are put back: parameters that overlap go on
-    doing so.
+    The arrays stay the same ones, only their contents are restored: parameters that overlap still do.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], outputs: tuple[str, ...]) -> None:

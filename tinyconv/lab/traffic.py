@@ -17,7 +17,7 @@ is ideal / sectors. (A *broadcast*, all lanes at one element, has sectors = idea
 Shared memory has 32 *banks*: the 4-byte word number n of it is in bank n mod 32. In one cycle, one
 *wavefront*, each bank gives out one word, to all lanes that ask for it. Lanes that ask for
 different words of one bank queue: the largest number of distinct words in a bank is the number of
-*ways* of the conflict, and of wavefronts it takes; 1 is no conflict. Elements of 8 bytes are served
+*ways* of the conflict, and of wavefronts it takes; 1 means none. Elements of 8 bytes are served
 in two passes, the lower 16 lanes and then the upper 16, each with wavefronts of its own (16 bytes:
 in four passes of 8 lanes).
 

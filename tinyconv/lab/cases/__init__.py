@@ -30,7 +30,7 @@ CASES: dict[str, KernelCase] = {
 def checked_shape(name: str, text: str | None) -> Shape | None:
     """The shape that a user gave for `name`, "2,13,13,96"; None for None.
 
-    ValueError, in one line, for an unknown name, for text that is no shape, and for a shape of
+    ValueError, in one line, for an unknown name, for text that is not a shape, and for a shape of
     the wrong number of sides.
     """
     if name not in GROUPS:

@@ -146,7 +146,7 @@ def check_trace(
 class Memory:
     """The arrays of a launch and what they held before it, to run it again from there.
 
-    The arrays stay the same ones, only their contents are restored: parameters that overlap still do.
+    The arrays stay the same ones, only their contents are restored; overlaps remain.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], outputs: tuple[str, ...]) -> None:

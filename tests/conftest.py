@@ -65,7 +65,10 @@ left_out: set[int] = set()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `full`; the longest files first, the others as they come."""
+    """Leave out what is marked `full`, and benchmarks; the longest files first."""
+    for item in items:
+        if item.path.parent.name == "benchmarks":
+            item.add_marker("full")
     if not everything(config):
         left = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left)

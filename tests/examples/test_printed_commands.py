@@ -90,6 +90,7 @@ def test_a_stopped_run_prints_how_it_is_resumed(elsewhere, home):
         assert run(following, home)[0] == 0, following
 
 
+@pytest.mark.full
 def test_prepare_prints_a_command_that_trains(home):
     status, printed = run(
         f"{sys.executable} -m tinyconv prepare 'my photos' 'my file.h5' --size 73", home
@@ -100,6 +101,7 @@ def test_prepare_prints_a_command_that_trains(home):
     assert status == 0, printed
 
 
+@pytest.mark.full
 def test_prepare_of_small_squares_prints_a_command_that_makes_larger_ones(home):
     status, printed = run(
         f"{sys.executable} -m tinyconv prepare 'my photos' small.h5 --size 32", home
@@ -112,6 +114,7 @@ def test_prepare_of_small_squares_prints_a_command_that_makes_larger_ones(home):
     assert status == 0, printed
 
 
+@pytest.mark.full
 def test_a_folder_that_is_a_run_already_names_resume(home):
     begin = f"{TRAIN} --data 'my photos' --out r {SMALL}"
     assert run(begin, home)[0] == 0

@@ -53,6 +53,7 @@ def metrics(out):
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
+@pytest.mark.full
 def test_killed_at_thirty_moments_it_ends_with_the_same_bytes(server, photos, whole, tmp_path):
     moments, runs, out = random.Random(1), 0, tmp_path / "run0"
     started = time.monotonic()

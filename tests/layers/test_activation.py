@@ -8,6 +8,8 @@ import pytest
 
 from layers import ReLU, Tanh
 
+pytestmark = pytest.mark.first_read
+
 SHAPES = [(2, 6, 7, 5), (3, 43), (1, 1), (2, 64)]  # (2, 64) is just one block of threads
 
 

@@ -8,6 +8,8 @@ from tiers import both_tiers, computing
 
 from layers import LocalResponseNorm
 
+pytestmark = pytest.mark.first_read
+
 
 @both_tiers
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

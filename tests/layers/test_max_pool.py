@@ -8,6 +8,8 @@ from tiers import both_tiers, computing
 
 from layers import MaxPool2D
 
+pytestmark = pytest.mark.first_read
+
 
 def pooling(tier, device, dtype=np.float64, size=3, stride=2):
     """The layer, or the step that computes it."""

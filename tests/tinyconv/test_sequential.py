@@ -153,9 +153,10 @@ def test_two_passes_give_the_same_bits(kernels, device):
         np.testing.assert_array_equal(mine, right)
 
 
+@pytest.mark.gradients
 @pytest.mark.parametrize("kernels", ["simple", "fast"])
-@pytest.mark.parametrize("mode", ["paper", "inverted"])
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("mode", ["paper", pytest.param("inverted", marks=pytest.mark.full)])
+@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_gradients_through_a_net(train, mode, kernels, device):
     net = tiny_net(device, kernels, mode=mode)
     x = np.random.default_rng(7).standard_normal((2, 7, 6, 3))

@@ -98,6 +98,7 @@ def test_im2col_gives_what_the_seven_loops_give(title, relu, dtype, device):
     assert step.layers == layers
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("title", ["stride 2, padding only after", "three groups", "one number"])
 def test_register_tiles_give_what_the_direct_kernels_give(title, relu, cuda_device):

@@ -105,6 +105,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(5 + metafunc.config.getoption("--kills")))
 
 
+@pytest.mark.full
 @posix
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(source, tmp_path, seed):
     out = tmp_path / "killed" / "out.h5"

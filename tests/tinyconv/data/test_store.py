@@ -368,6 +368,8 @@ def refused(path, message):
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.full
+@pytest.mark.full
 def test_corruption_is_noticed_or_harmless(path, monkeypatch):
     """Single bits in every part of the file, and blocks of zeros or nonsense."""
     whole, header = path.read_bytes(), read_header(path)
@@ -415,6 +417,8 @@ def test_hdf5_does_not_see_damaged_bytes(path, monkeypatch):
     refused(path, r"damaged \(wrong checksum\); copy it again")
 
 
+@pytest.mark.full
+@pytest.mark.full
 def test_truncated_files_are_refused_wherever_they_end(path):
     whole = path.read_bytes()
     rng = np.random.default_rng(1)

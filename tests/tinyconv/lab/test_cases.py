@@ -27,6 +27,7 @@ def known():
     return {name: list(launches(name)) for name in GROUPS}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_projects_kernels_are_clean(name, known):
     for launch in known[name]:
@@ -59,6 +60,7 @@ def test_argument_types():
     assert case.argument_types("float32") == (*(flat,) * 3, integer, integer, numba.float32, flag)
 
 
+@pytest.mark.full
 def test_kernels_are_launched_with_the_argument_types_in_the_table():
     launched = {name: set() for name in CASES}
 

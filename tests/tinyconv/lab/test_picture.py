@@ -111,6 +111,7 @@ def drawn(name):
     return launches(name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", GROUPS)
 def test_no_access_is_lost_and_none_is_told_twice(name):
     for launch in drawn(name):
@@ -245,6 +246,7 @@ def test_totals_add_up(turned):
     assert (x["requests"], x["sectors"], x["ideal"], x["bad"]) == (3, 24, 12, 3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", GROUPS)
 def test_totals_agree_with_the_traffic_that_is_measured(name):
     for launch in drawn(name):

@@ -63,6 +63,7 @@ def test_what_cannot_be_drawn_is_refused(arguments, complaint, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_every_kernel_has_its_picture_in_the_documents(tmp_path, capsys):
     folder = ROOT / "docs" / "pictures"
     assert run("--all-pictures", tmp_path / "new") == 0  # draws every NAME of the help

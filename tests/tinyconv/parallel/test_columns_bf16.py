@@ -75,6 +75,7 @@ def test_training_steps_are_those_of_one_device(both):
     assert np.abs(weights - single).max() > 5 * np.abs(weights - right).max()
 
 
+@pytest.mark.full
 def test_kernels_round_where_the_host_does(cuda_device):
     found = []
     for device in (cuda_device, Device("cpu")):

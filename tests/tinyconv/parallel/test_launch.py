@@ -78,6 +78,7 @@ def resume(alone, how, out, folder, ranks):
     return printed
 
 
+@pytest.mark.full
 def test_a_rank_is_killed_and_the_run_resumes(
     alone, photos, whole, tmp_path, how, ranks, kill, again
 ):
@@ -100,6 +101,7 @@ def test_a_rank_is_killed_and_the_run_resumes(
         assert not kill.where
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not has_mpi, reason="needs mpi4py and an MPI")
 def test_spawn_and_mpiexec_give_the_same_bits(photos, whole, tmp_path):
     weights = []
@@ -123,6 +125,7 @@ def test_spawn_and_mpiexec_give_the_same_bits(photos, whole, tmp_path):
     assert len(weights[0]) > 10 and weights[0] == weights[1]
 
 
+@pytest.mark.full
 @both
 def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, how, photos, whole, tmp_path):
     out, kill = tmp_path / "run", Kill(1, STEP, 7, signal=signal.SIGTERM)
@@ -135,6 +138,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, how, photos, w
     same_training(out, whole)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "how, number",
     [
@@ -152,6 +156,7 @@ def test_a_signal_to_the_parent_reaches_the_ranks(how, photos, tmp_path, number)
     wait_until_none_is_left(tmp_path / "ranks")
 
 
+@pytest.mark.full
 def test_ctrl_c_while_ranks_import_is_one_line(photos, tmp_path):
     folder = tmp_path / "ranks"
     process = start(SPAWN, 2, ["--data", photos, "--out", tmp_path / "run", *SMALL], folder)
@@ -163,6 +168,7 @@ def test_ctrl_c_while_ranks_import_is_one_line(photos, tmp_path):
     wait_until_none_is_left(folder)
 
 
+@pytest.mark.full
 def test_ctrl_c_twice_ends_a_run_in_which_a_rank_hangs(photos, tmp_path):
     process = start_endless(SPAWN, photos, tmp_path)
     os.kill(pids(tmp_path / "ranks")[1], signal.SIGSTOP)
@@ -174,6 +180,7 @@ def test_ctrl_c_twice_ends_a_run_in_which_a_rank_hangs(photos, tmp_path):
     wait_until_none_is_left(tmp_path / "ranks")
 
 
+@pytest.mark.full
 @both
 def test_with_the_parent_killed_no_rank_stays(how, photos, tmp_path):
     process = start_endless(how, photos, tmp_path)
@@ -195,6 +202,7 @@ def test_a_mistake_of_all_ranks_is_one_line_and_status_2(how, photos, tmp_path):
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", [MPIEXEC])
 def test_a_run_that_cannot_be_resumed_is_one_line_and_status_2(how, tmp_path):
     status, _, err = run(how, 2, ["--resume", tmp_path / "none"], tmp_path / "ranks")
@@ -202,6 +210,7 @@ def test_a_run_that_cannot_be_resumed_is_one_line_and_status_2(how, tmp_path):
     assert status == 2 and line.startswith("train_alexnet.py: error: ") and "none" in line
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", [MPIEXEC])
 def test_without_mpi4py_the_package_is_named_once(how, photos, tmp_path):
     out = tmp_path / "run"
@@ -237,6 +246,7 @@ def test_wrong_options_are_one_line_and_status_2(name, photos, tmp_path, capsys)
     assert message in err and not out.exists()
 
 
+@pytest.mark.full
 def test_one_process_imports_neither_mpi_nor_nccl(photos, tmp_path):
     arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *SMALL, "--epochs", "1"]
     arguments += ["--parallel", "replicas", "--device", "cpu"]
@@ -272,6 +282,7 @@ def hangs(options, replica):
     signal.pause()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "options, status, line",
     [

@@ -152,6 +152,7 @@ def test_any_number_of_ranks_trains_the_same_net(alone, tmp_path, count):
             assert ours == pytest.approx(theirs, rel=tolerance)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "mode, status, message",
     [

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tinyconv.run import closing
 from tinyconv.run.closing import look_lines, next_lines
@@ -27,6 +28,7 @@ def test_the_pictures_and_the_number_of_the_second(tmp_path):
     assert "of white noise 31%" in look_lines("run", np.zeros((1, 4, 4, 3)))[-1]
 
 
+@pytest.mark.full
 def test_every_command_works_as_printed(tmp_path):
     """In a folder with the same programs, so that nothing is written into this one."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")

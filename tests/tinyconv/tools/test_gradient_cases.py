@@ -6,6 +6,8 @@ import pytest
 from tinyconv import check_gradients
 from tinyconv.tools.gradient_cases import gradient_cases
 
+pytestmark = pytest.mark.gradients
+
 CASES = {title: rest for title, *rest in gradient_cases()}
 ON_KERNELS = [title for title in CASES if title != "small net with its loss"]
 

@@ -98,6 +98,7 @@ class Problem:
         return [measure(trace) for trace in traces]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("title", CASES)
 def test_all_directions_follow_the_formula_and_have_the_direct_kernels_bits(

@@ -138,6 +138,7 @@ AS_BOTH = ("one chunk", "several", "k-tiles", "two groups", "odd", "colours", "f
 BF16 = [title for title in CASES if title.startswith(AS_BOTH)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("title", "kind"), [(title, "tf32") for title in CASES] + [(title, "bf16") for title in BF16]
 )

@@ -95,6 +95,7 @@ def assert_right(dw, problem):
     assert (np.abs(dw - right) <= 1e-5 * magnitude).all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("title", CASES)
 def test_it_follows_the_formula(title, kind, cuda_device):

@@ -81,6 +81,7 @@ def launches_of(run):
     return names, result
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("title", CASES)
 def test_forward_and_all_gradients_follow_the_formula(title, cuda_device):
     vectorized, case = CASES[title]

@@ -37,7 +37,7 @@ class TrainingError(RuntimeError):
 class LossError(TrainingError):
     """The loss is not finite. Attributes: `epoch` and `step` (from 1), `batch` (from 0).
 
-    If it is that of the validation set, `step` is the one that would have been next.
+    If it is that of the validation set (`validation`), `step` is the one that would come next.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class LossError(TrainingError):
         what = "the validation loss" if validation else "the loss"
         where = f"after epoch {epoch}" if validation else f"in step {step} (epoch {epoch})"
         super().__init__(f"{what} became {loss} {where}")
-        self.epoch, self.batch, self.step = epoch, batch, step
+        self.epoch, self.batch, self.step, self.validation = epoch, batch, step, validation
 
 
 class _Stopped(Exception):

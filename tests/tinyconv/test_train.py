@@ -1,6 +1,7 @@
 """The training loop: the trajectory, the order of things, and what it says when it fails."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tinyconv import RECIPES, SGD, Sequential, alexnet, initialize, train
 from tinyconv.data.augment import Augment
 from tinyconv.run.diagnose import losses_explained
 from tinyconv.schedule import Plateau, Steps
-from tinyconv.train import TrainingError
+from tinyconv.train import LossError, TrainingError
 
 # Printed by trajectory("cpu") when the derivatives had been checked against PyTorch.
 PINNED = [
@@ -218,3 +219,24 @@ def test_weights_ruined_by_the_very_last_update_are_noticed_by_the_validation():
     ):
         training.run(on_step=ruin, on_epoch=epochs.append)
     assert "came in the update of step 3; start again" in str(error.value) and not epochs
+
+
+def test_of_replicas_each_looks_for_the_origin_of_a_validation_loss():
+    """Their own losses in training were finite."""
+    photos = random_photos(30)
+    net = alexnet(3, 0.05, 64, "robust", seed=1)
+    training = new_training(net, photos, photos, Augment(photos.mean_image(), 64, 64.0))
+    training.step.own_loss = 1.5
+    net["fc7"].bias.value[0] = np.inf
+
+    class Rank:
+        communicator = SimpleNamespace(texts=lambda text: ["", text])
+
+        def __str__(self):
+            return "rank 1 (cpu)"
+
+    with (
+        pytest.raises(TrainingError, match=r"after epoch 2: rank 1 \(cpu\): fc7.bias has values"),
+        losses_explained(training, Rank()),
+    ):
+        raise LossError(np.nan, 2, 0, 7, validation=True)

@@ -187,7 +187,7 @@ class MPI(Communicator):
         except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library found
             raise CommunicatorError(
                 f"started by mpiexec, and mpi4py cannot be used ({one_line(error)}): pip install "
-                "'.[mpi]'"
+                "-e '.[mpi]' mpich"
             ) from None
         self._world = self._mpi.COMM_WORLD
         super().__init__(self._world.Get_rank(), self._world.Get_size())

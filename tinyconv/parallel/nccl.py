@@ -32,7 +32,7 @@ class NCCL(Communicator):
             if text:
                 raise CommunicatorError(
                     f"{device.name}: NCCL is missing on rank {rank} ({text}): pip install "
-                    "'.[nccl12]' or '.[nccl13]', whichever CUDA CuPy is for"
+                    "-e '.[nccl12]' or '.[nccl13]', whichever CUDA CuPy is for"
                 )
         identity = self._nccl.get_unique_id() if self.rank == 0 else ()
         shared = np.frombuffer(hosts.broadcast(np.array(identity, np.int64).tobytes()), np.int64)

@@ -221,7 +221,7 @@ def test_without_mpi4py_the_package_is_named_once(how, photos, tmp_path):
     assert status == 2 and not out.exists()
     assert said(how, err) == [
         "train_alexnet.py: error: started by mpiexec, and mpi4py cannot be used (there is none): "
-        "pip install '.[mpi]'"
+        "pip install -e '.[mpi]' mpich"
     ]
 
 

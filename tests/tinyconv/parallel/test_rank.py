@@ -58,7 +58,7 @@ GPUS = {
     ),
     "without NCCL": (
         ["cuda:0 A", "cuda:1 A"],
-        "cuda:0: NCCL is missing on rank 0 (No module named 'no_cupy'): pip install '.[nccl12]' "
+        "cuda:0: NCCL is missing on rank 0 (No module named 'no_cupy'): pip install -e '.[nccl12]' "
         "or '.[nccl13]', whichever CUDA CuPy is for",
     ),
 }

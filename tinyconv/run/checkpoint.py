@@ -13,7 +13,7 @@ training. No file contains code (no pickle): opening one from elsewhere executes
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def load_checkpoint(path: str | Path, training: Training, settings: dict[str, An
     """
 
     def read(file: h5py.File) -> None:
-        if difference := first_difference(read_json(file, "settings"), settings):
+        if difference := first_difference(_complete(read_json(file, "settings")), settings):
             raise CheckpointError(
                 f"{path}: {difference}; resume with the options, photos and version of tinyconv "
                 "that wrote it, or start a new run with another --out"
@@ -153,6 +153,15 @@ def load_model(
         return Model(net, mean_image, settings)
 
     return _read(path, read)
+
+
+def _complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings, with the defaults of a recipe's fields that were added since."""
+    recipe = stored.get("recipe")
+    if isinstance(recipe, dict) and "default_std" in recipe:
+        new = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+        stored["recipe"] = new | recipe
+    return stored
 
 
 def first_difference(stored: dict[str, Any], present: dict[str, Any]) -> str:

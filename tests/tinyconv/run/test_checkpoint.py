@@ -217,6 +217,16 @@ def test_a_checkpoint_of_other_settings_is_refused_and_changes_nothing(tmp_path,
     load_checkpoint(tmp_path / "c.h5", target, SETTINGS)  # other versions are no difference
 
 
+def test_a_recipe_of_an_older_version_has_the_defaults_of_newer_fields(tmp_path):
+    recipe = asdict(RECIPES["authors"])
+    old = {**SETTINGS, "recipe": {k: v for k, v in recipe.items() if k != "conv1_scale"}}
+    save_checkpoint(tmp_path / "c.h5", training(), old)
+    load_checkpoint(tmp_path / "c.h5", training(), {**SETTINGS, "recipe": recipe})
+    other = {**SETTINGS, "recipe": recipe | {"conv1_scale": 0.05}}
+    with pytest.raises(CheckpointError, match=r"conv1_scale: the checkpoint has 1.0.*new run with"):
+        load_checkpoint(tmp_path / "c.h5", training(), other)
+
+
 def test_a_checkpoint_of_another_net_and_a_weights_file_are_refused(tmp_path, saved):
     save_checkpoint(tmp_path / "c.h5", training(width=0.1), SETTINGS)
     with pytest.raises(CheckpointError, match=r"conv1.weight is float32 \(10, 11, 11, 3\)"):

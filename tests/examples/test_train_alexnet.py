@@ -265,6 +265,8 @@ def test_a_prepared_file_trains(tmp_path, capsys):
     assert "two.h5, 80×80 pixels" in capsys.readouterr().out
     model = load_model(tmp_path / "run")
     assert model.settings["image_size"] == 70 and model.class_ids == ["n1", "n2"]
+    assert main([*arguments, "--image-size", "64", "--out", str(tmp_path / "small")]) == 0
+    assert "note: crops" not in capsys.readouterr().out  # four fifths of the side
     for options, message in (
         (["--classes", "2"], "--classes is for folders"),
         (["--image-size", "81"], "crops of 81 pixels do not fit"),
@@ -293,3 +295,47 @@ def test_help_and_the_embedded_data_in_a_process_of_its_own(tmp_path):
         [*run, "--recipe", "caffe"], capture_output=True, text=True, env=environment
     )
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+def test_small_crops_of_a_prepared_file_are_pointed_out(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    with StoreWriter(
+        tmp_path / "large.h5", size=128, rows={"train": 6, "val": 4}, class_ids=["a", "b"],
+        class_names=["a", "b"], settings={},
+    ) as writer:  # fmt: skip
+        for split, count in (("train", 6), ("val", 4)):
+            writer.write_rows(split, 0, rng.integers(0, 255, (count, 128, 128, 3), np.uint8))
+        writer.finish({"train": np.arange(6) % 2, "val": np.arange(4) % 2})
+    out = tmp_path / "run"
+    assert main(["--data", str(tmp_path / "large.h5"), "--out", str(out), *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "note: crops of 64 pixels show 25% of a photo of 128: prepare with --size 73\n" in said
+
+
+def test_photos_that_have_moved_are_named_with_the_option(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["--data", str(photos), "--out", str(out), "--epochs", "1", *SMALL]) == 0
+    photos.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["--resume", str(out), "--epochs", "2"]) == 2
+    assert f"{photos} does not exist any more: add --data with" in capsys.readouterr().err
+    again = ["--resume", str(out), "--epochs", "2", "--data", str(tmp_path / "elsewhere")]
+    assert main(again) == 0
+
+
+def test_output_that_the_terminal_cannot_show_is_escaped(photos, tmp_path):
+    """× and class names, in ASCII."""
+    for split in ("train", "val"):
+        (photos / split / "dark").rename(photos / split / "猫")
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    environment |= {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(SCRIPT.parents[1])}
+    out = tmp_path / "run"
+    arguments = ["--data", str(photos), "--out", str(out), "--epochs", "1", *SMALL]
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "73\\xd773 pixels" in done.stdout
+    evaluate = [sys.executable, str(SCRIPT.with_name("evaluate.py")), str(out), "--per-class"]
+    command = [*evaluate, "--data", str(photos), "--views", "centre"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "\\u732b" in done.stdout, done.stderr

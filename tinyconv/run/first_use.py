@@ -1,4 +1,4 @@
-"""One line at the first run, which compiles the host loops.
+"""How a program begins: one line if it compiles the host loops; output in any encoding.
 
 Numba compiles each loop when it is first called, a quarter of a minute for all of them, and caches
 the result beside the source (or in the user's cache, if that folder cannot be written). Without the
@@ -33,9 +33,20 @@ class _FirstCompilation(event.Listener):
         pass
 
 
+def tolerate_any_text() -> None:
+    """Print what the terminal's encoding lacks (× in ASCII, 猫 in cp1251) as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def compilation_announced(stream: TextIO | None = None) -> Iterator[None]:
-    """Within it, the first compilation of a host loop writes one line, by default to stderr."""
+    """Within it, the first compilation of a host loop writes one line, by default to stderr.
+
+    Every program begins with it, so it also makes the output tolerate any text.
+    """
+    tolerate_any_text()
     listener = _FirstCompilation(stream or sys.stderr)
     event.register(COMPILATION, listener)
     try:

@@ -26,6 +26,9 @@ from tinyconv.run.options import complete, make_schedule, resumed
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import TrainingError
 
+WHOLE = 0.75
+"""Side of a crop, relative to that of the photo, below which a note says so; the paper's: 7/8."""
+
 Work = Callable[..., int]
 """work(options) or work(options, replica) -> exit status."""
 
@@ -96,6 +99,8 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
         return tqdm(photos, total=total, desc="decoding", unit="photo", disable=None)
 
     prepared = options.data is not None and Path(options.data).is_file()
+    if options.resume and options.data and not Path(options.data).exists():
+        raise ValueError(f"{options.data} does not exist any more: add --data with its new place")
     if options.image_size is None and not prepared:
         options.image_size = 224 if device.is_cuda else 96
     if options.image_size is not None and options.image_size < SMALLEST_IMAGE:
@@ -105,9 +110,16 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
     data = open_data(
         options.data, square, classes=options.classes, seed=options.seed, progress=progress
     )
+    square = len(data.mean_image)
     if options.image_size is None:
-        options.image_size = round(data.mean_image.shape[0] * 224 / 256)
+        options.image_size = round(square * 224 / 256)
     print(f"data: {data.source}")
+    if options.image_size < WHOLE * square:
+        part, better = (options.image_size / square) ** 2, round(options.image_size * 256 / 224)
+        print(
+            f"note: crops of {options.image_size} pixels show {part:.0%} of a photo of {square}: "
+            f"prepare with --size {better}"
+        )
     for path, reason in data.skipped:
         print(f"skipped {str(path)!r}: {reason}", file=sys.stderr)
     if data.skipped:

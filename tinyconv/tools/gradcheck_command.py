@@ -1,8 +1,8 @@
 """Compare every derivative with central differences, in float64.
 
-    tinyconv gradcheck                 every layer and a small net, host loops
-    tinyconv gradcheck conv2d lrn      some layers
-    tinyconv gradcheck --simulate      their kernels, in the simulator
+tinyconv gradcheck                 every layer and a small net, host loops
+tinyconv gradcheck conv2d lrn      some layers
+tinyconv gradcheck --simulate      their kernels, in the simulator
 """
 
 import argparse

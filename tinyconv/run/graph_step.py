@@ -42,16 +42,19 @@ class GraphStep(SingleStep):
 
     def forward_backward(self, x: Any, labels: Any, step: int) -> tuple[Any, Any, int]:
         """As `SingleStep.forward_backward`."""
-        x = self.net.check_input(x)
         self.net.set_step(step)
-        recorded = self._recording_for(x, labels) if self._may_record() else None
-        self.net.set_step(step)  # recording, whether it succeeded or not, has changed it
+        recorded, recordable = None, self._may_record()
+        if recordable:
+            x = self.net.check_input(x)
+            recorded = self._recording_for(x, labels)
+            self.net.set_step(step)  # recording, whether it succeeded or not, has changed it
         self.replayed = recorded is not None
         if recorded is None:
             logits = self.net.forward(x, train=True)
             self.loss.load_labels(labels, logits.shape)
             self._pass(logits)
-            self._classes[x.shape] = logits.shape[-1]
+            if recordable:
+                self._classes[x.shape] = logits.shape[-1]
         else:
             recorded.replay(x, labels)
             self.net.set_step(step + 1)

@@ -10,16 +10,18 @@ from fake_gpus import Gpus
 from photo_bytes import photo_folder
 from small import new_training, random_photos
 
-from layers import Device
-from tinyconv import SGD, alexnet
+from layers import Conv2D, Device, Flatten, Linear, ReLU
+from tinyconv import SGD, Sequential, alexnet, initialize
 from tinyconv.data.augment import Augment
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.stage import Both
 from tinyconv.run.checkpoint import load_checkpoint, load_model, load_weights, save_checkpoint
 from tinyconv.run.diagnose import origin_of, where_not_finite
+from tinyconv.run.graph_step import GraphStep
+from tinyconv.run.training import step_for
 from tinyconv.schedule import Steps
-from tinyconv.train import LossError
+from tinyconv.train import LossError, SingleStep
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "train_alexnet.py"
 PHOTOS = random_photos(24)
@@ -179,6 +181,33 @@ def test_an_optimizer_refuses_what_sgd_refuses():
         ColumnSGD([])
     with pytest.raises(ValueError, match="lr >= 0"):
         ColumnSGD(Columns(alexnet(3, 0.05, 64)).parameters(), lr=-1)
+
+
+def small_columns(device):
+    """Two columns of a small net on one device, and a GPU's or a host's step for them."""
+    layers = {"conv1": Conv2D(3, 4, 2), "relu1": ReLU(), "flatten": Flatten(), "fc2": Linear(24, 4)}
+    net = initialize(Sequential(layers, (3, 4, 3)), "robust", seed=1).to("cpu", "float64")
+    columns = Columns(net).to(device)
+    return step_for(columns, ColumnSGD(columns.parameters(), 0.1), graph=False)
+
+
+def test_steps_on_gpus_give_the_figures_of_the_host_and_a_nan_changes_neither_column(cuda_device):
+    host, gpu = small_columns("cpu"), small_columns("cuda:0,cuda:0")
+    assert type(host) is SingleStep and type(gpu) is GraphStep
+    x, labels = np.random.default_rng(1).standard_normal((3, 3, 4, 3)), np.array([0, 3, 1])
+    for number in range(4):
+        batch = np.full_like(x, np.nan) if number == 2 else x
+        found = []
+        for step in (host, gpu):
+            before = [p.value.get() for p in step.net.parameters()]
+            loss, hits, count = step.forward_backward(batch.copy(), labels, number)
+            step.optimizer.step(loss)
+            after = [p.value.get() for p in step.net.parameters()]
+            changed = [not np.array_equal(*pair) for pair in zip(before, after, strict=True)]
+            # Once a GPU has seen a NaN it makes no further update.
+            assert any(changed) == (number < 2 or (number == 3 and step is host))
+            found.append((float(loss), int(float(hits)), count))
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-12 if number < 3 else 1e-9)
 
 
 # --- photos for both

@@ -134,6 +134,9 @@ class Layer(OnDevice, ABC):
     input_gradient = True
     """False: `backward` may return None instead of dL/dx (the first layer of a net in training)."""
 
+    in_net = False
+    """Whether a net has named the layer; another net then keeps the name."""
+
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one image's output for one image's input, both without N."""
         return input_shape

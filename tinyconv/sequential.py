@@ -20,7 +20,8 @@ class Sequential:
     """Layers that run one after another.
 
     layers: a list, or a mapping of names to layers ({"conv1": Conv2D(...), ...}); layers of a
-    list are named after their kind and place ("conv2d1", "relu2"). input_shape: (H, W, C) of one
+    list keep the names that another net has given them (`list(net)[:-1]`), or are named after their
+    kind and place ("conv2d1", "relu2"). input_shape: (H, W, C) of one
     image; with it shapes are checked at once and `print(net)` shows them.
 
     `layers` are the layers; `steps` is what `forward` and `backward` walk along. Attributes
@@ -37,10 +38,11 @@ class Sequential:
         if isinstance(layers, Mapping):
             named = dict(layers)
         else:
-            named = {
-                f"{type(layer).__name__.lower()}{place}": layer
-                for place, layer in enumerate(layers, start=1)
-            }
+            named = {}
+            for place, layer in enumerate(layers, start=1):
+                kind = type(layer).__name__.lower()
+                own = layer.in_net and layer.name not in named
+                named[layer.name if own else f"{kind}{place}"] = layer
         self.layers: list[Layer] = list(named.values())
         self.input_shape = input_shape
         if not self.layers:
@@ -48,7 +50,7 @@ class Sequential:
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise ValueError("Sequential: a layer appears twice; make one object for each place")
         for name, layer in named.items():
-            layer.name = name
+            layer.name, layer.in_net = name, True
             for parameter in layer.parameters():
                 parameter.name = f"{name}.{parameter.name.rpartition('.')[2]}"
         if input_shape is not None:

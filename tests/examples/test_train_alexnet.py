@@ -56,7 +56,8 @@ def test_a_folder_of_photos_gives_a_run_folder(photos, tmp_path, capsys):
     status = main(["--data", str(photos), "--out", str(out), "--epochs", "3", *SMALL])
     printed = capsys.readouterr().out
     assert status == 0
-    assert "12 training and 6 validation photos, 2 classes" in printed
+    assert "12 training and 6 validation photos, 2 classes\n" in printed
+    assert "leaves out" not in printed
     assert "first loss" in printed and "guessing gives ln 2 = 0.693" in printed
     assert "validation top-1 " in printed and "top-5 100.0%" in printed and str(out) in printed
     names = sorted(p.name for p in out.iterdir())
@@ -309,6 +310,7 @@ def test_small_crops_of_a_prepared_file_are_pointed_out(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["--data", str(tmp_path / "large.h5"), "--out", str(out), *SMALL]) == 0
     said = capsys.readouterr().out
+    assert "each epoch leaves out 2 of them, less than a batch of 4\n" in said
     assert "note: crops of 64 pixels show 25% of a photo of 128: prepare with --size 73\n" in said
 
 
@@ -321,6 +323,7 @@ def test_photos_that_have_moved_are_named_with_the_option(photos, tmp_path, caps
     assert f"{photos} does not exist any more: add --data with" in capsys.readouterr().err
     again = ["--resume", str(out), "--epochs", "2", "--data", str(tmp_path / "elsewhere")]
     assert main(again) == 0
+    assert "note: the learning rate drops before epoch 2, as this" in capsys.readouterr().out
 
 
 def test_output_that_the_terminal_cannot_show_is_escaped(photos, tmp_path):

@@ -235,3 +235,14 @@ def test_the_table_without_tiers_is_that_of_the_network_wherever_it_is_computed(
     assert net.to("cpu", kernels="simple").table().startswith(plain)
     assert net.to(cuda_device, kernels="fast").table(computed=False) == plain != net.table()
     assert Columns(alexnet(3, 0.05, 64, "robust")).table() == plain
+
+
+def test_a_part_of_a_net_keeps_its_names():
+    net = alexnet(3, 0.05, 64)
+    names, weights = [layer.name for layer in net], [p.name for p in net.parameters()]
+    part = Sequential([*list(net)[:-1], ReLU(), ReLU()])
+    assert [layer.name for layer in part] == [*names[:-1], "relu23", "relu24"]
+    assert [layer.name for layer in net] == names
+    assert [p.name for p in net.parameters()] == weights
+    other = Sequential([Conv2D(1, 1, 1), net["relu1"], alexnet(3, 0.05, 64)["relu1"]])
+    assert [layer.name for layer in other] == ["conv2d1", "relu1", "relu3"]

@@ -133,6 +133,8 @@ def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolde
         if name not in given:
             setattr(options, name, value)
     options.anew = {name: value for name, value in given.items() if name != "resume"}
+    if "epochs" in given and options.schedule == "steps":
+        print(f"note: the learning rate drops before epoch {options.drops}, as this run began")
 
 
 def resume_command(options: argparse.Namespace, folder: Path) -> str:

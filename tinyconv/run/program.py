@@ -128,6 +128,9 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
         f"{len(data.train):,} training and {len(data.val):,} validation photos, "
         f"{len(data.class_names)} classes"
     )
+    count, batch = len(data.train), max(1, options.batch_size)
+    if count > batch and count % batch:
+        print(f"each epoch leaves out {count % batch:,} of them, less than a batch of {batch}")
     return data
 
 

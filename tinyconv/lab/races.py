@@ -296,10 +296,10 @@ def _issues(trace: Trace, t: Touches, pairs: np.ndarray) -> list[Issue]:
 
 def _issue(trace: Trace, a: int, b: int, count: int) -> Issue:
     name, index = element_of(trace, a)
-    alias, there = element_of(trace, b)
+    alias, place = element_of(trace, b)
     what = element(name, index)
-    if (alias, there) != (name, index):
-        what += f", which is also {element(alias, there)}"
+    if (alias, place) != (name, index):
+        what += f", which is also {element(alias, place)}"
     if worker_of(trace, a).block != worker_of(trace, b).block:
         why = "Blocks of one launch are never ordered."
     else:

@@ -160,8 +160,10 @@ class BorderNorm(Stage):
         if self.all_gather is None:
             self.y = self.norms.forward(x, train)
             return self.y
-        wide = stored(self, self.norms.forward(self.all_gather.forward(x, train), train))
-        self.y = Both(self.packed(c, "y", wide[c][..., self.all_gather.own(c)]) for c in COLUMNS)
+        extended = stored(self, self.norms.forward(self.all_gather.forward(x, train), train))
+        self.y = Both(
+            self.packed(c, "y", extended[c][..., self.all_gather.own(c)]) for c in COLUMNS
+        )
         return self.y
 
     def backward(self, dy: Any) -> Any:
@@ -169,13 +171,13 @@ class BorderNorm(Stage):
         dy = self.check_same(dy)
         if self.all_gather is None:
             return self.norms.backward(dy)
-        wide = []
+        extended = []
         for c in COLUMNS:
             with self.devices[c].current():
-                wide.append(self.buffers[c]("wide", self.norms.columns[c].y.shape))
-                wide[c][...] = 0
-                wide[c][..., self.all_gather.own(c)] = dy[c]
-        return self.all_gather.backward(stored(self, self.norms.backward(Both(wide))))
+                extended.append(self.buffers[c]("extended", self.norms.columns[c].y.shape))
+                extended[c][...] = 0
+                extended[c][..., self.all_gather.own(c)] = dy[c]
+        return self.all_gather.backward(stored(self, self.norms.backward(Both(extended))))
 
 
 class Gather(Stage):

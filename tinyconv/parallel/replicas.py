@@ -151,16 +151,16 @@ class ReplicaStep(SingleStep):
         """As `SingleStep.evaluate`: each rank evaluates its part of the photos."""
         self.compare("before validation")
         photos, size = len(data.val), self.replica.size
-        mine = part_of(data.val, part(photos, self.replica.rank, size))
+        own_photos = part_of(data.val, part(photos, self.replica.rank, size))
         rows = data.batch_size // size
         result = Evaluation(0.0, 0.0, 0.0)
-        if len(mine):
-            result = evaluate(self.net, mine, data.augment, rows, on_batch=on_batch)
+        if len(own_photos):
+            result = evaluate(self.net, own_photos, data.augment, rows, on_batch=on_batch)
         longest = -(-photos // size)
-        for _ in range(-(-longest // rows) - -(-len(mine) // rows)):
+        for _ in range(-(-longest // rows) - -(-len(own_photos) // rows)):
             on_batch()  # as often as on every rank
-        hits = [round(share * len(mine)) for share in (result.top1, result.top5)]
-        sums = self._ranks.exchange(np.array([result.loss * len(mine), *hits])).sum(axis=0)
+        hits = [round(share * len(own_photos)) for share in (result.top1, result.top5)]
+        sums = self._ranks.exchange(np.array([result.loss * len(own_photos), *hits])).sum(axis=0)
         return Evaluation(*(sums / photos).tolist())
 
 

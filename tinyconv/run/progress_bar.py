@@ -50,8 +50,8 @@ class ProgressBar:
 
     def _print_line(self, step: int) -> None:
         seconds = time.monotonic() - self._started
-        if seconds - self._printed < EVERY:
-            return
+        if seconds - self._printed < EVERY or not self._training.progress.seen:
+            return  # of a GPU's first step the loss is not known yet
         self._printed = seconds
         done = step - self._begun
         line = f"step {step:,} of {self._steps:,}   loss {self._training.train_loss():.4f}"

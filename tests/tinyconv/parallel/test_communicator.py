@@ -120,7 +120,7 @@ def test_abort_ends_all_waiting_also_that_of_sums():
 def test_without_mpi4py_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
-    with pytest.raises(CommunicatorError, match=r"pip install '\.\[mpi\]'"):
+    with pytest.raises(CommunicatorError, match=r"pip install -e '\.\[mpi\]' mpich"):
         MPI()
 
 

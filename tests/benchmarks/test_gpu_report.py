@@ -1,10 +1,15 @@
-"""benchmarks/gpu_report.py, gpu_cases.py: all but the times, on the host and a simulated device."""
+"""benchmarks/gpu_report.py and its cases: all but the times, on the host and a simulated device."""
 
 import json
 import sys
 
 import gpu_cases
+import gpu_layers
 import gpu_report
+import gpu_runner
+import gpu_steps
+import gpu_tables
+import gpu_tiles
 import numpy as np
 import pytest
 from gpu_cases import Bench, compare
@@ -40,14 +45,14 @@ def test_everything_runs_on_tiny_shapes_and_agrees(device, monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "torch", None)
     if device.is_cuda:
         # Tiles and tensor cores take part below, with a smaller net.
-        monkeypatch.setattr(gpu_cases, "RUNGS", {"direct": ["fp32"]})
+        monkeypatch.setattr(gpu_layers, "RUNGS", {"direct": ["fp32"]})
         monkeypatch.setattr(Bench, "precisions", ["fp32"])
     bench, said = bench_on(device), []
     results = run_everything(bench, said.append)
     assert said == results
     names = names_of(results)
     rung = "direct" if device.is_cuda else "host"
-    for direction in gpu_cases.DIRECTIONS:
+    for direction in gpu_layers.DIRECTIONS:
         assert ("convolutions", f"conv2 {direction}", rung) in names
     assert ("layers", "norm1 backward", "tinyconv, simple") in names
     assert ("layers", "fc3+relu3+drop3 forward", "tinyconv") in names
@@ -65,20 +70,20 @@ def test_everything_runs_on_tiny_shapes_and_agrees(device, monkeypatch, tmp_path
     content = json.loads((tmp_path / "new" / "report.json").read_text())
     assert [Result(**row) for row in content["results"]] == results
     report = (tmp_path / "new" / "report.md").read_text()
-    assert gpu_report.WARNING in report and facts["device"] in report
-    for name, (title, _, _) in gpu_report.SECTIONS.items():
+    assert gpu_tables.WARNING in report and facts["device"] in report
+    for name, (title, _, _) in gpu_tables.SECTIONS.items():
         assert (f"## {title}" in report) == (name != "tiles")
 
 
 def test_tensor_cores_take_part_in_both_precisions(cuda_device, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(gpu_cases, "RUNGS", {"tensor": ["tf32", "bf16"]})
+    monkeypatch.setattr(gpu_layers, "RUNGS", {"tensor": ["tf32", "bf16"]})
     monkeypatch.setattr(gpu_report, "tiny_net", mini_net)
-    monkeypatch.delitem(gpu_cases.OURS, "tinyconv, two columns on this GPU")  # no two halves
+    monkeypatch.delitem(gpu_steps.OURS, "tinyconv, two columns on this GPU")  # no two halves
     results = run_everything(bench_on(cuda_device, seed=6))
     names = names_of(results)
     for words in ("TF32", "BF16"):
-        for direction in gpu_cases.DIRECTIONS:
+        for direction in gpu_layers.DIRECTIONS:
             assert ("convolutions", f"conv1 {direction}", f"tensor, {words}") in names
         assert ("steps", "2", f"tinyconv, graph, {words}") in names
         assert ("ceilings", f"matrix product, {words}", "numpy") in names
@@ -91,10 +96,10 @@ def test_pytorch_takes_part_where_it_is(monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     bench = bench_on(Device("cpu"), seed=4)
     results = run(
-        lambda: gpu_cases.agreement_cases(bench),
-        lambda: gpu_cases.conv_cases(bench),
-        lambda: gpu_cases.layer_cases(bench),
-        lambda: gpu_cases.torch_step_cases(bench, (2,)),
+        lambda: gpu_steps.agreement_cases(bench),
+        lambda: gpu_layers.conv_cases(bench),
+        lambda: gpu_layers.layer_cases(bench),
+        lambda: gpu_steps.torch_step_cases(bench, (2,)),
     )
     names = names_of(results)
     losses = [r.notes for r in results if r.section == "agreement"]
@@ -106,8 +111,8 @@ def test_pytorch_takes_part_where_it_is(monkeypatch):
     assert ("layers", "pool1 backward", "PyTorch, channels_last") in names
     assert ("layers", "norm1 forward", "PyTorch, BF16, channels_last") in names
     assert ("steps", "2", "PyTorch, TF32") in names
-    monkeypatch.setitem(gpu_cases.LOSS_TOLERANCE, "bf16", 1e-9)
-    *_, bf16 = run(lambda: gpu_cases.agreement_cases(bench))
+    monkeypatch.setitem(gpu_steps.LOSS_TOLERANCE, "bf16", 1e-9)
+    *_, bf16 = run(lambda: gpu_steps.agreement_cases(bench))
     assert bf16.why.startswith("failed: ValueError: the loss of step 1 differs by ")
 
 
@@ -129,7 +134,7 @@ def test_a_wrong_result_is_found_before_anything_is_timed(result, monkeypatch):
         return dx
 
     bench = bench_on(Device("cpu"), seed=5)
-    case = next(case for case in gpu_cases.conv_cases(bench) if case.what == "conv2 forward")
+    case = next(case for case in gpu_layers.conv_cases(bench) if case.what == "conv2 forward")
     monkeypatch.setattr(Im2colConv, "forward", wrong_forward)
     monkeypatch.setattr(Im2colConv, "backward", wrong_backward)
     found = run_case(case, timed.append, 60.0)
@@ -140,12 +145,12 @@ def test_a_wrong_result_is_found_before_anything_is_timed(result, monkeypatch):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_factors_that_are_not_rounded_are_found(precision, monkeypatch):
     bench = bench_on(Device("cpu"), seed=7)
-    conv, shape = next(gpu_cases.convolutions(bench))
-    part = gpu_cases.conv_part(bench, conv, shape, "host", precision)
-    gpu_cases.check_part(bench, part)
+    conv, shape = next(gpu_layers.convolutions(bench))
+    part = gpu_layers.conv_part(bench, conv, shape, "host", precision)
+    gpu_layers.check_part(bench, part)
     monkeypatch.setattr(Bench, "rounded", lambda self, array, _: array.astype(float))
     with pytest.raises(ValueError, match="y of two inputs is wrong by"):
-        gpu_cases.check_part(bench, part)
+        gpu_layers.check_part(bench, part)
 
 
 def test_compare_is_relative_to_the_largest_element_and_refuses_nan():
@@ -171,7 +176,7 @@ def test_an_old_gpu_is_measured_in_float32_alone(monkeypatch):
     bench.device = Device("cpu")
     bench.device.is_cuda = True
     assert bench.precisions == ["fp32"]
-    assert gpu_cases.rungs(bench) == [("direct", "fp32"), ("shared", "fp32"), ("tiled", "fp32")]
+    assert gpu_layers.rungs(bench) == [("direct", "fp32"), ("shared", "fp32"), ("tiled", "fp32")]
 
 
 def test_data_repeat_what_is_drawn_and_differ_by_the_seed(monkeypatch):
@@ -212,7 +217,7 @@ def test_shares_are_of_the_measured_ceilings_and_missing_cases_are_named():
         Result("steps", "1,024", "we", why="failed: MemoryError: too much"),
     ]
     report = gpu_report.markdown(facts, results)
-    assert gpu_report.WARNING not in report
+    assert gpu_tables.WARNING not in report
     rows = [
         "| copy bandwidth | cupy | 2,000.000 | 2,000.000 to 2,000.000 | 1 | 2,000.0 |  |",
         "| 128 | we, TF32 | 500.000 | 500.000 to 500.000 | 30 | 256 | 20.00 | 50% | 100.000 | 2 "
@@ -270,22 +275,22 @@ def mini_bench(cuda_device, monkeypatch):
 
 
 def test_both_tiles_take_turns_for_every_product_of_a_step(mini_bench):
-    cases = list(gpu_cases.tile_cases(mini_bench, (2, 3)))
+    cases = list(gpu_tiles.tile_cases(mini_bench, (2, 3)))
     keys = list(dict.fromkeys(case.what for case in cases))
     assert KEY in keys and len(keys) == 2 * 2 * 2  # no dL/dx of the first layer
     of_one = [case.who for case in cases if case.what == KEY]
-    assert of_one == [LARGE, SMALL] * gpu_cases.ROUNDS
+    assert of_one == [LARGE, SMALL] * gpu_tiles.ROUNDS
 
 
 def test_tiles_that_disagree_are_not_timed(mini_bench, monkeypatch):
-    forward = gpu_cases.tensor_forward
+    forward = gpu_tiles.tensor_forward
 
     def wrong(*arguments, tile, **options):
         forward(*arguments, tile=tile, **options)
         arguments[3][0, 0, 0, 0] += tile == SMALL
 
-    monkeypatch.setattr(gpu_cases, "tensor_forward", wrong)
-    case = next(case for case in gpu_cases.tile_cases(mini_bench, (2,)) if case.what == KEY)
+    monkeypatch.setattr(gpu_tiles, "tensor_forward", wrong)
+    case = next(case for case in gpu_tiles.tile_cases(mini_bench, (2,)) if case.what == KEY)
     result = run_case(case, HostClock(), 60.0)
     assert result.why == "failed: ValueError: the two tiles give different bits"
 
@@ -310,12 +315,12 @@ def test_without_a_gpu_one_line_status_2_and_nothing_written(name, arguments, tm
 def test_rehearsals_are_marked_and_write_nothing(mini_bench, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     for cases in ("step_cases", "conv_cases", "layer_cases"):  # they ran above
-        monkeypatch.setattr(gpu_cases, cases, lambda *_: [])
-    monkeypatch.setattr(gpu_cases, "PRECISIONS", ("bf16",))
+        monkeypatch.setattr(gpu_report, cases, lambda *_: [])
+    monkeypatch.setattr(gpu_tiles, "PRECISIONS", ("bf16",))
     before = sorted(gpu_report.RESULTS.iterdir()), tile_table.PATH.read_text()
     assert gpu_report.main(["--rehearse", "--device", "cpu", "--seed", "1"]) == 0
     printed = capsys.readouterr().out
-    assert gpu_report.WARNING in printed and "- seed: 1\n" in printed
+    assert gpu_tables.WARNING in printed and "- seed: 1\n" in printed
     assert gpu_report.main(["--rehearse", "--autotune", "--seed", "2"]) == 0
     rows = capsys.readouterr().out.splitlines()
     timed = [row.split(" | ")[:2] for row in rows if row.startswith("| bf16")]
@@ -346,9 +351,9 @@ def as_if_on_a_gpu(monkeypatch):
 
 def test_a_report_that_is_cut_off_leaves_what_it_has_found(as_if_on_a_gpu, monkeypatch, tmp_path):
     def dies(*arguments):
-        yield gpu_cases.Case("steps", "2", "tinyconv", lambda: sys.exit("killed"))
+        yield gpu_runner.Case("steps", "2", "tinyconv", lambda: sys.exit("killed"))
 
-    monkeypatch.setattr(gpu_cases, "step_cases", dies)
+    monkeypatch.setattr(gpu_report, "step_cases", dies)
     with pytest.raises(SystemExit, match="killed"):
         gpu_report.main(["--out", str(tmp_path)])
     (numbers,) = tmp_path.glob("*.json")
@@ -363,9 +368,9 @@ def test_tuning_writes_a_report_and_the_table(as_if_on_a_gpu, monkeypatch, tmp_p
 
     def tiles(*arguments):
         for tile, run in ((LARGE, lambda: None), (SMALL, lambda: None), (SMALL, fails)):
-            yield gpu_cases.Case("tiles", "a", tile, lambda run=run: gpu_cases.Job(run))
+            yield gpu_runner.Case("tiles", "a", tile, lambda run=run: gpu_runner.Job(run))
 
-    monkeypatch.setattr(gpu_cases, "tile_cases", tiles)
+    monkeypatch.setattr(gpu_report, "tile_cases", tiles)
     monkeypatch.setattr(gpu_report, "PATH", tmp_path / "tiles.json")
     gpu_report.PATH.write_text("{}")
     assert gpu_report.main(["--autotune", "--out", str(tmp_path)]) == 1  # a case has failed

@@ -9,10 +9,10 @@ Needs an NVIDIA GPU, CuPy and numba-cuda; PyTorch (CUDA build) is compared with 
 installed. Without a GPU: one line, and exit status 2.
 
 Data are random, other ones in each run; the seed is printed, and `--seed` repeats it. Results are
-checked before they are timed (`gpu_cases.py`, `gpu_steps.py`, `gpu_layers.py`). Cases run in a fixed
-order, each several times (`gpu_runner.py`); medians are shown with the fastest and the slowest. The
-report (`gpu_tables.py`) is written again after each case, so that a run that is killed leaves what
-it has found.
+checked before they are timed (`gpu_cases.py`, `gpu_steps.py`, `gpu_layers.py`). Cases run in a
+fixed order, each several times (`gpu_runner.py`); medians are shown with the fastest and the
+slowest. The report (`gpu_tables.py`) is written again after each case, so that a run that is killed
+leaves what it has found.
 
 --autotune times each of the products of a step (forward, dL/dx, dL/dw) with both tiles of
 `layers/fast/conv/tile_table.py`, in both precisions and at both batch sizes, in rounds; its report

@@ -1,4 +1,4 @@
-"""As much of CuPy as `layers/device.py` uses for uploads, without a GPU and without its haste.
+"""As much of CuPy as copies to and from a GPU need, without a GPU and without its haste.
 
 Whatever is queued on a stream of a GPU happens at some time later. Here it happens when the test
 says so: `Gpu.run_some` takes queued work from one stream or another by a seeded draw, as far as
@@ -79,7 +79,8 @@ class Event:
         self.recorded = self.done = 0
         self.gpu = gpu
 
-    def record(self, stream):
+    def record(self, stream=None):
+        stream = stream or self.gpu.default
         self.recorded += 1
         number = self.recorded
         stream.do(lambda: setattr(self, "done", number))
@@ -105,6 +106,10 @@ class Array:
         half = len(source) // 2
         for part in (slice(half), slice(half, None)):
             stream.do(lambda part=part: self.values.__setitem__(part, source[part]))
+
+    def get(self, *, out, blocking):
+        assert not blocking and out.shape == self.values.shape
+        self.gpu.default.do(lambda: out.__setitem__(..., self.values))
 
     def compute(self, function):
         """Queue function(values) on the stream that computes."""

@@ -10,7 +10,7 @@ from fake_cupy import Gpu
 
 from layers import device as door
 from layers.device import SIMULATED, THREADS, grid_for, grid_of
-from layers.fast.streams import Uploads, pinned
+from layers.fast.streams import Downloads, Pending, Uploads, pinned
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -165,4 +165,39 @@ def test_the_stand_in_for_the_gpu_shows_a_missing_order(left_out, monkeypatch):
             test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed)
         except AssertionError:
             wrong += 1
+    assert wrong
+
+
+# --- downloads
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_pending_number_is_that_of_its_step_however_late_the_gpu_is(seed):
+    """Read one step later, as training does: the array is overwritten by then, the copy is not."""
+    gpu = Gpu(seed)
+    downloads, totals = Downloads(gpu.device(), 2, np.float64), gpu.xp.empty(2, np.float64)
+    skip, before = object(), None
+    for step in range(6):
+        totals.compute(lambda values, step=step: values.__setitem__(..., [step, 10 * step]))
+        values, event = downloads.begin(totals)
+        pending = Pending(values, 0, event, skip), Pending(values, 1, event)
+        gpu.run_some()
+        if before is not None:
+            assert [float(each) for each in before] == [step - 1, 10 * (step - 1)]
+        before = pending
+    assert pending[0].skip is skip and pending[1].skip is None
+    assert [float(each) for each in pending] == [5, 50]
+
+
+def test_a_number_read_without_its_event_would_be_wrong():
+    """The test above can fail."""
+    wrong = 0
+    for seed in range(30):
+        gpu = Gpu(seed)
+        downloads, totals = Downloads(gpu.device(), 1, np.float64), gpu.xp.empty(1, np.float64)
+        totals.compute(lambda values: values.__setitem__(..., 7))
+        values, _ = downloads.begin(totals)
+        values[...] = 0
+        gpu.run_some()
+        wrong += float(Pending(values, 0, None)) != 7
     assert wrong

@@ -7,6 +7,7 @@ the order. The faster versions are in `layers/fast/`, which no file here imports
 
 # First, because it has to come before NumPy.
 from layers import threads  # noqa: F401, I001
+from layers.process import compiling, forks  # noqa: F401
 
 from layers.activation import ReLU, Tanh
 from layers.conv import Conv2D

@@ -15,8 +15,8 @@ There are three cases:
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,11 @@ from numba import cuda
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """True when kernels run in the simulator of this process."""
 
+SIMULATOR = "off"
 if SIMULATED:
     from layers import simulator
 
     SIMULATOR = simulator.install()
-else:
-    SIMULATOR = "off"
 
 THREADS = 128
 """Threads in a block for kernels in which one thread owns one output element: four warps."""
@@ -141,8 +140,8 @@ class Device:
     and why. Under NUMBA_ENABLE_CUDASIM=1 `cuda:0` is the simulator and its arrays are NumPy's
     (`auto` then still means the host, which is far faster).
 
-    Attributes: `name` ("cpu", "cuda:0"); `is_cuda`, kernels are launched here; `is_simulated`;
-    `xp`, the array library (NumPy or CuPy). Two devices of one name are equal.
+    Attributes: `name` ("cpu", "cuda:0"); `index`, the GPU's number; `is_cuda`, kernels are launched
+    here; `is_simulated`; `xp`, NumPy or CuPy. Two devices of one name are equal.
 
     Raises DeviceError if the device is missing, ValueError for any other name.
     """
@@ -156,13 +155,13 @@ class Device:
         kind, _, index = name.partition(":")
         if name != "cpu" and (kind != "cuda" or not (index or "0").isdecimal()):
             raise ValueError(f"device {name!r}: use 'cpu', 'cuda:0' (or another index) or 'auto'")
-        self.is_cuda = kind == "cuda"
+        self.is_cuda, self.index = kind == "cuda", int(index or 0)
         self.is_simulated = self.is_cuda and SIMULATED
-        self.name = f"cuda:{int(index or 0)}" if self.is_cuda else "cpu"
+        self.name = f"cuda:{self.index}" if self.is_cuda else "cpu"
         if self.is_simulated and self.name != "cuda:0":
             raise DeviceError(f"{self.name}: the simulator has one device, cuda:0")
         if self.is_cuda and not self.is_simulated:
-            self.xp = _open_gpu(int(index or 0))
+            self.xp = _open_gpu(self.index)
 
     def _choose(self) -> str:
         if SIMULATED:
@@ -179,12 +178,15 @@ class Device:
         if self.is_simulated:
             return f"{self.name}, simulated ({SIMULATOR})"
         if self.is_cuda:
-            properties = self.xp.cuda.runtime.getDeviceProperties(int(self.name[5:]))
+            properties = self.xp.cuda.runtime.getDeviceProperties(self.index)
             return f"{self.name}, {properties['name'].decode()}"
         return f"the host, {os.cpu_count()} cores" + (f" ({self.why})" if self.why else "")
 
     def __repr__(self) -> str:
         return f"Device({self.name!r})"
+
+    def __reduce__(self) -> Any:
+        return Device, (self.name,)  # a copy, or another process, opens it again
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and self.name == other.name
@@ -192,22 +194,14 @@ class Device:
     def __hash__(self) -> int:
         return hash(self.name)
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> Any:
         """`with device.current():` arrays are made and kernels launched here, among several GPUs.
 
         Numba launches on whatever GPU is current for CuPy. Not yet run on two GPUs.
         """
         if not self.is_cuda or self.is_simulated:
-            yield
-            return
-        with self.xp.cuda.Device(self.index):
-            yield
-
-    @property
-    def index(self) -> int:
-        """The GPU's number; 0 for the host."""
-        return int(self.name.partition(":")[2] or 0)
+            return nullcontext()
+        return self.xp.cuda.Device(self.index)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` with undefined contents."""

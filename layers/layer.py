@@ -58,6 +58,9 @@ class Buffers:
         self._flat: dict[str, Any] = {}
         self._views: dict[str, Any] = {}
 
+    def __reduce__(self) -> Any:
+        return Buffers, (self.device, self.dtype)  # a copy has its own, made when they are needed
+
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Any:
         """The array called `name`, in `shape`; its contents are undefined.
 
@@ -88,6 +91,10 @@ class OnDevice:
         self.dtype = np.dtype(np.float32)
         self.y: Any = None
         self.buffer = Buffers(self.device, self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: `backward` needs a `forward` there first."""
+        return vars(self) | dict.fromkeys({"x", "y"} & vars(self).keys())
 
     def to(self, device: "Device | str", dtype: Any = None) -> "Self":
         """Move to `device` ("cpu", "cuda:0", ...), computing in `dtype` from now on.

@@ -5,6 +5,9 @@
 The layers themselves are in the package `layers`, which knows nothing of this one.
 """
 
+# First, because all other imports take longer.
+from tinyconv.run import interrupted  # noqa: F401, I001
+
 from tinyconv.alexnet import alexnet
 from tinyconv.evaluate import evaluate
 from tinyconv.gradient_check import check_gradients

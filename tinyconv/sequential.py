@@ -58,6 +58,9 @@ class Sequential:
         self.kernels, self.precision = "fast", "fp32"
         self._steps: list[Any] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_steps": None}  # a copy plans its own
+
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
 

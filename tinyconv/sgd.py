@@ -94,17 +94,8 @@ class SGD:
         self.values, self.grads, self.velocities = (
             self.device.zeros((size,), self.dtype) for _ in range(3)
         )
-        self._views: list[tuple[Any, Any]] = []
-        self._starts: list[int] = []
-        start = 0
-        for parameter, count in zip(self.parameters, blocks, strict=True):
-            shape, part = parameter.value.shape, slice(start, start + parameter.value.size)
-            value, grad = self.values[part].reshape(shape), self.grads[part].reshape(shape)
-            value[...], grad[...] = parameter.value, parameter.grad
-            parameter.value, parameter.grad = value, grad
-            self._views.append((value, grad))
-            self._starts.append(start)
-            start += BLOCK * count
+        self._starts = [BLOCK * sum(blocks[:place]) for place in range(len(blocks))]
+        self._gather()
         self._rates, self._decays = (
             self.device.array(np.repeat(np.array(column, self.dtype), blocks))
             for column in (
@@ -113,6 +104,20 @@ class SGD:
             )
         )
         self._never = self.device.zeros((1,), np.int32)
+
+    def _gather(self) -> None:
+        """Move the parameters into the flat buffer."""
+        self._views: list[tuple[Any, Any]] = []
+        for parameter, start in zip(self.parameters, self._starts, strict=True):
+            shape, part = parameter.value.shape, slice(start, start + parameter.value.size)
+            value, grad = self.values[part].reshape(shape), self.grads[part].reshape(shape)
+            value[...], grad[...] = parameter.value, parameter.grad
+            parameter.value, parameter.grad = value, grad
+            self._views.append((value, grad))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._gather()  # in a copy, arrays are no views of each other
 
     def freeze(self, parameters: Sequence[Parameter]) -> None:
         """Exclude these parameters from all further steps: rate and velocity become 0."""

@@ -1,69 +1,68 @@
-"""The line that a first run writes: once, only while something is compiled, only for our loops."""
+"""How a program begins: any text can be printed, and Ctrl-C is one line at any moment."""
 
 import io
-import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numba
+import pytest
 
-from tinyconv.run.first_use import LINE, compilation_announced
+from tinyconv.run.first_use import compilation_announced
 
 ROOT = Path(__file__).resolve().parents[3]
-PROGRAM = """
-from tinyconv.run.first_use import compilation_announced
-from layers.activation import relu_forward_host, relu_backward_host
-import numpy as np
-
-with compilation_announced():
-    x = np.zeros(3, np.float32)
-    relu_forward_host(x, x)
-    relu_backward_host(x, x, x)
-relu_forward_host(np.zeros(3), np.zeros(3))
-"""
 
 
-def run(cache):
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+def interrupted(tmp_path, script, module, environment=None):
+    """Run a script in which the import of `module` receives SIGINT: (exit status, stderr)."""
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "here.py").write_text("x = 1\n")
+    # A finder that is asked for every module stands where the signal arrives.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\nclass Finder:\n    @staticmethod\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder)\n"
     )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", **(environment or {})},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
 
 
-def test_one_line_with_an_empty_cache_and_none_with_a_full_one(tmp_path):
-    assert run(tmp_path) == f"{LINE}\n"
-    assert run(tmp_path) == ""
+@pytest.mark.parametrize("module", ["layers.conv", "numba.core", "tinyconv.run.training", "here"])
+def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
+    status, said = interrupted(
+        tmp_path, "import sys\nimport tinyconv\nfrom here import x\n", module
+    )
+    assert (status, said) == (-signal.SIGINT, "interrupted while importing\n")
 
 
-def our_loop(module):
-    def loop(x):
-        return x + 1
-
-    loop.__module__ = module
-    return numba.njit(loop)
+def test_of_several_ranks_one_says_it(tmp_path):
+    for name in "PMI_RANK", "OMPI_COMM_WORLD_RANK":
+        found = interrupted(tmp_path, "import tinyconv\n", "layers.conv", {name: "1"})
+        assert found == (-signal.SIGINT, "")
 
 
-def test_only_the_first_of_our_loops_is_announced():
-    stream = io.StringIO()
-    with compilation_announced(stream):
-        our_loop("elsewhere.loops")(1)
-        our_loop("layersandmore")(1)
-        assert stream.getvalue() == ""
-        our_loop("layers.some")(1)
-        our_loop("tinyconv.other")(1)
-    our_loop("layers.later")(1)
-    assert stream.getvalue() == f"{LINE}\n"
+def test_ctrl_c_in_the_code_of_a_script_is_a_traceback_as_ever(tmp_path):
+    script = "import signal\nimport tinyconv\nx = 1\nsignal.raise_signal(signal.SIGINT)\n"
+    status, said = interrupted(tmp_path, script, "")
+    assert status == -signal.SIGINT and said.startswith("Traceback") and "line 4" in said
 
 
-def test_the_listener_leaves_when_the_work_fails():
-    stream = io.StringIO()
-    try:
-        with compilation_announced(stream):
-            raise KeyError
-    except KeyError:
-        pass
-    our_loop("layers.after")(1)
-    assert stream.getvalue() == ""
+def test_ctrl_c_in_a_program_is_one_line(capsys):
+    with pytest.raises(SystemExit) as error, compilation_announced():
+        signal.raise_signal(signal.SIGINT)
+    assert error.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251"])
+def test_any_text_can_be_printed(monkeypatch, encoding):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    with compilation_announced():
+        print("猫 ×", flush=True)
+    assert written.getvalue().startswith(b"\\u732b ")

@@ -1,10 +1,13 @@
 """The net as a list: order, names, shapes, the table."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
 from layers import Conv2D, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2D, ReLU
-from tinyconv import Sequential, alexnet
+from tinyconv import SGD, Sequential, alexnet
 from tinyconv.gradient_check import check_gradients
 from tinyconv.initialize import initialize
 from tinyconv.parallel.columns import Columns
@@ -246,3 +249,37 @@ def test_a_part_of_a_net_keeps_its_names():
     assert [p.name for p in net.parameters()] == weights
     other = Sequential([Conv2D(1, 1, 1), net["relu1"], alexnet(3, 0.05, 64)["relu1"]])
     assert [layer.name for layer in other] == ["conv2d1", "relu1", "relu3"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("kernels", ["fast", "simple"])
+def test_a_copy_trains_as_the_net_does_and_apart_from_it(copied, kernels, device):
+    """Also with its optimizer, whose flat arrays hold the weights."""
+    rng = np.random.default_rng(5)
+    layers = Conv2D(3, 4, 3), ReLU(), MaxPool2D(2), LocalResponseNorm(), Dropout(), Flatten()
+    net = Sequential([*layers, Linear(16, 3)], (7, 6, 3)).to(device, kernels=kernels)
+    for parameter in net.parameters():
+        parameter.value[...] = device.array(rng.standard_normal(parameter.value.shape), "float32")
+    x = device.array(rng.standard_normal((2, 7, 6, 3)), "float32")
+    optimizer = SGD(net.parameters(), lr=0.1)
+
+    def step(net, optimizer):
+        loss = net.loss()
+        net.set_step(3)
+        loss.forward(net.forward(x), np.array([0, 2]))
+        net.backward(loss.backward())
+        optimizer.step()
+        return device.to_host(optimizer.values).copy()
+
+    step(net, optimizer)  # buffers, plans and velocities are there
+    twin, own = copied((net, optimizer))
+    assert twin.device == net.device and own.values is not optimizer.values
+    with pytest.raises(RuntimeError, match="needs a forward"):
+        twin.backward(x)
+    before = device.to_host(own.values).copy()
+    after = step(net, optimizer)
+    np.testing.assert_array_equal(device.to_host(own.values), before)
+    np.testing.assert_array_equal(step(twin, own), after)
+    assert not (before == after).all()
+    for parameter, (value, _) in zip(twin.parameters(), own._views, strict=True):
+        assert parameter.value is value and np.shares_memory(value, own.values)

@@ -35,7 +35,7 @@ def next_lines() -> list[str]:
     return [
         "to try next:",
         "  can the net memorize a single batch? The first test of any change to a net:",
-        f"    {commands.train()} --overfit-one-batch --lr 0.005",
+        f"    {commands.train()} --overfit-one-batch",
         "  which file computes which layer on this machine:",
         f"    {commands.tool('plan')}",
         "  how a kernel works, step by step, in a browser (it writes max_pool.html):",

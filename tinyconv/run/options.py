@@ -27,6 +27,8 @@ MAY_CHANGE = {
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
 
+OVERFIT_LR = 0.005
+
 
 def parse(
     description: str | None, arguments: list[str] | None
@@ -68,11 +70,15 @@ def parse(
         "10); one is written after every epoch as well")  # fmt: skip
     add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
     add("--overfit-one-batch", action="store_true",
-        help="only test whether the net can memorize a single batch")  # fmt: skip
+        help="only test whether the net can memorize a single batch (default --lr here: "
+        f"{OVERFIT_LR}, since dropout is off)")  # fmt: skip
     unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
     marked = vars(parser.parse_args(arguments, unset))
     given = {name: value for name, value in marked.items() if value is not None}
-    return parser.parse_args(arguments), given
+    options = parser.parse_args(arguments)
+    if options.overfit_one_batch:
+        options.lr = given.get("lr", OVERFIT_LR)
+    return options, given
 
 
 def complete(options: argparse.Namespace, device: Device) -> None:

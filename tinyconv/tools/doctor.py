@@ -18,6 +18,7 @@ import importlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -234,6 +235,9 @@ CUPY = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
 LIBRARIES = ("nvrtc", "nvvm", "nvJitLink", "cublas")
 """What Numba and CuPy load, by the names of cuda-pathfinder."""
 
+CACHED = {".pyc", ".nbi", ".nbc"}
+"""Files in __pycache__, Python's and Numba's."""
+
 LIBRARY_PACKAGES = tuple(
     f"nvidia-{name}{suffix}"
     for name in ("cuda-nvrtc", "nvvm", "cuda-nvcc", "nvjitlink", "cublas")
@@ -319,6 +323,18 @@ def versions_agree(machine: Machine) -> Finding:
 # --- does it compute?
 
 
+def leftovers() -> Finding:
+    """Folders of caches that an uninstalled tinyconv has left: Python may take them for it."""
+    found = []
+    for folder in (Path(entry) / name for entry in sys.path for name in ("layers", "tinyconv")):
+        if folder.is_dir() and {path.suffix for path in folder.rglob("*.*")} <= CACHED:
+            found.append(shlex.quote(str(folder)))
+    if found:
+        note = f"caches of an uninstalled tinyconv hide this one: {', '.join(found)}"
+        return Finding(WARNING, note, f"rm -r {' '.join(found)}")
+    return Finding(OK, f"{ROOT}")
+
+
 def disk() -> Finding:
     """Free space for the files of a run."""
     # Weights and velocities of 61 million parameters, 4 bytes each, are 0.49 GB: two checkpoints
@@ -393,6 +409,7 @@ def checks(machine: Machine) -> list[Check]:
         ("NCCL", OPTIONAL, nccl),
         ("MPI", OPTIONAL, mpi),
         ("simulator", OPTIONAL, simulator),
+        ("tinyconv", HOST, leftovers),
         ("disk", HOST, disk),
         ("test launch", HOST, partial(launch, machine)),
     ]

@@ -464,6 +464,26 @@ def test_the_fix_of_versions_that_disagree_uninstalls_all_wrong_ones(install):
 # --- disk and test launch
 
 
+def test_caches_of_an_uninstalled_package_are_named_with_the_command(tmp_path, monkeypatch):
+    """They hide a clone: `from layers import Device` fails, and an uninstall leaves them."""
+    for name in "lay ers", "there":
+        (tmp_path / name).mkdir()
+    left = tmp_path / "lay ers" / "layers" / "__pycache__"
+    left.mkdir(parents=True)
+    (left / "lrn_forward_host-33.py311.1.nbc").touch()
+    (left / "lrn.cpython-311.pyc").touch()
+    whole = tmp_path / "there" / "tinyconv"
+    (whole / "__pycache__").mkdir(parents=True)
+    (whole / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "there"), str(ROOT)])
+    assert doctor.leftovers().state == OK
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "lay ers"), *sys.path])
+    found = doctor.leftovers()
+    assert found.state == WARNING and found.fix == f"rm -r '{left.parent}'"
+    subprocess.run(found.fix, shell=True, check=True)
+    assert doctor.leftovers().state == OK
+
+
 def test_a_full_disk_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9e9))

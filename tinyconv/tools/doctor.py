@@ -327,7 +327,9 @@ def leftovers() -> Finding:
     """Folders of caches that an uninstalled tinyconv has left: Python may take them for it."""
     found = []
     for folder in (Path(entry) / name for entry in sys.path for name in ("layers", "tinyconv")):
-        if folder.is_dir() and {path.suffix for path in folder.rglob("*.*")} <= CACHED:
+        files = [path for path in folder.rglob("*") if not path.is_dir()]
+        cached = (path.suffix in CACHED and path.parent.name == "__pycache__" for path in files)
+        if files and all(cached):
             found.append(shlex.quote(str(folder)))
     if found:
         note = f"caches of an uninstalled tinyconv hide this one: {', '.join(found)}"

@@ -135,6 +135,16 @@ def fingerprint_of(
 # --- one photo
 
 
+def square_for(image_size: int) -> int:
+    """Side of the squares for crops of that side: 256 for 224, as in the paper."""
+    return round(image_size * 256 / 224)
+
+
+def crop_for(square: int) -> int:
+    """Side of the crops from squares of that side, the inverse of `square_for`."""
+    return round(square * 224 / 256)
+
+
 def central_square(image: Image.Image, size: int) -> Image.Image:
     """Rescale so that the shorter side is `size` pixels and keep the central square (§2).
 

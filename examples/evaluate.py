@@ -5,8 +5,8 @@
     python examples/evaluate.py runs/001 --predict cat.jpg dog.png
 
 A net is the folder of a run (its best checkpoint), a checkpoint, or weights.h5. Several nets are
-evaluated one by one, and their average. --data is a folder with train/<class>/ and val/<class>/,
-or a file made by `python -m tinyconv prepare`, with the classes of the nets. The views of a photo
+evaluated one by one, and their average. --data is a folder with val/<class>/ (or test/<class>/), or
+a file made by `python -m tinyconv prepare`, with the classes of the nets. The views of a photo
 are its centre crop, or ten crops: corners, centre, and their mirror images.
 """
 
@@ -26,7 +26,9 @@ from layers import Device, DeviceError
 from layers.fast.plan import KERNELS
 from layers.fast.precision import PRECISIONS, described
 from tinyconv.data.folder import read_folder
+from tinyconv.data.listing import printable, quoted
 from tinyconv.data.photos import PhotoError
+from tinyconv.data.sources import Options
 from tinyconv.data.store import PhotoStore
 from tinyconv.run.first_use import compilation_announced
 from tinyconv.run.sealed import replace_file
@@ -60,6 +62,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--split", choices=("val", "train"), default="val", help="which of its photos (default val)"
     )
+    add("--val-share", type=float, metavar="SHARE", help="of a folder <class>/, as in training")
+    add("--seed", type=int, default=0, help="of that share, as in training (default 0)")
     add("--views", choices=("centre", "ten", "both"), default="both", help="of each photo (both)")
     add("--per-class", action="store_true", help="print a line for each class, the worst first")
     add("--paper", action="store_true", help="print the paper's results, too")
@@ -102,8 +106,9 @@ def open_photos(
                 )
         return {store.size: getattr(store, options.split)}, list(store.class_ids)
     photos, ids, skipped = {}, [], []
+    layout = Options(val_share=options.val_share, seed=options.seed, splits=(options.split,))
     for size in sizes:
-        train, val, skipped = read_folder(options.data, size, progress=decoding)
+        train, val, skipped = read_folder(options.data, size, options=layout, progress=decoding)
         photos[size] = train if options.split == "train" else val
         ids = list(train.class_names)
     for each in skipped:
@@ -153,13 +158,13 @@ def predict_photos(
         try:
             likeliest = predict(members, photo, views)
         except PhotoError as error:
-            print(f"evaluate.py: cannot use {photo!r}: {error}", file=sys.stderr)
+            print(f"evaluate.py: cannot use {quoted(photo)}: {error}", file=sys.stderr)
             found.append({"photo": photo, "error": str(error)})
             failed += 1
             continue
-        say(f"\n{photo!r}")
+        say(f"\n{quoted(photo)}")
         for label, probability in likeliest:
-            say(f"  {probability:6.1%}  {names[label]}")
+            say(f"  {probability:6.1%}  {printable(names[label])}")
         classes = [
             {"id": members[0].class_ids[label], "name": names[label], "probability": probability}
             for label, probability in likeliest

@@ -5,8 +5,7 @@ headers, but it takes a damaged header for the end of the archive. Here an archi
 with its end mark and only zeros after it.
 
 Names in an archive are compared and printed, never used as a path. Links, devices and sparse files
-are listed with the reason why they cannot be read. A compressed file is unpacked in memory only
-where a few megabytes are expected, up to a limit.
+are listed with the reason why they cannot be read. A .gz is unpacked in memory, up to a limit.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ from tinyconv.data.listing import EXPECTED, Found, Listed, SourceError, problem_
 OUTSIDE = "its name is not below the archive's top"
 """The problem of a member whose name is absolute or contains .."""
 
+MAX_UNPACKED = 2**30
+"""Bytes of a .tar.gz in memory."""
+
 _MAX_HEADER = 2**20
 _MAX_PADDING = 2**20
 _BLOCK = 512
@@ -36,22 +38,29 @@ def compression(path: str | os.PathLike[str]) -> str | None:
 
 
 def list_archive(path: str | os.PathLike[str], listed: Listed | None = None) -> list[Found]:
-    """Every member of an uncompressed tar, in the order of the archive; folders end with "/".
+    """Every member of a tar, in the order of the archive; folders end with "/".
 
-    If a name occurs twice the last one counts, as after unpacking. SourceError if the archive is
-    compressed, damaged or truncated; OSError if it cannot be opened.
+    If a name occurs twice the last one counts, as after unpacking. A small .tar.gz is unpacked in
+    memory. SourceError if the archive is compressed otherwise, damaged or truncated; OSError if it
+    cannot be opened.
     """
-    if kind := compression(path):
+    kind, status = compression(path), os.stat(path)
+    outer = Found("", os.fspath(path), 0, status.st_size, status.st_mtime_ns)
+    if kind == "gzip":
+        content = read_gzipped(path, MAX_UNPACKED, "unpack it, and give the folder or the .tar")
+        outer = outer._replace(size=len(content), archive=content)
+        return list_members(io.BytesIO(content), outer, listed)
+    if kind:
         raise SourceError(
-            f"{quoted(path)} is compressed ({kind}), and photos are read in any order: "
-            "unpack it, and give the folder or the .tar"
+            f"{quoted(path)} is compressed ({kind}): unpack it, and give the folder or the .tar"
         )
-    status = os.stat(path)
-    return list_nested(Found("", os.fspath(path), 0, status.st_size, status.st_mtime_ns), listed)
+    return list_nested(outer, listed)
 
 
 def list_nested(outer: Found, listed: Listed | None = None) -> list[Found]:
     """Every member of a tar that is itself a file of a source, possibly inside another tar."""
+    if outer.archive is not None:
+        return list_members(io.BytesIO(outer.archive), outer, listed)
     with open(outer.path, "rb", buffering=0) as file:
         return list_members(file, outer, listed)
 
@@ -88,7 +97,7 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
             name, problem = _checked(member, outer.name)
             start = outer.offset + member.offset_data
             found.pop(name, None)
-            found[name] = Found(name, outer.path, start, member.size, outer.stamp, problem)
+            found[name] = outer._replace(name=name, offset=start, size=member.size, problem=problem)
         section.seek(archive.offset)
         end = section.read(_BLOCK)
         if len(end) < _BLOCK:
@@ -108,7 +117,9 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
     return list(found.values())
 
 
-def read_gzipped(path: str | os.PathLike[str], limit: int) -> bytes:
+def read_gzipped(
+    path: str | os.PathLike[str], limit: int, advice: str = "is it the right file?"
+) -> bytes:
     """The unpacked bytes of a .gz; SourceError beyond `limit` bytes, or for damage."""
     try:
         with gzip.open(path) as file:
@@ -118,7 +129,7 @@ def read_gzipped(path: str | os.PathLike[str], limit: int) -> bytes:
     except Exception as error:  # gzip, zlib and the disk each have errors of their own
         raise SourceError(f"cannot read {quoted(path)}: {error}") from error
     if len(content) > limit:
-        raise SourceError(f"{quoted(path)} unpacks to over {limit:,} bytes: is it the right file?")
+        raise SourceError(f"{quoted(path)} unpacks to over {limit:,} bytes: {advice}")
     return content
 
 

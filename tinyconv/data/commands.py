@@ -16,11 +16,20 @@ def tool(command: str) -> str:
 
 def train() -> str:
     """The training program, up to its options."""
+    return _example("train", "train_alexnet.py")
+
+
+def evaluate() -> str:
+    """The program that evaluates nets, up to its options."""
+    return _example("evaluate", "evaluate.py")
+
+
+def _example(command: str, script: str) -> str:
     name = Path(sys.argv[0]).name
     if name in ("tinyconv", "__main__.py"):
-        return tool("train")
-    script = sys.argv[0] if name == "train_alexnet.py" else "examples/train_alexnet.py"
-    return f"{interpreter()} {shlex.quote(script)}"
+        return tool(command)
+    path = sys.argv[0] if name == script else f"examples/{script}"
+    return f"{interpreter()} {shlex.quote(path)}"
 
 
 def interpreter() -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tinyconv.data.listing import Found, SourceError, quoted
+from tinyconv.data.listing import Found, SourceError, printable, quoted
 from tinyconv.data.photos import PhotoError, central_square, decode_square
 
 BATCH = 16
@@ -55,7 +55,7 @@ def decode_batch(batch: Sequence[Found], size: int) -> Decoded:
                 raise SourceError(
                     f"not enough memory to decode {quoted(found.name)}: use fewer --workers"
                 ) from error
-            reason = "".join(c if c.isprintable() else "?" for c in str(error))
+            reason = printable(error)
         reasons.append(reason)
     return Decoded(images, reasons)
 
@@ -92,9 +92,7 @@ def cores() -> int:
 
 def _read(found: Found) -> bytes:
     try:
-        with open(found.path, "rb") as file:
-            file.seek(found.offset)
-            content = file.read(found.size)
+        content = found.read()
     except PermissionError as error:
         raise PhotoError("no permission to read it") from error
     except OSError as error:

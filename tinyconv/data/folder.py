@@ -15,7 +15,7 @@ import numpy as np
 from tinyconv.data.decode import BATCH, decode_in_order
 from tinyconv.data.listing import Photo, Skipped, SourceError, quoted
 from tinyconv.data.photos import PhotoSet
-from tinyconv.data.sources import list_source
+from tinyconv.data.sources import Options, list_source
 
 
 def read_folder(
@@ -24,13 +24,15 @@ def read_folder(
     *,
     classes: int | None = None,
     threads: int | None = None,
+    options: Options | None = None,
     progress: Callable[..., Iterable] | None = None,
 ) -> tuple[PhotoSet, PhotoSet, list[Skipped]]:
     """Read `folder`/{train,val}/<class>/ into two sets of square photos.
 
-    Other layouts that `list_source` can list without options are read as well. classes: only the
-    first so many classes. threads: None for one per core; the result does not depend on it.
-    progress(iterable, total=number of files) wraps the iteration, as tqdm does.
+    options: for other layouts (`sources.py`), and which of the splits are needed; a set of another
+    one is empty. classes: only the first so many classes. threads: None for one per core; the
+    result does not depend on it. progress(iterable, total=number of files) wraps the iteration, as
+    tqdm does.
 
     Returns (train, val, skipped): images uint8 (N, size, size, 3), and every file that was left
     out. Raises SourceError, one line that says what to do, if there are no photos to train with.
@@ -42,7 +44,7 @@ def read_folder(
         if root.exists():
             raise SourceError(f"{quoted(root)} is not a folder; unpack an archive, or prepare it")
         raise SourceError(f"no such folder: {quoted(root)}")
-    listing = list_source(root)
+    listing = list_source(root, options)
     names, photos = listing.class_ids, listing.photos
     if classes is not None:
         if not 2 <= classes <= len(names):
@@ -75,8 +77,9 @@ def read_folder(
     for photo, first in skipped:
         if (photo.split, photo.label) not in readable:
             raise SourceError(
-                f"{quoted(root)}: no readable photo of the class {names[photo.label]!r} in "
-                f"{photo.split} ({len(skipped)} of all {len(photos)} files cannot be read); {first}"
+                f"{quoted(root)}: no readable photo of the class {quoted(names[photo.label])} "
+                f"in {photo.split} ({len(skipped)} of all {len(photos)} files cannot be read); "
+                f"{first}"
             )
     labels = np.array([photo.label for photo in kept], np.int64)
     middle, end = sum(photo.split == "train" for photo in kept), len(kept)

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tinyconv.data.archives import list_nested, read_gzipped, unpacked_members
+from tinyconv.data.label_list import indices_to_ids, parse_labels, three
 from tinyconv.data.listing import Found, Listed, SourceError, quoted
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
@@ -36,22 +37,19 @@ LABEL_FILES = (
     "ILSVRC2012_devkit_t12.tar.gz",
     "ILSVRC2012_devkit_t12",
 )
-NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
-
-# A file name, which may contain spaces, and a class id or an index; or a class id and boxes.
-_COLUMNS = re.compile(r'\s*"?(.+?)"?[,\s]+"?([^\s"]+)"?\s*')
-_CSV = re.compile(r"([^,]+),\s*([^\s,]+).*")
+NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
 
 _MAX_TEXT = 2**28
 """Bytes of a label file, or of the unpacked devkit."""
 
 
 class Labels(NamedTuple):
-    """Class ids by file name (with or without its ending), and names of classes if known."""
+    """Class ids by file name (with or without its ending), names of classes if known, and notes."""
 
     path: Path
     classes: dict[str, str]
     class_names: dict[str, str]
+    notes: list[str]
 
     def of(self, name: str) -> str | None:
         """The class id of a photo, or None."""
@@ -80,11 +78,13 @@ def photos(archive: Found, listed: Listed | None = None) -> list[Found]:
     return sorted(files, key=lambda each: each.name)
 
 
-def read_labels(given: Path | None, near: list[Path], class_ids: list[str] | None = None) -> Labels:
+def read_labels(
+    given: Path | None, near: list[Path], class_ids: list[str] | None = None, first: int = 0
+) -> Labels:
     """The labels in the file `given`, or else in one that is in one of the folders `near`.
 
-    class_ids: those of the training photos, sorted, for labels that are indices into them.
-    SourceError says what is missing, or what is wrong with the file.
+    class_ids: those of the training photos, sorted, for labels that are places in them; first: the
+    place of the first, 0 or 1. SourceError says what is missing, or what is wrong with the file.
     """
     if given is None:
         places = [folder / name for folder in near for name in LABEL_FILES]
@@ -102,28 +102,17 @@ def read_labels(given: Path | None, near: list[Path], class_ids: list[str] | Non
         return _from_devkit(given, {name: path.read_bytes() for name, path in files.items()})
     if given.name.endswith(".gz"):
         return _from_devkit(given, unpacked_members(given, read_gzipped(given, _MAX_TEXT)))
-    lines, form = _read_text(given).splitlines(), _COLUMNS
-    if lines and lines[0].startswith("ImageId,"):
-        lines[0], form = "", _CSV
-    classes: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        fields = form.fullmatch(line)
-        if not fields and line.strip():
-            raise SourceError(
-                f"{quoted(given)}, line {number}: expected 'file-name label', not "
-                f"{line.strip()!r:.60}"
-            )
-        if not fields:
-            continue
-        name, label = PurePosixPath(fields[1]).name, fields[2]
-        if classes.setdefault(name, label) != label:
-            raise SourceError(
-                f"{quoted(given)}, line {number}: {quoted(name)} is {label!r} here and "
-                f"{classes[name]!r} further up"
-            )
-    if not classes:
-        raise SourceError(f"{quoted(given)} holds no labels; expected lines of 'file-name label'")
-    return Labels(given, _indices_to_ids(given, classes, class_ids), {})
+    return labels_in(_read_text(given), given, class_ids, first)
+
+
+def labels_in(text: str, path: Path, class_ids: list[str] | None, first: int = 0) -> Labels:
+    """The labels in a text, which is the content of `path`; see `read_labels`."""
+    title, note = quoted(path), ""
+    classes, columns = parse_labels(text, title)
+    if class_ids is not None:
+        classes, note = indices_to_ids(classes, class_ids, first, title)
+    shown = f"labels: {title}{f', {columns}' if columns else ''}; {three(classes)}"
+    return Labels(path, classes, {}, [shown, *([note] if note else [])])
 
 
 def read_class_names(near: list[Path]) -> dict[str, str]:
@@ -132,25 +121,10 @@ def read_class_names(near: list[Path]) -> dict[str, str]:
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         return {}
-    pairs = (line.strip().partition(" ") for line in _read_text(place).splitlines())
-    return {wnid: words.strip() for wnid, _, words in pairs if WNID.fullmatch(wnid) and words}
-
-
-def _indices_to_ids(
-    path: Path, classes: dict[str, str], class_ids: list[str] | None
-) -> dict[str, str]:
-    """Labels that are numbers are indices into the sorted class ids, unless they are class ids."""
-    labels = set(classes.values())
-    numbers = all(label.isdecimal() for label in labels)
-    if class_ids is None or not numbers or labels <= set(class_ids):
-        return classes
-    smallest, largest = min(map(int, labels)), max(map(int, labels))
-    if largest >= len(class_ids):
-        raise SourceError(
-            f"{quoted(path)}: labels run from {smallest} to {largest}; expected 0 to "
-            f"{len(class_ids) - 1}, indices into the {len(class_ids)} sorted class ids"
-        )
-    return {name: class_ids[int(label)] for name, label in classes.items()}
+    pairs = (line.split(None, 1) for line in _read_text(place).splitlines())
+    return {
+        pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2 and WNID.fullmatch(pair[0])
+    }
 
 
 def _from_devkit(path: Path, files: Mapping[str, bytes]) -> Labels:
@@ -168,7 +142,7 @@ def _from_devkit(path: Path, files: Mapping[str, bytes]) -> Labels:
                 f"number from 1 to {len(wnids)}"
             )
         classes[f"ILSVRC2012_val_{number:08}"] = wnid
-    return Labels(path, classes, words)
+    return Labels(path, classes, words, [f"labels: {quoted(path)}; {three(classes)}"])
 
 
 # In a process of its own: SciPy can crash on a damaged file.

@@ -7,6 +7,7 @@ Its digest tells whether a source has changed since an interrupted preparation b
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,9 @@ MAX_PHOTO = 10**9
 """Bytes; a larger file is not taken for a photo."""
 
 EXPECTED = (
-    "expected: a folder or an uncompressed .tar with train/<class>/ and val/<class>/ or with "
-    "<class>/, the folder with the archives of ILSVRC 2012, or cifar-10-binary.tar.gz"
+    "known layouts, in a folder or a .tar: train/<class>/ and val/<class>/ (or test/); <class>/ "
+    "with --val-share 0.2, or with lists of photos as in Food-101 and CUB-200; Tiny-ImageNet-200; "
+    "the archives of ILSVRC 2012; cifar-10-binary.tar.gz"
 )
 
 Listed = Callable[[int], object]
@@ -47,7 +49,8 @@ class Found(NamedTuple):
 
     name: relative, "/" between folders. path: the file to open; offset, size: its bytes in there.
     stamp: time of the last change (ns). problem: why it cannot be read, or "". pixels: its
-    pixels, uint8 (h, w, 3), where they are in memory already.
+    pixels, uint8 (h, w, 3), where they are in memory already; archive: likewise the bytes that
+    `offset` is a place in.
     """
 
     name: str
@@ -57,6 +60,15 @@ class Found(NamedTuple):
     stamp: int
     problem: str = ""
     pixels: np.ndarray | None = None
+    archive: bytes | None = None
+
+    def read(self) -> bytes:
+        """Its bytes, or fewer if the file has become shorter. OSError if it cannot be read."""
+        if self.archive is not None:
+            return self.archive[self.offset : self.offset + self.size]
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
 
 
 class Photo(NamedTuple):
@@ -99,9 +111,19 @@ class Listing:
         return sha.hexdigest()
 
 
+def printable(name: object) -> str:
+    """A name of a file or class as one line for a terminal, whatever characters it has.
+
+    Control characters are escaped. So are all but ASCII characters where another, shorter sequence
+    looks the same (Unicode's NFC): two names that look alike are two names.
+    """
+    return quoted(name)[1:-1]
+
+
 def quoted(name: object) -> str:
-    """A name as one printable line, whatever characters it has."""
-    return repr(str(name))
+    """As `printable`, in quotes."""
+    text = str(name)
+    return repr(text) if unicodedata.is_normalized("NFC", text) else ascii(text)
 
 
 def some(names: Iterable[str]) -> str:

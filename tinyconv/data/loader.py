@@ -229,7 +229,11 @@ class _Readers:
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
         """Call the function in a thread."""
-        return self._pool.submit(function, *arguments)
+        try:
+            return self._pool.submit(function, *arguments)
+        except RuntimeError:  # stopped after the last check
+            self.check()
+            raise
 
     def wait_for(self, task: Future[None]) -> None:
         """Return when the task is done; raises what it raised.

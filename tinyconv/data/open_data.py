@@ -9,6 +9,7 @@ import numpy as np
 from tinyconv.data.folder import read_folder
 from tinyconv.data.listing import Skipped
 from tinyconv.data.photos import PhotoSet
+from tinyconv.data.sources import Options
 from tinyconv.data.statistics import Statistics
 from tinyconv.data.store import PhotoStore
 from tinyconv.data.synthetic import synthetic
@@ -71,29 +72,42 @@ def open_data(
     square: int | None,
     *,
     classes: int | None = None,
+    val_share: float | None = None,
     seed: int = 0,
     progress: Callable[..., Iterable] | None = None,
 ) -> Data:
     """The photos at `path`: a folder {train,val}/<class>/, a file of `prepare`, or None: drawn.
 
     square: side of the photos in pixels (a prepared file has its own; another one is refused, None
-    takes it as it is). classes: only the first so many of a folder. seed: of drawn photos.
+    takes it as it is). classes: only the first so many of a folder; val_share: what to set aside of
+    a folder <class>/. seed: of drawn photos, and of that share.
     ValueError (PhotoError, StoreError), in one line, if that gives no training set.
     """
     if path is not None and Path(path).is_file():
         if classes is not None:
             raise ValueError(f"{path}: a prepared file has its classes; --classes is for folders")
+        if val_share is not None:
+            raise ValueError(f"{path}: a prepared file has its val; --val-share is for folders")
         store = PhotoStore(path)
         if square is not None and square != store.size:
             store.close()
             raise ValueError(
                 f"{path} holds squares of {store.size} pixels, and {square} are asked for"
             )
+        if not len(store.train):
+            store.close()
+            raise ValueError(f"{path} has no training photos, only photos to evaluate with")
         return Data.of_store(store)
     if square is None:
         raise ValueError("open_data: photos of a folder need a size")
     if path is None:
         drawn = synthetic(size=square, seed=seed)
         return Data.of_photos(*drawn, f"drawn textures and shapes, {square}×{square} pixels")
-    train, val, skipped = read_folder(path, square, classes=classes, progress=progress)
+    train, val, skipped = read_folder(
+        path,
+        square,
+        classes=classes,
+        options=Options(val_share=val_share, seed=seed),
+        progress=progress,
+    )
     return Data.of_photos(train, val, f"{path}, {square}×{square} pixels", skipped)

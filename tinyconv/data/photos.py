@@ -15,10 +15,11 @@ import io
 import json
 import os
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 EXIF_ORIENTATION = 0x0112
 # The inverse of each EXIF orientation; 1 and undefined values are upright.
@@ -31,6 +32,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_BETWEEN_SCANS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+"""Markers that may follow a scan of a JPEG: tables, another scan, comments, applications' data."""
 
 
 class PhotoError(ValueError):
@@ -131,6 +135,16 @@ def fingerprint_of(
 # --- one photo
 
 
+def square_for(image_size: int) -> int:
+    """Side of the squares for crops of that side: 256 for 224, as in the paper."""
+    return round(image_size * 256 / 224)
+
+
+def crop_for(square: int) -> int:
+    """Side of the crops from squares of that side, the inverse of `square_for`."""
+    return round(square * 224 / 256)
+
+
 def central_square(image: Image.Image, size: int) -> Image.Image:
     """Rescale so that the shorter side is `size` pixels and keep the central square (§2).
 
@@ -149,27 +163,20 @@ def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.n
 
     source: a path or an open binary file. Returns uint8 (size, size, 3). Small photos are
     enlarged. Transparent pixels become white. PhotoError, its message the reason in one line, for
-    a file that is not a photo, that is incomplete, or that has more pixels than Pillow's limit
-    (`PIL.Image.MAX_IMAGE_PIXELS`).
+    a file that is not a photo, that is incomplete, or that has more than twice the pixels of
+    `PIL.Image.MAX_IMAGE_PIXELS`, which Pillow takes for an attack.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, not {size}")
     try:
-        with Image.open(source) as image:
-            # Up to twice this limit Pillow only warns.
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                raise PhotoError(
-                    f"{image.width}×{image.height} pixels are more than Pillow's limit of "
-                    f"{Image.MAX_IMAGE_PIXELS}"
-                )
+        data = source.read() if hasattr(source, "read") else Path(source).read_bytes()
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # another module may have set it
+        with Image.open(io.BytesIO(data)) as image:
             if image.format == "EPS":  # a PostScript program, which Pillow would run
                 raise PhotoError("EPS is a drawing, not a photo; convert it to PNG")
-            # A JPEG is decoded faster at 1/2, 1/4 or 1/8; at twice the size or more, the quality
-            # of the result still depends on the resampling.
-            image.draft(None, (2 * size, 2 * size))
-            image.load()
-            if image.format == "JPEG":
-                _check_complete(image, source, size)
+            _load(image, size)
+            if image.format in ("JPEG", "MPO"):
+                _check_complete(image, data, size)
             small = central_square(_eight_bits(image), size)
             # The centre is the same in every orientation, so the small square is turned.
             orientation = _orientation(image)
@@ -184,29 +191,55 @@ def decode_square(source: str | os.PathLike[str] | IO[bytes], size: int) -> np.n
         raise PhotoError(_reason(error)) from error
 
 
-def _check_complete(
-    image: Image.Image, source: str | os.PathLike[str] | IO[bytes], size: int
-) -> None:
-    """PhotoError for a JPEG whose data ends early, at any place before its end marker.
+def _load(image: Image.Image, size: int) -> None:
+    # A JPEG is decoded faster at 1/2, 1/4 or 1/8; at twice the size or more, the quality of the
+    # result still depends on the resampling.
+    image.draft(None, (2 * size, 2 * size))
+    image.load()
 
-    libjpeg decodes every block after that as grey, and Pillow does not report its warning. So if
-    the last pixel is this grey, the photo is decoded again with more data before the end marker,
-    which changes the pixels only if data is missing.
+
+def _check_complete(image: Image.Image, data: bytes, size: int) -> None:
+    """PhotoError for a JPEG that lacks a part of its data, as far as that can be detected.
+
+    libjpeg decodes blocks behind the end of a scan's data as grey, or without the details of that
+    scan, and Pillow does not report its warning. So the photo is decoded again with more data in
+    front of each marker, which changes the pixels only if data is missing. That takes as long
+    again: only for photos whose last pixel is grey, or with several scans or restart markers.
     """
-    if image.getpixel((image.width - 1, image.height - 1)) not in (128, (128, 128, 128)):
+    places = _scan_markers(data)
+    last: Any = image.getpixel((image.width - 1, image.height - 1))
+    if len(places) < 2 and not np.isin(last, (127, 128)).all():
         return
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
-            data = file.read()
-    else:
-        source.seek(0)
-        data = source.read()
-    end = data.rfind(b"\xff\xd9")
-    with Image.open(io.BytesIO(data[:end] + b"\x55\xa3" * 2**12 + data[end:])) as longer:
-        longer.draft(None, (2 * size, 2 * size))
-        longer.load()
+    parts = [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+    with Image.open(io.BytesIO((b"\x55\xa3" * 2**12).join(parts))) as longer:
+        _load(longer, size)
         if longer.tobytes() != image.tobytes():
             raise PhotoError("a part of its data is missing")
+
+
+def _scan_markers(data: bytes) -> list[int]:
+    """The places of the markers in and after each scan of a JPEG; PhotoError for a wrong one."""
+    content = np.frombuffer(data, np.uint8)
+    after = content[1:]
+    marks = np.flatnonzero((content[:-1] == 0xFF) & (after != 0) & (after != 0xFF))
+    place, found = 2, list[int]()
+    while True:
+        while data[place : place + 2] == b"\xff\xff":  # any number may precede a marker
+            place += 1
+        kind = data[place + 1] if data[place : place + 1] == b"\xff" else None
+        if kind == 0xD9 or kind is None and not found:
+            return found
+        if found and kind not in _BETWEEN_SCANS:
+            raise PhotoError("damaged: a wrong marker in its data")
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind == 0xDA:
+            inside = marks[np.searchsorted(marks, place) :].tolist()
+            for number, mark in enumerate(inside):
+                found.append(place := mark)
+                if not 0xD0 <= data[place + 1] <= 0xD7:
+                    break
+                if data[place + 1] & 7 != number % 8:
+                    raise PhotoError("damaged: a restart marker is missing")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -216,10 +249,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         if grey.min() < 0 or grey.max() > 65535:
             raise PhotoError("32-bit greyscale does not say what is white; save it with 8 bits")
         # Rounds to the nearest of 256 levels, since 65535 = 255 · 257. Pillow would clip at 255.
-        return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        eight = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        if (key := image.info.get("transparency")) is not None:
+            eight.putalpha(Image.fromarray(np.where(grey == key, 0, 255).astype(np.uint8)))
+            return eight.convert("RGBA")
+        return eight
     if image.mode == "F":
         raise PhotoError("floating-point greyscale does not say what is white; save it with 8 bits")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits; Pillow keeps 8 of each colour
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or key is not None:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from tinyconv.data.decode import BATCH, decode_in_order
 from tinyconv.data.listing import Listing, Skipped, SourceError, quoted
 from tinyconv.data.prepare_progress import Progress, beside, replace_file
-from tinyconv.data.sources import list_source
+from tinyconv.data.sources import Options, list_source
 from tinyconv.data.store_format import SPLITS
 from tinyconv.data.store_writer import StoreWriter
 
@@ -59,8 +59,10 @@ def prepare(
     size: int | None = None,
     workers: int | None = None,
     labels: str | os.PathLike[str] | None = None,
+    labels_from: int = 0,
     val_share: float | None = None,
     seed: int = 0,
+    only_val: bool = False,
     strict: bool = False,
     force: bool = False,
     report: Callable[[str], object] = lambda line: None,
@@ -69,9 +71,10 @@ def prepare(
     """Decode the photos of `source` (`sources.py`) into the file `out`.
 
     size: side of the squares in pixels; None: 256, or 32 for CIFAR-10. workers: threads that
-    decode; None: one per core. labels, val_share, seed: as for `list_source`. strict: the first
-    unreadable photo is an error. force: replace an older `out`. report is called with lines for
-    the user; progress as tqdm is, with desc, total, initial and unit.
+    decode; None: one per core. labels, labels_from, val_share, seed: as in `sources.Options`.
+    only_val: without training photos, to evaluate with. strict: the first unreadable photo is an
+    error. force: replace an older `out`. report is called with lines for the user; progress as tqdm
+    is, with desc, total, initial and unit.
 
     Returns the files that were left out, which `skipped_file(out)` names, and how many photos an
     earlier call had done. Interrupted or failed, the same call resumes. SourceError, one line that
@@ -92,7 +95,9 @@ def prepare(
     if out.exists() and not force and not beside(out, "progress").exists():
         raise exists
     with progress(desc="listing", unit="file") as bar:
-        listing = list_source(source, labels, val_share, seed, bar.update)
+        splits = ("val",) if only_val else SPLITS
+        options = Options(labels, labels_from, val_share, seed, splits)
+        listing = list_source(source, options, bar.update)
     work = _Work(listing, out, size or listing.size, strict, report, progress)
     try:
         with _locked(work.part, work.saved.path):
@@ -165,7 +170,7 @@ class _Work:
             self._decode(writer, workers)
             labels = self._labels()
             for split, each in labels.items():
-                if not len(each):
+                if self.counts[split] and not len(each):
                     raise SourceError(self._unreadable(split))
             writer.finish(labels, partial(self.progress, desc="statistics", unit="block"))
         if self.saved.skipped:

@@ -2,8 +2,9 @@
 
     python -m tinyconv prepare photos photos.h5                  {train,val}/<class>/, or a .tar
     python -m tinyconv prepare imagenet imagenet.h5              ILSVRC 2012, packed or unpacked
-    python -m tinyconv prepare cifar-10-binary.tar.gz cifar.h5 --size 73
+    python -m tinyconv prepare cifar-10-binary.tar.gz cifar.h5 --image-size 64
     python -m tinyconv prepare flowers flowers.h5 --val-share 0.2      <class>/ alone
+    python -m tinyconv prepare photos test.h5 --only-val               to evaluate with
 
 ILSVRC 2012: a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit or
 LOC_val_solution.csv; nothing has to be unpacked.
@@ -24,12 +25,13 @@ from functools import partial
 from tqdm import tqdm
 
 from tinyconv.data import commands
-from tinyconv.data.listing import Skipped, SourceError
+from tinyconv.data.listing import Skipped, SourceError, printable
+from tinyconv.data.photos import square_for
 from tinyconv.data.prepare import prepare, skipped_file
 from tinyconv.data.store import PhotoStore
 
-SMALLEST = 73
-"""Pixels; from 7/8 of this side, 64 pixels, AlexNet can be trained."""
+SMALLEST = 64
+"""Side in pixels of the smallest crop that AlexNet can be trained on."""
 
 _SHOWN = 10
 
@@ -39,11 +41,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder, .tar, or cifar-10-binary.tar.gz")
     add("out", metavar="OUT.h5", help="the file to make")
-    add("--size", type=int, help="side of the squares in pixels (default 256; CIFAR-10: 32)")
+    side = parser.add_mutually_exclusive_group().add_argument
+    side("--size", type=int, help="side of the squares in pixels (default 256; CIFAR-10: 32)")
+    side("--image-size", type=int, metavar="CROP", help="of training; the squares are 8/7 of it")
     add("--labels", metavar="FILE", help="for photos without class folders: devkit, CSV, or text")
+    add("--labels-from", type=int, choices=(0, 1), default=0,
+        help="the number of the first class, where labels are numbers (default 0)")  # fmt: skip
     add("--val-share", type=float, metavar="SHARE", help="set this share aside, such as 0.2")
     add("--seed", type=int, default=0, help="decides which photos are set aside (default 0)")
     add("--workers", type=int, help="threads that decode (default: one per core)")
+    add("--only-val", action="store_true", help="no training photos: a file to evaluate with")
     add("--strict", action="store_true", help="stop at the first photo that cannot be read")
     add("--force", action="store_true", help="replace OUT.h5 if it exists")
 
@@ -59,11 +66,13 @@ def main(options: argparse.Namespace) -> int:
         skipped, resumed = prepare(
             options.source,
             options.out,
-            size=options.size,
+            size=square_for(options.image_size) if options.image_size else options.size,
             workers=options.workers,
             labels=options.labels,
+            labels_from=options.labels_from,
             val_share=options.val_share,
             seed=options.seed,
+            only_val=options.only_val,
             strict=options.strict,
             force=options.force,
             report=partial(print, flush=True),
@@ -89,16 +98,18 @@ def _summary(
     with PhotoStore(options.out) as store:
         train, val, size, ids = len(store.train), len(store.val), store.size, store.class_ids
         bare = [ids[label] for label in sorted(set(range(len(ids))) - set(store.train.labels))]
-    if bare:
-        names = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
+    if bare and train:
+        names = ", ".join(map(printable, bare[:5])) + (", ..." if len(bare) > 5 else "")
         print(f"note: {len(bare):,} classes have no training photo: {names}")
     rate = (train + val + len(skipped) - resumed) / seconds
     earlier = f" ({resumed:,} were done before)" if resumed else ""
     following = f"{commands.train()} --data {shlex.quote(options.out)}"
-    if size < SMALLEST:
+    if not train:
+        following = f"{commands.evaluate()} RUN --data {shlex.quote(options.out)}"
+    if train and size < square_for(SMALLEST):
         print(f"note: {size}×{size} is too small for AlexNet: prepare larger squares")
         source, out = shlex.quote(options.source), shlex.quote(options.out)
-        following = f"{commands.tool('prepare')} {source} {out} --size {SMALLEST} --force"
+        following = f"{commands.tool('prepare')} {source} {out} --image-size {SMALLEST} --force"
     print(
         f"{options.out}: {train:,} training and {val:,} validation photos of {len(ids):,} classes, "
         f"{size}×{size}, {os.path.getsize(options.out) / 1e9:,.2f} GB\n"

@@ -1,15 +1,18 @@
 """Lists the photos of a source: a folder or an archive, in any of these layouts.
 
-    {train,val}/<class>/...                     in a folder, or in an uncompressed tar
+    {train,val}/<class>/...                     in a folder, a tar, or a small .tar.gz
     train/<class>/..., val/*, and labels        val without folders, as ILSVRC 2012 has it
+    train/<class>/images/*, val/images/*        Tiny-ImageNet-200, with its val_annotations.txt
     ILSVRC2012_img_{train,val}.tar, and labels  its official archives (`ilsvrc.py`)
     <class>/...                                 and a share that is set aside for validation
-    any photos, and labels for them             likewise
+    images/<class>/..., and lists of photos     Food-101, CUB-200, Indoor-67 (`splits.py`)
+    any photos, and labels for them             and a share that is set aside
     cifar-10-binary.tar.gz                      or its folder (`cifar10.py`)
 
-`validation/`, `valid/` or `test/` with class folders serves as val if there is no `val/`. All this
-may be in one folder. Classes are sorted by name, and so are the photos of a class: equal photos
-give equal listings, whatever the file system.
+Upper and lower case do not matter in train and val, nor do `training/` and, if it has class folders
+and there is no `val/`, `validation/`, `valid/`, `test/` or `testing/`. All this may be in one
+folder. Classes are sorted by name, and so are the photos of a class: equal photos give equal
+listings, whatever the file system.
 """
 
 from __future__ import annotations
@@ -23,46 +26,63 @@ from tinyconv.data.cifar10 import list_cifar10
 from tinyconv.data.ilsvrc import TRAIN_ARCHIVE, VAL_ARCHIVE
 from tinyconv.data.listing import EXPECTED, Found, Listed, Listing, Photo, SourceError, quoted, some
 from tinyconv.data.random_arrays import permutation
+from tinyconv.data.splits import listed_photos
 from tinyconv.data.trees import Tree, open_tree
 
 SHARE = 2**32 - 6
 """Stream of the generator that draws the validation photos (see `augment.py`)."""
 
-OTHER_NAMES = ("validation", "valid", "test")
+TRAIN_NAMES = ("train", "training")
+OTHER_NAMES = ("validation", "valid", "test", "testing")
 """Folders with class folders that serve as val if there is none."""
 
+SPLITS = ("train", "val")
+
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
+_ANNOTATIONS = "val_annotations.txt"
+
+
+@dataclass
+class Options:
+    """How a source is to be read.
+
+    labels: a file with labels for photos without class folders; None: searched beside them.
+    labels_from: the number of the first class in it, 0 or 1, where labels are numbers. val_share:
+    between 0 and 1, for a source without validation photos; seed: of their choice. splits: those
+    that are needed; others are not listed.
+    """
+
+    labels: str | os.PathLike[str] | None = None
+    labels_from: int = 0
+    val_share: float | None = None
+    seed: int = 0
+    splits: tuple[str, ...] = SPLITS
 
 
 def list_source(
-    source: str | os.PathLike[str],
-    labels: str | os.PathLike[str] | None = None,
-    val_share: float | None = None,
-    seed: int = 0,
-    listed: Listed | None = None,
+    source: str | os.PathLike[str], options: Options | None = None, listed: Listed | None = None
 ) -> Listing:
     """List the photos of a source and their classes.
 
-    labels: a file with labels for photos without class folders; None: searched beside them.
-    val_share: between 0 and 1, for a source without validation photos; seed: of their choice.
     listed is called from time to time with the number of further files. SourceError, one line that
     says what was found and what is expected.
     """
-    path = Path(os.path.abspath(source))
+    path, options = Path(os.path.abspath(source)), options or Options()
     if not path.exists():
         raise SourceError(f"no such file or folder: {quoted(source)}")
-    if val_share is not None and not 0 < val_share < 1:
-        raise SourceError(f"--val-share must be between 0 and 1, such as 0.2, not {val_share}")
+    if options.val_share is not None and not 0 < options.val_share < 1:
+        share = options.val_share
+        raise SourceError(f"--val-share must be between 0 and 1, such as 0.2, not {share}")
     try:
         listing = list_cifar10(path)
         if listing is None:
-            label_file = None if labels is None else Path(labels)
-            listing = _Source(path, label_file, val_share, seed, listed).listing()
-        elif labels or val_share:
+            listing = _Source(path, options, listed).listing()
+        elif options.labels or options.val_share:
             raise SourceError(f"{quoted(source)} is CIFAR-10: leave out --labels and --val-share")
     except OSError as error:
         where = quoted(error.filename or source)
         raise SourceError(f"cannot read {where}: {error.strerror or error}") from error
+    listing.photos = [each for each in listing.photos if each.split in options.splits]
     if len(listing.class_ids) < 2:
         raise SourceError(
             f"only one class in {quoted(source)} ({some(listing.class_ids)}): a classifier needs "
@@ -71,14 +91,16 @@ def list_source(
     return listing
 
 
+Classed = list[tuple[str, str, Found]]
+"""(split, class, file) of each photo."""
+
+
 @dataclass
 class _Source:
     """A source, its options, and what its listing shall say."""
 
     path: Path
-    labels: Path | None
-    val_share: float | None
-    seed: int
+    options: Options
     listed: Listed | None
     names: dict[str, str] = field(default_factory=dict)  # of classes, from the file with labels
 
@@ -91,21 +113,22 @@ class _Source:
         if self.path.is_dir():
             self.near[:0] = [self.path / self.tree.prefix, self.path]
         archives = {each.name.rpartition("/")[2]: each for each in self.tree.loose}
-        folders = self.tree.folders
-        train = "train" if "train" in folders else archives.get(TRAIN_ARCHIVE)
-        val = "val" if "val" in folders else archives.get(VAL_ARCHIVE)
-        for name in OTHER_NAMES:
-            val = val or (name if self.tree.below(name).folders else None)
-        if train and val:
-            kind, classed = self._both(train, val)
-        elif train or "val" in folders or VAL_ARCHIVE in archives:
-            missing = "val" if train else "train"
+        train = self._folder(TRAIN_NAMES) or archives.get(TRAIN_ARCHIVE)
+        val = self._folder(("val",)) or archives.get(VAL_ARCHIVE) or self._folder(OTHER_NAMES, True)
+        if isinstance(train, str) and not val and not self.tree.below(train).folders:
+            train = None  # a class of this name
+        found = {"train": train, "val": val}
+        places = {split: found[split] for split in self.options.splits if found[split]}
+        if not train and not val:
+            kind, classed = self._one_folder()
+        elif len(places) == len(self.options.splits):
+            kind, classed = self._splits(places)
+        else:
+            missing = next(split for split in self.options.splits if split not in places)
             raise SourceError(
                 f"{quoted(self.path)} has no folder {missing!r} ({self._inside()}): rename the one "
-                "that takes its place, or prepare one folder of classes with --val-share 0.2"
+                f"that takes its place; {EXPECTED}"
             )
-        else:
-            kind, classed = self._share()
         ids = sorted({name for _, name, _ in classed})
         label_of = {name: label for label, name in enumerate(ids)}
         names = ilsvrc.read_class_names(self.near) | self.names
@@ -117,97 +140,147 @@ class _Source:
             [Photo(split, label_of[name], each) for split, name, each in classed],
             notes=self.notes,
         )
-        if not train:
-            listing.choices = {"val_share": self.val_share, "seed": self.seed}
+        if not train and self.options.val_share is not None:
+            listing.choices = {"val_share": self.options.val_share, "seed": self.options.seed}
         return listing
 
-    def _both(self, train: str | Found, val: str | Found) -> tuple[str, list]:
-        """The source has training and validation photos; returns its kind and the photos."""
-        if self.val_share is not None:
-            raise SourceError(f"{quoted(self.path)} has its own val: leave out --val-share")
-        if isinstance(train, str):
-            classes = self.tree.below(train).classes()
-            if not classes:
-                raise SourceError(
-                    f"{quoted(self.path)}: train has no class folders; make one for each class"
-                )
-        else:
-            classes = ilsvrc.train_classes(train, self.listed)
-        self._check_not_empty("train", classes)
-        classed = [("train", name, each) for name in sorted(classes) for each in classes[name]]
-        if isinstance(val, str) and (val_classes := self.tree.below(val).classes()):
-            kind = "train/ and val/"
-            if self.labels:
-                raise SourceError(f"{quoted(self.path)}: val has class folders: leave out --labels")
-            for one, other, there, here in (
-                ("train", val, classes, val_classes),
-                (val, "train", val_classes, classes),
-            ):
-                if missing := sorted(set(here) - set(there)):
-                    raise SourceError(
-                        f"{quoted(self.path)}: {one} lacks the class {some(missing)} of {other}; "
-                        "both need a folder for every class"
-                    )
-            classed += [("val", name, each) for name in val_classes for each in val_classes[name]]
-        else:
-            kind = "train, and val with labels in a file"
-            flat = self.tree.below(val).files if isinstance(val, str) else ilsvrc.photos(val)
-            for each, name in self._labelled(flat, sorted(classes)):
-                if name not in classes:
-                    raise SourceError(
-                        f"{quoted(self.path)}: the labels say that {quoted(each.name)} is of the "
-                        f"class {name!r}, which is not in 'train'"
-                    )
-                classed.append(("val", name, each))
-        if classed[-1][0] != "val":
-            raise SourceError(f"{quoted(self.path)}: val is empty: put photos there")
-        return kind, classed
+    def _folder(self, names: tuple[str, ...], classed: bool = False) -> str | None:
+        """The folder with the first of these names, in any case; classed: it has folders."""
+        for name in names:
+            found = [each for each in self.tree.folders if each.lower() == name]
+            for each in sorted(found, reverse=True):  # "val" before "Val"
+                if not classed or self.tree.below(each).folders:
+                    return each
+        return None
 
-    def _share(self) -> tuple[str, list]:
-        """A share of the photos becomes the validation set; returns the kind and the photos."""
-        if self.labels:
-            kind, classed = "photos with labels", self._labelled(self.tree.files, None)
-        else:
-            kind, classes = "<class>/", self.tree.classes()
-            if not classes:
+    def _splits(self, places: dict[str, str | Found | None]) -> tuple[str, Classed]:
+        """The source has the photos of each split in a place; returns its kind and the photos."""
+        if self.options.val_share is not None:
+            raise SourceError(f"{quoted(self.path)} has its own val: leave out --val-share")
+        kind, photos, ids = "train/ and val/", Classed(), None
+        for split, place in places.items():
+            classes = self._class_folders(split, place)
+            if classes is None:
+                kind = "train, and val with labels in a file"
+                photos += self._without_folders(place, ids)
+                continue
+            if self.options.labels and split == "val":
+                raise SourceError(f"{quoted(self.path)}: val has class folders: leave out --labels")
+            self._check_not_empty(place if isinstance(place, str) else "", classes)
+            if ids is not None:
+                self._check_same_classes(ids, set(classes), places)
+            ids = set(classes)
+            photos += [(split, name, each) for name in sorted(classes) for each in classes[name]]
+        for split in places:
+            if not any(each == split for each, _, _ in photos):
+                raise SourceError(f"{quoted(self.path)}: {split} is empty: put photos there")
+        return kind, photos
+
+    def _class_folders(self, split: str, place: str | Found | None) -> dict | None:
+        """The photos by class, or None for validation photos that have no class folders."""
+        if isinstance(place, Found):
+            return ilsvrc.train_classes(place, self.listed) if split == "train" else None
+        tree = self.tree.below(place or "")
+        if split == "val" and any(each.name.endswith(f"/{_ANNOTATIONS}") for each in tree.loose):
+            return None
+        if tree.folders:
+            return {name: _photos_of(tree.below(name)) for name in tree.folders}
+        if split == "val":
+            return None
+        raise SourceError(
+            f"{quoted(self.path)}: {place} has no class folders; make one for each class"
+        )
+
+    def _without_folders(self, place: str | Found | None, ids: set[str] | None) -> Classed:
+        """Validation photos with labels in a file; ids: the classes, if they are known."""
+        tree = None if isinstance(place, Found) else self.tree.below(place or "")
+        files = tree.files if tree else ilsvrc.photos(place)  # type: ignore[arg-type]
+        table = (
+            [each for each in tree.loose if each.name.endswith(f"/{_ANNOTATIONS}")] if tree else []
+        )
+        photos = self._labelled(files, sorted(ids) if ids else None, table[0] if table else None)
+        for each, name in photos:
+            if ids is not None and name not in ids:
                 raise SourceError(
-                    f"{quoted(self.path)}: {self._inside()}; {EXPECTED}, or photos with --labels "
-                    "FILE"
+                    f"{quoted(self.path)}: the labels say that {quoted(each.name)} is of the "
+                    f"class {quoted(name)}, which is not in 'train'"
                 )
-            self._check_not_empty("", classes)
-            classed = [(each, name) for name, files in classes.items() for each in files]
-        ids = {name for _, name in classed}
-        if self.val_share is None:
+        return [("val", name, each) for each, name in photos]
+
+    def _check_same_classes(self, train: set[str], val: set[str], places: dict) -> None:
+        for one, other, missing in (
+            (places["train"], places["val"], val - train),
+            (places["val"], places["train"], train - val),
+        ):
+            if missing:
+                one, other = (each if isinstance(each, str) else "train" for each in (one, other))
+                raise SourceError(
+                    f"{quoted(self.path)}: {one} lacks the class {some(sorted(missing))} of "
+                    f"{other}; both need a folder for every class"
+                )
+
+    def _one_folder(self) -> tuple[str, Classed]:
+        """Photos of both splits, to be told apart by lists or by chance."""
+        share, listed = self.options.val_share, None
+        if self.options.labels:
+            kind, photos = "photos with labels", self._labelled(self.tree.files, None)
+        else:
+            images = self._folder(("images",), True)
+            tree = self.tree.below(images) if images else self.tree
+            classes = {name: tree.below(name).files for name in tree.folders}
+            nested = [name for name in tree.folders if _holds_folders(tree.below(name))]
+            if not classes or nested:
+                raise SourceError(f"{quoted(self.path)}: {self._inside()}; {EXPECTED}")
+            self._check_not_empty(images or "", classes)
+            kind, photos = "<class>/", [(each, name) for name in classes for each in classes[name]]
+            listed = listed_photos(self.tree, tree.prefix, [each for each, _ in photos])
+        if listed and share is not None:
+            raise SourceError(f"{quoted(self.path)} has {listed.kind}: leave out --val-share")
+        if listed:
+            kind, split = f"<class>/ and {listed.kind}", listed.splits
+            self.notes.append(f"train and val: from {listed.kind}")
+        elif share is None:
+            classes_found = sorted({name for _, name in photos})
             raise SourceError(
-                f"{quoted(self.path)} has no train/ and val/, but {len(classed):,} files of "
-                f"{len(ids):,} classes ({some(sorted(ids))}): prepare it with --val-share 0.2, "
+                f"{quoted(self.path)} has no train/ and val/, but {len(photos):,} files of "
+                f"{len(classes_found):,} classes ({some(classes_found)}): add --val-share 0.2, "
                 "which sets a fifth of them aside for validation"
             )
-        count = round(self.val_share * len(classed))
-        if not 0 < count < len(classed):
+        else:
+            split = self._drawn(len(photos), share)
+        # The order within a split is that of the classes, then of the files.
+        found = zip(split, photos, strict=True)
+        classed = [(each, name, photo) for each, (photo, name) in found if each]
+        return kind, sorted(classed, key=lambda photo: photo[0])
+
+    def _drawn(self, photos: int, share: float) -> list[str]:
+        count = round(share * photos)
+        if not 0 < count < photos:
             raise SourceError(
-                f"--val-share {self.val_share} of {len(classed):,} photos is {count:,}: it leaves "
+                f"--val-share {share} of {photos:,} photos is {count:,}: it leaves "
                 f"none to {'train' if count else 'validate'} with"
             )
-        drawn = set(permutation(len(classed), self.seed, SHARE, 0)[:count].tolist())
-        photos = [
-            ("val" if place in drawn else "train", name, each)
-            for place, (each, name) in enumerate(classed)
-        ]
-        # The order within a split is that of the classes, then of the files.
-        return kind, sorted(photos, key=lambda photo: photo[0])
+        drawn = set(permutation(photos, self.options.seed, SHARE, 0)[:count].tolist())
+        return ["val" if place in drawn else "train" for place in range(photos)]
 
     def _labelled(
-        self, photos: list[Found], class_ids: list[str] | None
+        self, photos: list[Found], class_ids: list[str] | None, table: Found | None = None
     ) -> list[tuple[Found, str]]:
-        """Photos without class folders, each with its class id."""
-        labels = ilsvrc.read_labels(self.labels, self.near, class_ids)
+        """Photos without class folders, each with its class id; table: of Tiny-ImageNet-200."""
+        if table:
+            rows = table.read().decode("utf-8", "replace").splitlines()
+            text = "\n".join("\t".join(row.split("\t")[:2]) for row in rows)
+            labels = ilsvrc.labels_in(text, Path(table.name), class_ids)
+        else:
+            given, first = self.options.labels, self.options.labels_from
+            path = None if given is None else Path(given)
+            labels = ilsvrc.read_labels(path, self.near, class_ids, first)
         self.names = labels.class_names
         file = os.path.abspath(labels.path)  # may be among the photos
-        photos = [each for each in photos if each.path != file or each.offset]
+        photos = [each for each in photos if each != table and (each.path != file or each.offset)]
         if without := [each.name for each in photos if labels.of(each.name) is None]:
             raise SourceError(f"{quoted(labels.path)} has no label for {some(without)}")
-        self.notes.append(f"labels: {quoted(labels.path)}")
+        self.notes += labels.notes
         if len(labels.classes) > len(photos):
             self.notes.append(f"note: {len(labels.classes):,} labels for {len(photos):,} photos")
         return [(each, labels.of(each.name) or "") for each in photos]
@@ -221,8 +294,24 @@ class _Source:
                 )
 
     def _inside(self) -> str:
-        folders = ", ".join(map(quoted, self.tree.folders[:5])) or "none"
-        return f"its folders: {folders}; files beside them: {len(self.tree.loose):,}"
+        shown = []
+        for name in self.tree.folders[:5]:
+            inner = self.tree.below(name).folders
+            shown.append(quoted(name) + (f" with folders {some(inner)}" if inner else ""))
+        more = ", ..." if len(self.tree.folders) > 5 else ""
+        beside = len(self.tree.loose)
+        return f"folders: {', '.join(shown) or 'none'}{more}; files beside them: {beside:,}"
+
+
+def _photos_of(tree: Tree) -> list[Found]:
+    """The photos of a class; in Tiny-ImageNet-200, those in images/, beside a text file."""
+    if tree.folders == ["images"] and all(each.name.endswith(".txt") for each in tree.loose):
+        return tree.below("images").files
+    return tree.files
+
+
+def _holds_folders(tree: Tree) -> bool:
+    return len(tree.folders) > 1 and not tree.loose
 
 
 def _only_folder(tree: Tree) -> str | None:
@@ -230,10 +319,12 @@ def _only_folder(tree: Tree) -> str | None:
     for depth, name in enumerate(_KAGGLE):
         if name in tree.folders and tree.prefix == "".join(f"{x}/" for x in _KAGGLE[:depth]):
             return name
-    if tree.prefix or len(tree.folders) != 1 or tree.folders[0] in ("train", "val", *OTHER_NAMES):
+    known = ("val", *TRAIN_NAMES, *OTHER_NAMES)
+    if tree.prefix or len(tree.folders) != 1 or tree.folders[0].lower() in known:
         return None
     inside = tree.below(tree.folders[0]).folders
-    return tree.folders[0] if "train" in inside or not tree.loose else None
+    has_train = {each.lower() for each in inside} & set(TRAIN_NAMES)
+    return tree.folders[0] if has_train or not tree.loose else None
 
 
 def _text(name: str) -> str:

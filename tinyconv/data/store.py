@@ -102,9 +102,13 @@ class PhotoStore:
         offset, length = header.images(split)
         count, labels = int(group["count"][()]), group["labels"][()]
         shape = (length // (self.size**2 * 3), self.size, self.size, 3)
-        if not 1 <= count <= min(len(labels), len(group["images"]), shape[0]):
+        rows = min(len(labels), len(group["images"]), shape[0])
+        if not min(1, rows) <= count <= rows:
             raise ValueError(f"{count} photos in {split!r}, and {len(labels)} labels")
-        images = np.memmap(self.path, np.uint8, "r", offset, shape).view(np.ndarray)
+        if rows:
+            images = np.memmap(self.path, np.uint8, "r", offset, shape).view(np.ndarray)
+        else:
+            images = np.empty((0, *shape[1:]), np.uint8)
         digest = group["images_sha256"][()].tobytes()
         return StoredPhotos(images[:count], labels[:count], self.class_names, digest)
 

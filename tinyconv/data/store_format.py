@@ -17,7 +17,8 @@
     /colour/eigenvectors              float64 (3, 3), one per column
     attribute settings                JSON: source and options
 
-There is a row for every listed photo. An unreadable photo is left out and the following ones move
+There is a row for every listed photo; a file to evaluate with has none in train, and zeros for what
+is computed from it. An unreadable photo is left out and the following ones move
 up, so the rows from `count` on are unused.
 
 The checksum covers the header's lines above it and every byte from 512 on except the image rows,

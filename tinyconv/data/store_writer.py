@@ -34,8 +34,8 @@ METADATA = 2**17
 class StoreWriter:
     """A file of prepared photos that is being written.
 
-    size: side S of the photos in pixels; rows: number of photos in "train" and "val", at least
-    one each; class_ids, class_names: one of each per class; settings: JSON values. The file has
+    size: side S of the photos in pixels; rows: number of photos in "train" and "val", 0 in one of
+    them at most; class_ids, class_names: one of each per class; settings: JSON values. The file has
     its full length at once, most of it a hole that takes no disk space yet. If it exists, its rows
     are kept and everything else is written again. OSError if the disk is full or fails.
     """
@@ -93,9 +93,9 @@ class StoreWriter:
         """
         counts = {split: len(labels[split]) for split in SPLITS}
         for split, each in labels.items():
-            if not 1 <= len(each) <= self.rows[split]:
+            if not min(1, self.rows[split]) <= len(each) <= self.rows[split]:
                 raise ValueError(f"{len(each)} labels for {self.rows[split]} rows of {split!r}")
-            if not 0 <= each.min() <= each.max() < self.classes:
+            if len(each) and not 0 <= each.min() <= each.max() < self.classes:
                 raise ValueError(f"labels {each.min()} to {each.max()} of {self.classes} classes")
         statistics, sha = Statistics(self.size), {split: hashlib.sha256() for split in SPLITS}
         for split, rows in rows_in_blocks(self.path, self._header, self.size, counts, progress):
@@ -107,9 +107,10 @@ class StoreWriter:
             self._put(f"{split}/labels", np.concatenate([labels[split], unused]), "<i8")
             self._put(f"{split}/count", counts[split], "<i8")
             self._put(f"{split}/images_sha256", np.frombuffer(sha[split].digest(), np.uint8), "u1")
-        self._put("mean_image", statistics.mean_image(), "<f4")
-        for name in ("covariance", "eigenvalues", "eigenvectors"):
-            self._put(f"colour/{name}", getattr(statistics, name), "<f8")
+        if statistics.count:
+            self._put("mean_image", statistics.mean_image(), "<f4")
+            for name in ("covariance", "eigenvalues", "eigenvectors"):
+                self._put(f"colour/{name}", getattr(statistics, name), "<f8")
         self.flush()
         header = self._header._replace(checksum=checksum(self.path, self._header))
         self._write(0, np.frombuffer(header.block(), np.uint8))
@@ -161,8 +162,12 @@ class StoreWriter:
                     value = None if form else 0  # h5py knows no early allocation of scalars
                     made = structure.create_dataset(name, form, kind, value, dcpl=early)
                     offsets[name] = made.id.get_offset()
+            length = temporary.stat().st_size
+            for split, following in ("val", length), ("train", offsets["val/images"]):
+                if not self.rows[split]:  # has no place
+                    offsets[f"{split}/images"] = following
             with FileIO(temporary) as file:
-                return file.read(offsets["train/images"]), offsets, temporary.stat().st_size
+                return file.read(offsets["train/images"]), offsets, length
         except RuntimeError as error:  # HDF5's, for what is an OSError at another time
             raise OSError(errno.EIO, " ".join(str(error).split()), str(self.path)) from error
         finally:

@@ -40,7 +40,10 @@ def parse(
     add = parser.add_argument
     add("--data", metavar="PATH", help="folder {train,val}/<class>/, or .h5; default: drawn photos")
     add("--classes", type=int, help="take only the first so many classes of a folder")
-    add("--image-size", type=int, help="side of the crop the net sees (host 96, GPU 224)")
+    add("--val-share", type=float, metavar="SHARE",
+        help="set this share of a folder <class>/ aside for validation, such as 0.2")  # fmt: skip
+    add("--image-size", type=int, help="side of the crop the net sees (of a folder's photos: host "
+        "96, GPU 224; of a prepared file: 7/8 of its squares)")  # fmt: skip
     add("--width", type=float, help="filters and units relative to the paper's (host 0.25, GPU 1)")
     add("--batch-size", type=int, default=64, help="images a step, on all devices together "
         "(default 64; the paper: 128)")  # fmt: skip

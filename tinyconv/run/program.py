@@ -18,6 +18,7 @@ from layers.fast.plan import simple_note
 from layers.fast.precision import described
 from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.open_data import Data, open_data
+from tinyconv.data.photos import crop_for, square_for
 from tinyconv.parallel.columns import two_devices
 from tinyconv.parallel.launch import join, spawn, under_mpi
 from tinyconv.parallel.rank import device_names
@@ -106,22 +107,27 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
     if options.image_size is not None and options.image_size < SMALLEST_IMAGE:
         raise ValueError(f"--image-size must be at least {SMALLEST_IMAGE} pixels")
     # As the paper cuts 224-pixel crops out of 256-pixel squares: 256/224 of the crop.
-    square = None if prepared else round(options.image_size * 256 / 224)
+    square = None if prepared else square_for(options.image_size)
     data = open_data(
-        options.data, square, classes=options.classes, seed=options.seed, progress=progress
+        options.data,
+        square,
+        classes=options.classes,
+        val_share=options.val_share,
+        seed=options.seed,
+        progress=progress,
     )
     square = len(data.mean_image)
     if options.image_size is None:
-        options.image_size = round(square * 224 / 256)
+        options.image_size = crop_for(square)
     print(f"data: {data.source}")
     if options.image_size < WHOLE * square:
-        part, better = (options.image_size / square) ** 2, round(options.image_size * 256 / 224)
+        part = (options.image_size / square) ** 2
         print(
             f"note: crops of {options.image_size} pixels show {part:.0%} of a photo of {square}: "
-            f"prepare with --size {better}"
+            f"prepare with --image-size {options.image_size}"
         )
-    for path, reason in data.skipped:
-        print(f"skipped {str(path)!r}: {reason}", file=sys.stderr)
+    for each in data.skipped:
+        print(f"skipped {each}", file=sys.stderr)
     if data.skipped:
         print(f"skipped {len(data.skipped)} files that are no readable photos", file=sys.stderr)
     print(

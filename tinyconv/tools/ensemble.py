@@ -17,6 +17,7 @@ import numpy as np
 
 from layers import Device
 from tinyconv.data.augment import Augment
+from tinyconv.data.listing import quoted
 from tinyconv.data.loader import Loader
 from tinyconv.data.photos import PhotoError, decode_square
 from tinyconv.evaluate import (
@@ -76,7 +77,7 @@ def first_other_class(
     """A message about the first class in which two lists differ; "" if they are equal."""
     for place, (one, other) in enumerate(zip(ids, other_ids, strict=False)):
         if one != other:
-            return f"class {place} is {one!r} in {name} and {other!r} in {other_name}"
+            return f"class {place} is {quoted(one)} in {name} and {quoted(other)} in {other_name}"
     if len(ids) != len(other_ids):
         return f"{name} has {len(ids)} classes and {other_name} has {len(other_ids)}"
     return ""

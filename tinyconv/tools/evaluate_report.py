@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyconv.data.listing import printable
 from tinyconv.evaluate import Tally
 from tinyconv.tools.ensemble import Row
 
@@ -105,8 +106,8 @@ def class_table(scores: Sequence[ClassScore], names: Sequence[str]) -> str:
         shares = ["" if each is None else f"{each:.1%}" for each in (score.top1, score.top5)]
         mistake = ""
         if score.mistaken_for is not None:
-            mistake = f"{names[score.mistaken_for]} ({score.mistakes})"
-        lines.append([names[score.label], f"{score.photos:,}", *shares, mistake])
+            mistake = f"{printable(names[score.mistaken_for])} ({score.mistakes})"
+        lines.append([printable(names[score.label]), f"{score.photos:,}", *shares, mistake])
     return _aligned(lines, text=(0, 4))
 
 

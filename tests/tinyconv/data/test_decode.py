@@ -83,7 +83,7 @@ def test_reasons_are_one_printable_line(batches, monkeypatch):
         raise PhotoError("a\nb\x1b[31m\udce9")
 
     monkeypatch.setattr(decode, "decode_square", odd)
-    assert decode_batch(batches[0][:1], 4).reasons == ["a?b?[31m?"]
+    assert decode_batch(batches[0][:1], 4).reasons == [r"a\nb\x1b[31m\udce9"]
     found = Found("x", "/nonexistent", 0, 0, 0, "empty file")  # and it is not opened
     assert decode_batch([found], 4).reasons == ["empty file"]
 

@@ -95,7 +95,7 @@ def spoil(folder: Path) -> None:
     [
         (
             lambda root: (root / "val").rename(root / "eval"),
-            "has no folder 'val' .*'eval', 'train'",
+            "has no folder 'val' .*'eval' with folders 'cat' and 1 more, 'train' ",
         ),
         (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "train/dog' is empty"),
         (spoil, "no readable photo of the class 'cat' in train .10 of all 10 .*0.png': not a phot"),

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data import prepare as module
 from tinyconv.data import prepare_command
+from tinyconv.data.open_data import open_data
+from tinyconv.data.photos import crop_for, square_for
 from tinyconv.data.store import PhotoStore
 from tinyconv.tools.command_line import main
 
@@ -35,8 +38,8 @@ def source(tmp_path):
     return tmp_path / "photos"
 
 
-def run(*arguments):
-    return main(["prepare", "--size", "8", "--workers", "1", *map(str, arguments)])
+def run(*arguments, size=("--size", "8")):
+    return main(["prepare", *size, "--workers", "1", *map(str, arguments)])
 
 
 def test_prints_the_result_and_the_next_command(source, tmp_path, capsys):
@@ -69,7 +72,7 @@ def test_classes_without_a_training_photo_are_pointed_out(tmp_path, capsys):
         (["photos", "photos"], "is a folder"),
         (["photos", "out.h5", "--val-share", "2"], "must be between 0 and 1"),
         (["photos", "out.h5", "--labels", "gone"], "leave out --labels"),
-        (["photos/train", "out.h5"], "prepare it with --val-share 0.2"),
+        (["photos/train", "out.h5"], "add --val-share 0.2"),
         (["text", "out.h5"], "is not a tar archive"),
         (["photos", "older.h5"], "exists already: give --force"),
     ],
@@ -112,10 +115,8 @@ def test_ctrl_c_ends_it_and_it_resumes(source, tmp_path, monkeypatch, capsys):
 
 
 def test_small_squares_are_pointed_out_with_a_command_that_works(source, tmp_path, capsys):
-    assert (
-        next(size for size in range(999) if round(size * 224 / 256) >= SMALLEST_IMAGE)
-        == prepare_command.SMALLEST
-    )
+    assert prepare_command.SMALLEST == SMALLEST_IMAGE
+    assert all(crop_for(square_for(side)) == side for side in range(1, 2000))
     out = tmp_path / "out.h5"
     assert run(source, out) == 0
     printed = capsys.readouterr().out
@@ -124,6 +125,27 @@ def test_small_squares_are_pointed_out_with_a_command_that_works(source, tmp_pat
     assert main(shlex.split(following)) == 0
     assert capsys.readouterr().out.endswith(f"next: {TRAIN} --data {out}\n")
     assert PhotoStore(out).size == 73
+
+
+def test_the_square_of_an_image_size(source, tmp_path, capsys):
+    assert run(source, tmp_path / "out.h5", size=("--image-size", "96")) == 0
+    assert PhotoStore(tmp_path / "out.h5").size == 110
+    with pytest.raises(SystemExit) as end:
+        run(source, tmp_path / "x.h5", "--image-size", "96")
+    assert end.value.code == 2 and "not allowed with argument --size" in capsys.readouterr().err
+
+
+def test_a_file_to_evaluate_with(source, tmp_path, capsys):
+    out = tmp_path / "out.h5"
+    shutil.rmtree(source / "train")
+    assert run(source, out) == 2
+    assert "has no folder 'train' (folders: 'val' with" in capsys.readouterr().err
+    assert run(source, out, "--only-val") == 0
+    printed = capsys.readouterr().out
+    assert "0 training and 6 validation photos of 3 classes" in printed
+    assert printed.endswith(f"next: tinyconv evaluate RUN --data {out}\n")
+    with pytest.raises(ValueError, match="has no training photos, only photos to evaluate with"):
+        open_data(out, None)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="needs /dev/stdin")

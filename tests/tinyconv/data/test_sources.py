@@ -10,8 +10,8 @@ import pytest
 from photo_bytes import put
 from tar_bytes import WNIDS, class_folders, ilsvrc_archives, photo, tar_of
 
-from tinyconv.data.listing import Found, Listing, Photo, SourceError
-from tinyconv.data.sources import list_source
+from tinyconv.data.listing import Found, Listing, Photo, SourceError, printable
+from tinyconv.data.sources import Options, list_source
 from tinyconv.data.trees import open_tree
 
 IDS = tuple(sorted(WNIDS))
@@ -39,17 +39,128 @@ WANTED = [
 ]
 
 
+def source_of(folder, files, packed):
+    """The files in a folder, a tar, or a compressed tar."""
+    if packed is None:
+        return laid_out(folder, files)
+    content = gzip.compress(tar_of(files)) if packed == ".tar.gz" else tar_of(files)
+    return put(folder.with_name(f"{folder.name}{packed}"), content)
+
+
+PACKED = [None, ".tar", ".tar.gz"]
+
+
 @pytest.mark.parametrize("above", ["", "one/"])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("val", ["val", "test", "validation"])
-def test_train_and_val(tmp_path, above, packed, val):
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize(
+    "train, val",
+    [("train", "val"), ("train", "test"), ("Train", "Val"), ("TRAIN", "validation"),
+     ("Training", "Testing")],
+)  # fmt: skip
+def test_train_and_val(tmp_path, above, packed, train, val):
     files = {f"{above}{name}": content for name, content in class_folders().items()}
-    files = {name.replace("val/", f"{val}/"): content for name, content in files.items()}
+    files = {
+        name.replace("val/", f"{val}/").replace("train/", f"{train}/"): content
+        for name, content in files.items()
+    }
     files = {"readme.txt": b"x"} | dict(reversed(files.items()))
-    source = put(tmp_path / "s.tar", tar_of(files)) if packed else laid_out(tmp_path / "s", files)
+    source = source_of(tmp_path / "s", files, packed)
     listing = list_source(source)
     assert listing.class_ids == listing.class_names == IDS and names_only(listing) == WANTED
     assert listing.name == source.name and listing.choices == {} and listing.size == 256
+    assert all(photo.found.read() for photo in listing.photos)
+    for split in ("train", "val"):  # to evaluate on one of them
+        listing = list_source(source, Options(splits=(split,)))
+        assert names_only(listing) == [each for each in WANTED if each[0] == split]
+
+
+@pytest.mark.parametrize("val", ["val", "test"])
+def test_one_split_is_enough_to_evaluate_on(tmp_path, val):
+    source = laid_out(tmp_path / "s", {f"{val}/{name}/x.png": photo(1) for name in "ab"})
+    listing = list_source(source, Options(splits=("val",)))
+    assert listing.counts() == {"train": 0, "val": 2} and listing.class_ids == ("a", "b")
+    with pytest.raises(SourceError, match="no folder 'train'"):
+        list_source(source, Options(splits=("train",)))
+    flat = laid_out(tmp_path / "t", {"val/1.png": photo(1), "val/2.png": photo(2)})
+    labels = put(tmp_path / "l.txt", b"1.png cat\n2.png dog\n")
+    assert list_source(flat, Options(labels, splits=("val",))).class_ids == ("cat", "dog")
+
+
+TINY = {
+    "tiny-imagenet-200/words.txt": f"{IDS[1]}\ttench, Tinca tinca\n".encode(),
+    "tiny-imagenet-200/val/val_annotations.txt": f"v0\t{IDS[2]}\t0\t9\nv1\t{IDS[0]}\t0".encode(),
+    **{f"tiny-imagenet-200/train/{w}/{w}_boxes.txt": b"x\t0" for w in IDS},
+    **{f"tiny-imagenet-200/train/{w}/images/{w}_{k}.JPEG": b"x" for w in IDS for k in range(2)},
+    **{f"tiny-imagenet-200/val/images/v{k}": b"x" for k in range(2)},
+    "tiny-imagenet-200/test/images/t0": b"x",
+}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_tiny_imagenet(tmp_path, packed):
+    listing = list_source(source_of(tmp_path / "s", TINY, packed))
+    train = [("train", w, f"{w}_{k}.JPEG") for w in IDS for k in range(2)]
+    assert names_only(listing) == [*train, ("val", IDS[2], "v0"), ("val", IDS[0], "v1")]
+    assert packed or listing.class_names[1] == "tench, Tinca tinca"
+    assert f"'v0' is '{IDS[2]}', 'v1' is '{IDS[0]}'" in listing.notes[0]
+
+
+IMAGES = {f"images/{name}/{k}.jpg": b"x" for name in ("ape", "bee") for k in range(3)}
+LISTS = {
+    "Food-101": {"meta/train.txt": b"ape/0\n", "meta/test.txt": b"bee/1\nape/2\n", "meta/a": b""},
+    "Indoor-67": {"TestImages.txt": b"bee/1.jpg\r\nape/2.jpg\r\n", "TrainImages.txt": b""},
+    "CUB-200": {
+        "images.txt": b"1 ape/0.jpg\n2 ape/1.jpg\n3 ape/2.jpg\n4 bee/1.jpg\n",
+        "train_test_split.txt": b"1 1\n2 1\n3 0\n4 0\n",
+    },
+}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("name", LISTS)
+def test_class_folders_with_lists_of_photos(tmp_path, name, packed):
+    source = source_of(tmp_path / "s", IMAGES | LISTS[name], packed)
+    listing = list_source(source)
+    assert listing.class_ids == ("ape", "bee") and listing.choices == {}
+    assert listing.counts() == {"train": 4, "val": 2}
+    val = [
+        (each, path.rpartition("/")[2]) for split, each, path in shown(listing) if split == "val"
+    ]
+    assert val == [("ape", "2.jpg"), ("bee", "1.jpg")] and "train and val: from" in listing.notes[0]
+    assert list_source(source, Options(splits=("val",))).counts() == {"train": 0, "val": 2}
+    with pytest.raises(SourceError, match="leave out --val-share"):
+        list_source(source, Options(val_share=0.2))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (b"ape/1\nape/9\n", "'meta/test.txt' names photos that are not there: 'ape/9'"),
+        (b"", "'meta/test.txt' names 0 of 6 photos"),
+        (b"\xff", "names photos that are not there"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path, text, message):
+    with pytest.raises(SourceError, match=message):
+        list_source(laid_out(tmp_path / "s", IMAGES | {"meta/test.txt": text}))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    source = laid_out(
+        tmp_path / "s", {f"{name}/{k}.png": b"x" for name in ("car", "train") for k in "12"}
+    )
+    listing = list_source(source, Options(val_share=0.5))
+    assert listing.class_ids == ("car", "train") and listing.counts() == {"train": 2, "val": 2}
+
+
+def test_names_that_look_alike_or_control_a_terminal_are_escaped(tmp_path):
+    files = {f"train/{name}/x": b"x" for name in ("é", "b\x1b[2J")} | {"val/e\u0301/x": b"x"}
+    with pytest.raises(SourceError, match=r"lacks the class 'e\\u0301' of val") as error:
+        list_source(laid_out(tmp_path / "s", files))
+    assert str(error.value).isprintable()
+    assert [printable(name) for name in ("é", "e\u0301", "猫", "\u1112\u1161", "a\nb\udce9")] == [
+        "é", r"e\u0301", "猫", r"\u1112\u1161", r"a\nb\udce9",
+    ]  # fmt: skip
 
 
 def test_val_is_preferred_to_test_and_photos_without_classes_are_not_taken(tmp_path):
@@ -175,7 +286,9 @@ def test_ilsvrc(tmp_path, solution, train_packed, val_packed):
     train_wanted = [("train", w, f"{w}_{k}.JPEG") for w in IDS for k in range(3)]
     val_wanted = [("val", w, f"ILSVRC2012_val_{n:08}.JPEG") for n, w in enumerate(of_val, 1)]
     assert names_only(listing) == train_wanted + val_wanted
-    assert listing.notes == [f"labels: {str(tmp_path / 'LOC_val_solution.csv')!r}"]
+    first = f"'ILSVRC2012_val_00000001' is '{of_val[0]}'"
+    assert listing.notes[0].startswith(f"labels: {str(tmp_path / 'LOC_val_solution.csv')!r}, colu")
+    assert first in listing.notes[0] and len(listing.notes) == 1
 
 
 def test_kaggles_folders(tmp_path, solution):
@@ -197,7 +310,7 @@ def test_a_flat_val_with_labels_given(tmp_path, packed):
     files |= {"val/a.png": photo(2), "val/b.png": photo(3)}
     source = put(tmp_path / "s.tar", tar_of(files)) if packed else laid_out(tmp_path / "s", files)
     labels = put(tmp_path / "l.txt", b"b.png cat\na.png dog\n")
-    assert shown(list_source(source, labels))[2:] == [
+    assert shown(list_source(source, Options(labels)))[2:] == [
         ("val", "dog", "val/a.png"),
         ("val", "cat", "val/b.png"),
     ]
@@ -209,25 +322,25 @@ def test_labels_that_do_not_fit(tmp_path):
     with pytest.raises(SourceError, match="labels are needed"):
         list_source(source)
     with pytest.raises(SourceError, match="no label for 'val/a.png'"):
-        list_source(source, put(tmp_path / "l.txt", b"b.png cat\n"))
+        list_source(source, Options(put(tmp_path / "l.txt", b"b.png cat\n")))
     with pytest.raises(SourceError, match="of the class 'emu', which is not in 'train'"):
-        list_source(source, put(tmp_path / "l.txt", b"a.png emu\n"))
+        list_source(source, Options(put(tmp_path / "l.txt", b"a.png emu\n")))
 
 
 def test_a_share_is_set_aside(tmp_path):
     files = {f"c{c}/{k:02}.png": bytes([c, k]) for c in range(3) for k in range(20)}
     source = laid_out(tmp_path / "s", files)
-    listing = list_source(source, val_share=0.25)
+    listing = list_source(source, Options(val_share=0.25))
     assert listing.counts() == {"train": 45, "val": 15}
     assert listing.choices == {"val_share": 0.25, "seed": 0}
     assert Counter(name.rpartition("/")[2] for _, _, name in shown(listing)) == Counter(
         name.rpartition("/")[2] for name in files
     )
     assert all(name.startswith(f"{wnid}/") for _, wnid, name in shown(listing))
-    assert shown(list_source(source, val_share=0.25)) == shown(listing)
-    assert shown(list_source(source, val_share=0.25, seed=1)) != shown(listing)
+    assert shown(list_source(source, Options(val_share=0.25))) == shown(listing)
+    assert shown(list_source(source, Options(val_share=0.25, seed=1))) != shown(listing)
     packed = put(tmp_path / "s.tar", tar_of(dict(reversed(files.items()))))
-    assert shown(list_source(packed, val_share=0.25)) == shown(listing)
+    assert shown(list_source(packed, Options(val_share=0.25))) == shown(listing)
     for split in ("train", "val"):  # in the order of the files, not of the draw
         names = [name for each, _, name in shown(listing) if each == split]
         assert names == sorted(names)
@@ -237,7 +350,7 @@ def test_flat_photos_with_labels_and_a_share(tmp_path):
     source = laid_out(tmp_path / "s", {f"{k}.png": photo(k) for k in range(10)})
     rows = "".join(f"{k}.png {('cat', 'dog')[k % 2]}\n" for k in range(10))
     labels = put(source / "labels.txt", rows.encode())  # among the photos
-    listing = list_source(source, labels, val_share=0.3)
+    listing = list_source(source, Options(labels, val_share=0.3))
     assert listing.class_ids == ("cat", "dog") and listing.counts() == {"train": 7, "val": 3}
     assert all(name == ("cat", "dog")[int(path[0]) % 2] for _, name, path in shown(listing))
 
@@ -245,11 +358,14 @@ def test_flat_photos_with_labels_and_a_share(tmp_path):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "its folders: none; files beside them: 0; expected"),
-        ({"x.txt": b"", "y.txt": b""}, "files beside them: 2; expected"),
+        ({}, "folders: none; files beside them: 0; known layouts"),
+        (
+            {"x.txt": b"", "y.txt": b""},
+            "files beside them: 2; known layouts, in a folder or a .tar: train",
+        ),
         (
             {"train/a/x": b"", "train/b/x": b"", "eval/a/x": b""},
-            "no folder 'val' .*'eval', 'train'",
+            "no folder 'val' .*'eval' with folders 'a', 'train' with .*; known layouts",
         ),
         ({"val/a/x": b"", "val/b/x": b""}, "no folder 'train'"),
         ({"train/x.png": b"x", "val/a/x": b"x"}, "train has no class folders"),
@@ -260,7 +376,12 @@ def test_flat_photos_with_labels_and_a_share(tmp_path):
             "train lacks the class 'c' of val",
         ),
         ({"a/x": b"", "b/x": b"", "b/y": b""}, "3 files of 2 classes .'a' and 1 more.*--val-share"),
-        ({"n1.tar": b"x", "n2.tar": b"x"}, "expected: .* the folder with the archives of ILSVRC"),
+        ({"n1.tar": b"x", "n2.tar": b"x"}, "known layouts.*the archives of ILSVRC"),
+        (  # no classes called so
+            {f"{split}1/{name}/x": b"" for split in ("Train", "Val") for name in "ab"},
+            "folders: 'Train1' with folders 'a' and 1 more, 'Val1' with.*known layouts",
+        ),
+        ({"101/a/x": b"", "101/b/x": b"", "Annotations/a/x": b"", "y/x": b""}, "'101' with.*known"),
         ({"ILSVRC2012_img_train.tar": b"x"}, "no folder 'val'"),
         ({"ILSVRC2012_img_train.tar": b"", "val/a": b""}, "is not a tar archive"),
     ],
@@ -285,24 +406,25 @@ def test_an_empty_class_folder(tmp_path):
 def test_options_that_do_not_fit_the_source(tmp_path):
     source = laid_out(tmp_path / "s", class_folders())
     with pytest.raises(SourceError, match="has its own val: leave out --val-share"):
-        list_source(source, val_share=0.2)
+        list_source(source, Options(val_share=0.2))
     with pytest.raises(SourceError, match="val has class folders: leave out --labels"):
-        list_source(source, labels=put(tmp_path / "l.txt", b"a b\n"))
+        list_source(source, Options(put(tmp_path / "l.txt", b"a b\n")))
     for share in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(SourceError, match="--val-share must be between 0 and 1"):
-            list_source(source, val_share=share)
+            list_source(source, Options(val_share=share))
     with pytest.raises(SourceError, match="is 0: it leaves none to validate with"):
-        list_source(source / "train", val_share=0.01)
+        list_source(source / "train", Options(val_share=0.01))
     with pytest.raises(SourceError, match="is 9: it leaves none to train with"):
-        list_source(source / "train", val_share=0.99)
+        list_source(source / "train", Options(val_share=0.99))
 
 
-def test_sources_that_are_no_folder_or_tar(tmp_path):
+def test_sources_that_are_no_folder_or_tar(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="no such file or folder"):
         list_source(tmp_path / "gone")
-    with pytest.raises(SourceError, match="not a tar archive; expected"):
+    with pytest.raises(SourceError, match="not a tar archive; known"):
         list_source(put(tmp_path / "x.txt", b"hello\n" * 200))
-    with pytest.raises(SourceError, match="is compressed .gzip."):
+    monkeypatch.setattr("tinyconv.data.archives.MAX_UNPACKED", 5000)
+    with pytest.raises(SourceError, match="unpacks to over 5,000 bytes: unpack it, and give the f"):
         list_source(put(tmp_path / "x.tar.gz", gzip.compress(tar_of(class_folders()))))
     with pytest.raises(SourceError, match="truncated"):
         list_source(put(tmp_path / "x.tar", tar_of(class_folders())[:5000]))
@@ -310,5 +432,5 @@ def test_sources_that_are_no_folder_or_tar(tmp_path):
 
 def test_names_that_are_no_unicode_can_be_stored(tmp_path):
     source = put(tmp_path / "x.tar", tar_of({"caf\udce9/x": b"x", "tea/x": b"x", "tea/y": b""}))
-    ids = list_source(source, val_share=0.4).class_ids
+    ids = list_source(source, Options(val_share=0.4)).class_ids
     assert ids == ("caf\\udce9", "tea") and all(name.encode() for name in ids)

@@ -44,7 +44,11 @@ def main(options: argparse.Namespace) -> int:
     title, run = next(iter(group.run(shape).items()))
     with simulator.record() as traces:
         run()
-    measured = [measure(trace, CASES[trace.kernel].operations) for trace in traces]
+    cases = [CASES.get(trace.kernel) for trace in traces]
+    measured = [
+        measure(trace, case.operations if case else None)
+        for trace, case in zip(traces, cases, strict=True)
+    ]
     report(f"{title}, input {shape}", measured, options.json)
     return 0
 

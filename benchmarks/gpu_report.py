@@ -54,7 +54,7 @@ from layers import Device, DeviceError  # noqa: E402
 from layers.fast.conv.tile_table import PATH, TILES, read  # noqa: E402
 from layers.fast.precision import capability, settle  # noqa: E402
 from tinyconv import alexnet  # noqa: E402
-from tinyconv.tools.gradient_cases import small_net  # noqa: E402
+from tinyconv.lab.cases.book import small_net  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCHES = 128, 1024

@@ -4,7 +4,8 @@
     python examples/step_through_lrn.py --thread 6
 
 The input is the worked example of docs/lrn.md and a second pixel. The kernel is
-`lrn_forward_kernel` in layers/lrn.py; only its threads are simulated.
+`lrn_forward_kernel` in layers/lrn.py; only its threads are simulated. For any other kernel, also
+one of your own: `python -m tinyconv step --help`.
 """
 
 import os
@@ -15,7 +16,6 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import argparse
 import bdb
-import pdb
 import sys
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from layers import LocalResponseNorm, simulator
 from layers.device import SIMULATOR, THREADS
 from layers.lrn import lrn_forward_kernel
+from tinyconv.lab.stepping import call_with_breakpoint
 
 X = np.array([[[[1, 2, 1, 3], [2, 1, 1, 0]]]], np.float32)  # (N, H, W, C) = (1, 1, 2, 4)
 
@@ -54,29 +55,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if not 0 <= options.thread < THREADS:
         parser.error(f"--thread {options.thread}: the block has threads 0 to {THREADS - 1}")
     return options
-
-
-def call_with_breakpoint(kernel, condition, function, *arguments):
-    """function(*arguments); pdb stops at the top of `kernel` where `condition` holds.
-
-    The same as `b lrn_forward_kernel, condition` and then `c` at the prompt of pdb.
-    """
-    code = kernel.py_func.__code__
-    # Without `skip`, `s` (step into a call) would show how the simulator looks up an index.
-    debugger = pdb.Pdb(skip=["layers.simulator*", "numba.cuda.simulator*", "numpy*"])
-    debugger.reset()
-    problem = debugger.set_break(
-        code.co_filename, code.co_firstlineno, cond=condition, funcname=code.co_name
-    )
-    if problem:
-        raise RuntimeError(problem)
-    debugger.botframe = sys._getframe()  # the outermost frame that pdb shows
-    debugger.set_continue()
-    sys.settrace(debugger.trace_dispatch)
-    try:
-        return function(*arguments)
-    finally:
-        sys.settrace(None)
 
 
 def introduce(layer: LocalResponseNorm, thread: int) -> None:

@@ -18,9 +18,11 @@ What it checks
     - reads before writes: shared and local memory start poisoned, so that they show;
     - barriers: all threads of a block must reach the *same* `syncthreads`. A barrier in a branch,
       or a thread that returns before the others' barrier, is an error with file and line;
-    - the lanes of a mask at `syncwarp` likewise. Lanes that have returned are exempt, as in
-      hardware; unlike in hardware, all lanes must be at the same call. Collectives, such as the
-      instructions of tensor cores, need all 32 lanes, none exempt;
+    - the lanes of a mask at `syncwarp`, shuffles, votes and matches likewise (`warps.py`). Lanes
+      that have returned are exempt, as in hardware; unlike in hardware, all lanes must be at the
+      same call. Collectives, such as the instructions of tensor cores, need all 32 lanes, none
+      exempt;
+    - more shared memory, threads or blocks than a GPU has;
     - asynchronous copies: they happen as late as possible, to poisoned targets, and none may be
       pending when its thread returns (`copies.py`). 16-byte accesses must be aligned;
     - exceptions: the error names kernel, thread, block, file and line, as text and as attributes
@@ -48,10 +50,9 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from random import Random
 from typing import Any
@@ -76,6 +77,7 @@ __all__ = [
     "Trace",
     "install",
     "installed",
+    "intercepted",
     "record",
     "recorded_launches",
     "register_intrinsics",
@@ -87,6 +89,8 @@ TESTED_NUMBA_CUDA = "0.30"
 """The numba-cuda release, any 0.30.x, whose internals `install` is tested with."""
 
 LARGEST_BLOCK = 1024
+DYNAMIC_SHARED = 227 * 1024
+"""Bytes on the largest GPUs (compute capability 9.0)."""
 
 installed = False
 """Whether kernels run under this scheduler."""
@@ -115,6 +119,8 @@ def install() -> str:
     if not installed:
         from numba.cuda.simulator.kernel import FakeCUDAKernel
 
+        # What pdb's `b kernel, condition` asks a function for.
+        FakeCUDAKernel.__code__ = property(lambda kernel: kernel.fn.__code__)
         FakeCUDAKernel.__getitem__ = _configure
         FakeCUDAKernel.__call__ = _call
         installed = True
@@ -176,9 +182,17 @@ def _configure(kernel: Any, configuration: tuple) -> Any:
     configured = copy.copy(kernel)
     configured.grid_dim = _three("blocks", configuration[0])
     configured.block_dim = _three("threads", configuration[1])
-    if math.prod(configured.block_dim) > LARGEST_BLOCK:
-        raise ValueError(f"{configured.block_dim} threads: a block has {LARGEST_BLOCK} at most")
+    x, y, z = configured.block_dim
+    if x * y * z > LARGEST_BLOCK or z > 64:
+        raise ValueError(f"({x}, {y}, {z}) threads: a block has {LARGEST_BLOCK} at most, 64 in z")
+    if max(configured.grid_dim[1:]) > 65535:
+        raise ValueError(f"{configured.grid_dim} blocks: a grid has 65535 at most in y and in z")
     configured.dynshared_size = configuration[3] if len(configuration) == 4 else 0
+    if not 0 <= configured.dynshared_size <= DYNAMIC_SHARED:
+        raise ValueError(
+            f"{configured.dynshared_size:,} bytes of dynamic shared memory: a block has "
+            f"{DYNAMIC_SHARED:,} at most"
+        )
     return configured
 
 
@@ -233,18 +247,35 @@ def _call(kernel: Any, *args: Any) -> Any:
 
 
 @contextmanager
-def recorded_launches(launches: list[Callable[[], Any]]) -> Iterator[None]:
-    """Inside the `with` block each launch is appended to the list instead of run."""
+def intercepted(handle: Callable[[Any, tuple, tuple], Any]) -> Iterator[None]:
+    """Inside the `with` block each launch calls handle(kernel, configuration, arguments) instead.
+
+    configuration: blocks, threads, stream, bytes of dynamic shared memory. While `handle` runs,
+    launches are launched.
+    """
     from numba.cuda.simulator.kernel import FakeCUDAKernel
 
     launch = FakeCUDAKernel.__call__
 
-    def append(kernel: Any, *arguments: Any) -> None:
-        configuration = kernel.grid_dim, kernel.block_dim, 0, kernel.dynshared_size
-        launches.append(lambda: kernel[configuration](*arguments))
+    def call(kernel: Any, *arguments: Any) -> Any:
+        if kernel.grid_dim is None:
+            return launch(kernel, *arguments)
+        FakeCUDAKernel.__call__ = launch
+        try:
+            configuration = kernel.grid_dim, kernel.block_dim, 0, kernel.dynshared_size
+            return handle(kernel, configuration, arguments)
+        finally:
+            FakeCUDAKernel.__call__ = call
 
-    FakeCUDAKernel.__call__ = append
+    FakeCUDAKernel.__call__ = call
     try:
         yield
     finally:
         FakeCUDAKernel.__call__ = launch
+
+
+def recorded_launches(launches: list[Callable[[], Any]]) -> AbstractContextManager[None]:
+    """Inside the `with` block each launch is appended to the list instead of run."""
+    return intercepted(
+        lambda kernel, how, arguments: launches.append(lambda: kernel[how](*arguments))
+    )

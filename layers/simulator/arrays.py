@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy import ndarray
 
-WARP = 32
+from layers.simulator.warps import REFUSED, WARP, WarpCuda, poison
 
 # --- memory
 
@@ -164,13 +164,7 @@ def _poison(dtype: Any) -> tuple[np.dtype, Any]:
         numpy_type = np.dtype(dtype)
     except TypeError:
         numpy_type = np.dtype(str(dtype))  # Numba's scalar types print as NumPy's names
-    if numpy_type.kind in "fc":
-        return numpy_type, np.nan
-    if numpy_type.kind == "i":
-        return numpy_type, np.iinfo(numpy_type).min
-    if numpy_type.kind == "u":
-        return numpy_type, np.iinfo(numpy_type).max
-    return numpy_type, True
+    return numpy_type, poison(numpy_type)
 
 
 Wrap = Callable[[ndarray, str, str], KernelArray]
@@ -199,6 +193,11 @@ class LocalMemory:
         return self._wrap(_poisoned(shape, dtype), name, "local")
 
 
+STATIC_SHARED = 48 * 1024
+"""Bytes of shared memory that the arrays of a block may have, on every GPU; beyond that the
+assembler refuses the kernel."""
+
+
 class SharedMemory:
     """`cuda.shared` in a kernel: the arrays of one block, identified by the call that makes them.
 
@@ -208,6 +207,7 @@ class SharedMemory:
 
     def __init__(self, dynamic_bytes: int, wrap: Wrap):
         self._wrap = wrap
+        self._static_bytes = 0
         self._arrays: dict[tuple[int, int], KernelArray] = {}
         self._dynamic = np.full(dynamic_bytes, 0xFF, np.uint8)
 
@@ -227,6 +227,12 @@ class SharedMemory:
                 memory = self._dynamic[:whole].view(numpy_type)
             else:
                 memory = _poisoned(shape, dtype)
+                self._static_bytes += memory.nbytes
+                if self._static_bytes > STATIC_SHARED:
+                    raise ValueError(
+                        f"{self._static_bytes:,} bytes of shared memory in a block: arrays of "
+                        f"constant shape may have {STATIC_SHARED:,} together"
+                    )
             array = self._arrays[call] = self._wrap(memory, name, "shared")
         return array
 
@@ -269,7 +275,7 @@ def _stock_cuda() -> Any:
     return FakeCUDAModule((1, 1, 1), (1, 1, 1), 0)
 
 
-class KernelCuda:
+class KernelCuda(WarpCuda):
     """Replaces the name `cuda` inside a kernel.
 
     The scheduler sets `threadIdx` and `blockIdx` when it switches threads. What needs no scheduler
@@ -289,8 +295,8 @@ class KernelCuda:
         self._wait = wait  # called by a method below, which a kernel calls
 
     def __getattr__(self, name: str) -> Any:
-        if name == "cg":
-            raise NotImplementedError("cooperative groups are not simulated")
+        if name in REFUSED:
+            raise NotImplementedError(f"cuda.{name}: {REFUSED[name]}")
         return getattr(_stock_cuda(), name)
 
     @property
@@ -331,10 +337,3 @@ class KernelCuda:
     def syncthreads_or(self, predicate: Any) -> int:
         """Wait for all threads of the block; 1 if any predicate is true, else 0."""
         return self._wait("syncthreads_or", predicate)
-
-    def syncwarp(self, mask: int = 0xFFFFFFFF) -> None:
-        """Wait for the lanes of the warp whose bits are set in `mask`, the caller's among them."""
-        mask = int(mask) & 0xFFFFFFFF
-        if not mask >> self.laneid & 1:
-            raise ValueError(f"syncwarp({mask:#010x}) by lane {self.laneid}, which is not in it")
-        self._wait("syncwarp", mask=mask)

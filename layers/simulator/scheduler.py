@@ -162,10 +162,12 @@ class Launch:
         if self.recorder is not None:
             self.recorder.begin_segment(thread.number)
 
-    def wait(self, call: str, vote: Any = None, mask: int | None = None) -> Any:
+    def wait(
+        self, call: str, part: Any = None, mask: int | None = None, combine: Combine | None = None
+    ) -> Any:
         """Suspend the running thread at a barrier; returns its answer when the barrier opens."""
         warp = None if mask is None else self.thread.number // WARP
-        return self._wait_at(call, warp, mask, vote, VOTES.get(call))
+        return self._wait_at(call, warp, mask, part, combine or VOTES.get(call))
 
     def collective(self, call: str, part: Any, combine: Combine) -> Any:
         """Execute an intrinsic of a whole warp: each lane hands in a part and gets an answer.
@@ -220,7 +222,7 @@ class Launch:
         for barrier in full:
             threads = barrier.open()
             released += threads
-            if self.recorder is not None and (barrier.warp is None or barrier.mask is not None):
+            if self.recorder is not None and (barrier.warp is None or barrier.call == "syncwarp"):
                 numbers = [thread.number for thread in threads]
                 self.recorder.open_barrier(barrier.call, barrier.file, barrier.line, numbers)
         return self._ordered(sorted(released, key=attrgetter("number")))

@@ -5,11 +5,11 @@ import numpy as np
 from tinyconv import SGD, Sequential
 from tinyconv.data import PhotoSet
 from tinyconv.data.random_arrays import normal, words
+from tinyconv.lab.cases.book import small_net
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep
 from tinyconv.run.training import step_for
-from tinyconv.tools.gradient_cases import small_net
 from tinyconv.train import Training, TrainingData
 
 

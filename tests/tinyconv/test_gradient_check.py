@@ -5,8 +5,8 @@ import pytest
 
 from layers import Dropout, Linear, ReLU
 from tinyconv import check_gradients
+from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.tools.command_line import main
-from tinyconv.tools.gradient_cases import gradient_cases
 
 
 class WrongReLU(ReLU):

@@ -8,6 +8,8 @@ read before it is written. The simulator sees every access as well, so here a la
     print(report)
 
 What is looked for: KINDS in `issues.py`; `races.py` explains what a race is and how it is found.
+The simulator runs a kernel as Python, so the compiler, if there is one, is asked as well
+(`compiler.py`).
 
 Outputs are parameters that come in empty and go out full. Who fills them in two steps, or not in
 full, says so and why: `rewritten={"probabilities": "exp first, then divided by the sum"}`.
@@ -31,6 +33,9 @@ import numpy as np
 
 from layers import simulator
 from layers.simulator import SimulatorError, Trace
+from layers.simulator.trace import GLOBAL
+from layers.simulator.warps import poison
+from tinyconv.lab import compiler
 from tinyconv.lab.coverage import coverage, lines_of, unraveled, unwritten
 from tinyconv.lab.issues import Issue, Report, element, failure, more
 from tinyconv.lab.races import races, touches
@@ -45,7 +50,7 @@ def check_kernel(
     grid: int | tuple[int, ...],
     block: int | tuple[int, ...],
     args: tuple[Any, ...],
-    outputs: Iterable[str] = (),
+    outputs: Iterable[str] | None = (),
     *,
     rewritten: Reasons | None = None,
     partial: Reasons | None = None,
@@ -55,26 +60,27 @@ def check_kernel(
 ) -> Report:
     """Launch `kernel[grid, block](*args)` in the simulator and report what it does wrong.
 
-    outputs: names of the parameters that come in empty. rewritten, partial: by name, why an
-    output is written more than once, or not in full. orders: how many more times to run it,
-    blocks and threads shuffled, seeds `seed`, `seed + 1`, ..., up to the first that differs.
-    shared_bytes: dynamic shared memory of a block.
+    outputs: names of the parameters that come in empty; None: those that the launch writes and
+    never reads. rewritten, partial: by name, why an output is written more than once, or not in
+    full. orders: how many more times to run it, blocks and threads shuffled, seeds `seed`,
+    `seed + 1`, ..., up to the first that differs. shared_bytes: dynamic shared memory of a block.
 
     The arrays of `args` are written, as by any launch, and end with the results of threads in
-    their usual order. Before every run outputs are filled with NaN, or the most extreme integer,
-    so that an element without a writer shows in the result too; an output that overlaps another
-    argument is left as it is. ValueError for a name that is not an array parameter; RuntimeError if
-    the simulator is not installed.
+    their usual order. Before every run outputs that are named are filled with NaN, or the most
+    extreme integer, so that an element without a writer shows in the result too; an output that
+    overlaps another argument is left as it is. ValueError for a name that is not an array
+    parameter; RuntimeError if the simulator is not installed.
     """
-    outputs = tuple(outputs)
+    named = tuple(outputs or ())
     excused = {**(rewritten or {}), **(partial or {})}
-    arrays = dict(_arrays(list(inspect.signature(kernel.py_func).parameters), args))
-    for name in (*outputs, *excused):
+    arrays = dict(arrays_of(kernel, args))
+    for name in (*named, *excused):
         if name not in arrays:
             raise ValueError(
                 f"{kernel.__name__}: no array parameter {name!r}, only {', '.join(arrays)}"
             )
-    memory = Memory(arrays, outputs)
+    memory = Memory(arrays, named)
+    compiled = compiler.submit(kernel, args)
     launch = kernel[grid, block, 0, shared_bytes]
     error: SimulatorError | None = None
     with simulator.record() as traces:
@@ -90,14 +96,21 @@ def check_kernel(
         block=(trace.block.x, trace.block.y, trace.block.z),
         accesses=len(trace.accesses),
         excused=excused,
+        trace=trace,
     )
+    verdict = compiled.result()
+    report.not_compiled, report.doubles = verdict.unable, verdict.doubles
+    if outputs is None:
+        named = only_written(trace)
     if error is not None:
         # What it did until then is looked at, but gaps in the outputs are no fault of their own
         # then, and other orders would fail too.
-        t = touches(trace, outputs)
-        report.issues = [failure(error), *races(trace, t), *unwritten(trace, t)]
+        t = touches(trace, named)
+        found = [failure(error), *races(trace, t), *unwritten(trace, t)]
+        report.issues = verdict.issues + found
         return report
-    report.issues = check_trace(trace, outputs, rewritten=rewritten, partial=partial)
+    found = check_trace(trace, named, rewritten=rewritten, partial=partial)
+    report.issues = verdict.issues + found
     result = memory.contents()
     for number in range(seed, seed + orders):
         memory.prepare()
@@ -113,6 +126,14 @@ def check_kernel(
             break
     memory.restore(result)
     return report
+
+
+def only_written(trace: Trace) -> tuple[str, ...]:
+    """Names of the parameters that the launch writes and never reads."""
+    accesses = trace.accesses
+    read, written = (np.unique(accesses["array"][accesses["write"] == w]) for w in (False, True))
+    numbers = np.setdiff1d(written, read)
+    return tuple(trace.arrays[n].name for n in numbers.tolist() if trace.arrays[n].space == GLOBAL)
 
 
 def check_trace(
@@ -176,7 +197,12 @@ class Memory:
         """As before the launch, the outputs poisoned."""
         self.restore(self.before)
         for name in self.empty:
-            self.arrays[name][...] = _loudest(self.arrays[name].dtype)
+            self.arrays[name][...] = poison(self.arrays[name].dtype)
+
+
+def arrays_of(kernel: Any, args: tuple[Any, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays among a launch's arguments, by the names of the kernel's parameters."""
+    return _arrays(list(inspect.signature(kernel.py_func).parameters), args)
 
 
 def _arrays(names: list[str], args: tuple[Any, ...]) -> Iterator[tuple[str, np.ndarray]]:
@@ -189,16 +215,6 @@ def _arrays(names: list[str], args: tuple[Any, ...]) -> Iterator[tuple[str, np.n
             yield from _arrays([f"{name}[{j}]" for j in range(len(value))], value)
         elif isinstance(value, np.ndarray):
             yield name, value
-
-
-def _loudest(dtype: np.dtype) -> Any:
-    """The value of `dtype` that is hardest to overlook."""
-    if dtype.kind in "fc":
-        return np.nan
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return limits.min if dtype.kind == "i" else limits.max
-    return True
 
 
 def _differences(

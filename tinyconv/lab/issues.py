@@ -25,6 +25,7 @@ KINDS = {
     "missing": "an element of an output is never written",
     "rewritten": "an element of an output is written more than once, by one thread or several: at "
     "best wasted work, at worst a wrong index",
+    "compile": "the compiler makes no code for a GPU of it, whatever the simulator did",
     # One thread owns one output, and the same seed gives the same bits.
     "order": "the same launch, its blocks and threads taken in another order, gives other bits",
 }
@@ -97,6 +98,12 @@ class Report:
     """Other orders of blocks and threads in which the kernel was run as well."""
     excused: dict[str, str] = field(default_factory=dict)
     """By array, why it may be written more than once, or not in full."""
+    not_compiled: str | None = None
+    """Why the compiler was not asked; None if it was."""
+    doubles: list[Line] = field(default_factory=list)
+    """Lines that the compiler computes in float64."""
+    trace: Trace | None = field(default=None, repr=False)
+    """What was recorded."""
 
     @property
     def ok(self) -> bool:
@@ -109,6 +116,8 @@ class Report:
             f"{self.accesses} accesses, {self.orders} other orders"
         )
         verdict = "nothing found" if self.ok else f"{len(self.issues)} found"
+        if self.not_compiled:
+            verdict += f" (not compiled: {self.not_compiled})"
         excuses = [f"  declared: {name}: {reason}" for name, reason in self.excused.items()]
         return "\n".join([f"{title}: {verdict}", *excuses, *map(indented, self.issues)])
 

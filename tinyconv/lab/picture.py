@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from layers import simulator
-from layers.simulator.trace import Instruction
+from layers.simulator.trace import Instruction, Trace
 from tinyconv.lab.steps import Block, Launch
 
 Sides = int | tuple[int, ...]
@@ -37,7 +37,11 @@ def launched(title: str, kernel: Any, grid: Sides, block: Sides, args: tuple[Any
     """
     with simulator.record() as traces:
         kernel[grid, block](*args)
-    (trace,) = traces
+    return drawable(title, traces[0], kernel)
+
+
+def drawable(title: str, trace: Trace, kernel: Any) -> Launch:
+    """A recorded launch of `kernel`, ready to be drawn; ValueError if it is too large for that."""
     launch = Launch(title, trace, getattr(kernel, "fn", None))
     cells = sum(math.prod(array.shape) for array in launch.arrays)
     if cells > MOST_CELLS or len(trace.accesses) > MOST_ACCESSES:

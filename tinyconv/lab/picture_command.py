@@ -15,6 +15,7 @@ from tinyconv.lab.cases import launches as case_launches
 from tinyconv.lab.picture import MOST_CELLS, launched, page
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch
+from tinyconv.lab.watch import first_launch, named_script
 
 
 def launches(name: str, shape: Shape | None = None) -> list[Launch]:
@@ -33,7 +34,9 @@ def launches(name: str, shape: Shape | None = None) -> list[Launch]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options to `parser`."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(GROUPS)}")
+    parser.add_argument(
+        *("name",), nargs="?", metavar="NAME", help=f"FILE.py:KERNEL, or one of {', '.join(GROUPS)}"
+    )
     parser.add_argument("--shape", help="of the input, such as 2,3,3,6 (default: a small one)")
     parser.add_argument("--out", metavar="FILE", help="default: NAME.html, or KERNEL.svg")
     parser.add_argument("--svg", action="store_true", help="draw one step instead of the page")
@@ -59,16 +62,24 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError(f"a NAME is missing: one of {', '.join(GROUPS)}")
     if not options.svg and still != (None, None, None):
         raise ValueError("--kernel, --block and --step choose a picture: they need --svg")
-    drawn = launches(options.name, checked_shape(options.name, options.shape))
+    name = options.name
+    if own := named_script(name):
+        if options.shape:
+            raise ValueError("--shape is for the layers of this project")
+        one = first_launch(*own)
+        name = str(one.kernel.__name__)
+        drawn = [launched(name, one.kernel, one.grid, one.block, one.args)]
+    else:
+        drawn = launches(name, checked_shape(name, options.shape))
     if options.svg:
-        launch = find(options.name, drawn, options.kernel)
+        launch = find(name, drawn, options.kernel)
         name = f"{launch.trace.kernel}.svg"
         step = 1 if options.step is None else options.step
         if step < 1:
             raise ValueError(f"steps are numbered from 1, there is no step {step}")
         text = svg_of(launch, options.block or 0, step - 1)
     else:
-        name, text = f"{options.name}.html", page(options.name, drawn)
+        name, text = f"{name}.html", page(name, drawn)
     out = Path(options.out or name)
     write(out, text)
     print(f"{out}: {len(text.encode()) / 1000:.0f} kB; open it in a browser")

@@ -25,6 +25,7 @@ from layers.simulator.trace import GLOBAL
 from tinyconv.lab.picture import columns_of
 from tinyconv.lab.requests import SECTOR
 from tinyconv.lab.steps import Array, Launch, Request, Step
+from tinyconv.lab.svg_colours import plain_colours
 
 SIZE, PITCH, RUN_GAP, LINE_GAP = 9, 10, 4, 2
 WIDTH = 830
@@ -312,7 +313,7 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
         )
         y += 16
     height = y + 2 * MARGIN
-    return (
+    return plain_colours(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img">'
         f"<title>{escape(launch.trace.kernel)}: {escape(what)}</title><style>{STYLE}</style>"

@@ -7,11 +7,13 @@ import math
 from layers import simulator
 from tinyconv.lab.cases import CASES, GROUPS, checked_shape
 from tinyconv.lab.traffic import measure
+from tinyconv.lab.traffic_table import Traffic
+from tinyconv.lab.watch import first_launch, named_script
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Give the command's arguments to its parser."""
-    parser.add_argument("name", metavar="NAME", help=", ".join(GROUPS))
+    parser.add_argument("name", metavar="NAME", help=f"FILE.py:KERNEL, {', '.join(GROUPS)}")
     parser.add_argument(
         "--shape", help="of the input, such as 2,13,13,96 for (N, H, W, C); a small one if missing"
     )
@@ -23,6 +25,14 @@ def main(options: argparse.Namespace) -> int:
 
     Kernels run in the simulator: RuntimeError if that is off.
     """
+    if own := named_script(options.name):
+        if options.shape:
+            raise ValueError("--shape is for the layers of this project")
+        one = first_launch(*own)
+        with simulator.record() as traces:
+            one.kernel[one.grid, one.block, 0, one.shared_bytes](*one.args)
+        report(options.name, [measure(trace) for trace in traces], options.json)
+        return 0
     shape = checked_shape(options.name, options.shape)
     group = GROUPS[options.name]
     shape = shape or group.shapes[0]
@@ -34,11 +44,20 @@ def main(options: argparse.Namespace) -> int:
     title, run = next(iter(group.run(shape).items()))
     with simulator.record() as traces:
         run()
-    measured = [measure(trace, CASES[trace.kernel].operations) for trace in traces]
-    if options.json:
+    cases = [CASES.get(trace.kernel) for trace in traces]
+    measured = [
+        measure(trace, case.operations if case else None)
+        for trace, case in zip(traces, cases, strict=True)
+    ]
+    report(f"{title}, input {shape}", measured, options.json)
+    return 0
+
+
+def report(title: str, measured: list[Traffic], as_json: bool) -> None:
+    """Print what was measured."""
+    if as_json:
         print(json.dumps([traffic.as_dict() for traffic in measured], indent=2))
-        return 0
-    print(f"{title}, input {shape}")
+        return
+    print(title)
     for traffic in measured:
         print(f"\n{traffic}")
-    return 0

@@ -26,10 +26,12 @@ COMMANDS = {
     "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),
     "traffic": ("lab.traffic_command", "count a kernel's memory accesses by source line"),
     "draw-kernel": ("lab.picture_command", "write a page that shows a kernel step by step"),
+    "step": ("lab.step_command", "stop in the thread of a kernel that owns an output"),
+    "exercise": ("lab.exercise_command", "mark an exercise of examples/exercises"),
 }
 """Commands by module: each has `options(parser)` and `main(options)`."""
 
-IN_THE_SIMULATOR = "check", "traffic", "draw-kernel"
+IN_THE_SIMULATOR = "check", "traffic", "draw-kernel", "step", "exercise"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from layers import Conv2D, Layer, LocalResponseNorm, MaxPool2D
+from tinyconv.lab.svg_colours import plain_colours
 from tinyconv.parallel.collectives import AllGather, Gather
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.stage import Stage
@@ -245,7 +246,7 @@ def _file(page: _Page, title: str) -> str:
         'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" fill="var(--{1})"/>'
         "</marker>"
     )
-    return (
+    return plain_colours(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {page.width} {height}" '
         f'width="{page.width}" height="{height}" role="img">'
         f"<title>{escape(title)}</title><style>{STYLE}</style>"

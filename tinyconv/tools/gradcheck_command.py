@@ -10,8 +10,8 @@ import argparse
 from layers import Device
 from layers.fast.plan import KERNELS
 from tinyconv.gradient_check import HEADER, check_gradients
+from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.sequential import Sequential
-from tinyconv.tools.gradient_cases import gradient_cases
 
 SHORT = {"lrn": "localresponsenorm", "pool": "maxpool2d", "conv": "conv2d", "net": "small"}
 """Other names of layers."""

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import sys
 from pathlib import Path
 
 import numba
@@ -16,9 +17,10 @@ from layers import Conv2D, Device, Layer, simulator
 from layers.device import cuda
 from tinyconv import SGD, Sequential
 from tinyconv.lab.cases import CASES, GROUPS, checked_shape, launches
+from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.lab.cases.case import STORED, KernelCase
 from tinyconv.lab.checks import check_kernel
-from tinyconv.tools.gradient_cases import gradient_cases
+from tinyconv.tools.command_line import main
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +100,15 @@ def test_the_engine_knows_nothing_of_the_table():
             module = getattr(node, "module", None) or ""
             assert not module.startswith("tinyconv.lab.cases"), path.name
             if module.startswith(("tinyconv.", "layers.")):
-                assert module.startswith(("tinyconv.lab.", "layers.simulator")), path.name
+                assert f"{module}.".startswith(("tinyconv.lab.", "layers.simulator")), path.name
 
 
 # --- what a kernel or a layer still lacks
+
+
+def is_kernel(value):
+    """Whether it is a kernel, and no device function."""
+    return isinstance(value, type(cuda.jit(lambda: None))) and not value._device
 
 
 def kernels_of(*packages):
@@ -112,7 +119,7 @@ def kernels_of(*packages):
             if module.name.endswith(".__main__"):
                 continue
             for value in vars(importlib.import_module(module.name)).values():
-                if isinstance(value, type(cuda.jit(lambda: None))) and not value._device:
+                if is_kernel(value):
                     found[f"{value.__module__}.{value.__name__}"] = value
     return found
 
@@ -136,13 +143,18 @@ def test_a_kernel_without_a_case_is_found(monkeypatch):
 
 def lacking(kind):
     """What a layer still lacks, each with what to do."""
-    module = Path(inspect.getfile(kind)).stem
-    tests = f"tests/layers/test_{module}.py"
+    file = Path(inspect.getfile(kind))
+    tests = f"tests/layers/test_{file.stem}.py"
+    if kind.__name__ not in layers.__all__:
+        yield "its export: layers/__init__.py"
     if not (ROOT / tests).exists():
         yield f"a test file: {tests}"
     made = [layer for _, layer, _, _ in gradient_cases() if type(layer) is kind]
     if not made:
-        yield "a gradient case: tinyconv/tools/gradient_cases.py"
+        yield "a gradient case: tinyconv/lab/cases/book.py"
+    for name, kernel in vars(sys.modules[kind.__module__]).items():
+        if is_kernel(kernel) and kernel.__module__ == kind.__module__ and name not in CASES:
+            yield f"a KernelCase of {name}: tinyconv/lab/cases/book.py"
     torch_twin = importlib.import_module("torch_twin")
     for layer in made or [object.__new__(kind)]:
         try:
@@ -152,18 +164,22 @@ def lacking(kind):
         except ValueError:  # of settings that PyTorch does not know
             pass
     text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    if f"`layers/{module}.py`" not in text:
+    if f"`layers/{file.stem}.py`" not in text:
         yield "a sentence on its file: docs/tour.md"
 
 
-KINDS = [
-    getattr(layers, name)
-    for name in layers.__all__
-    if name != "Layer" and issubclass(getattr(layers, name), Layer)
-]
+def kinds():
+    """Every layer in a file of `layers/`, exported or not."""
+    for module in pkgutil.iter_modules(layers.__path__, "layers."):
+        if module.ispkg:
+            continue
+        for kind in vars(importlib.import_module(module.name)).values():
+            own = isinstance(kind, type) and kind.__module__ == module.name
+            if own and issubclass(kind, Layer) and kind is not Layer:
+                yield kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*kinds()])
 def test_a_layer_lacks_nothing(kind):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     assert not list(lacking(kind))
@@ -171,15 +187,32 @@ def test_a_layer_lacks_nothing(kind):
 
 def test_everything_that_a_layer_lacks_is_named(monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    assert len(list(kinds())) >= 8
 
     class Cube(layers.Tanh):
         """A layer in a file of tests."""
 
+    @cuda.jit
+    def cube_kernel(x):
+        x[0] = 1
+
+    monkeypatch.setattr(sys.modules[__name__], "cube_kernel", cube_kernel, raising=False)
+    ending = "a KernelCase of cube_kernel", "its modules in PyTorch", "a sentence on its file"
     assert [line.partition(":")[0] for line in lacking(Cube)] == [
-        *("a test file", "a gradient case", "its modules in PyTorch", "a sentence on its file")
+        *("its export", "a test file", "a gradient case", *ending)
     ]
     case = "Cube", Cube(), None, None
     monkeypatch.setitem(globals(), "gradient_cases", lambda: [case])
     assert [line.partition(":")[0] for line in lacking(Cube)] == [
-        *("a test file", "its modules in PyTorch", "a sentence on its file")
+        *("its export", "a test file", *ending)
     ]
+
+
+@pytest.mark.parametrize("command", [["check"], ["draw-kernel"]])
+def test_a_layer_whose_kernels_have_no_case_is_refused_in_one_line(command, monkeypatch, capsys):
+    """Not with a traceback, though its name is in the help."""
+    monkeypatch.delitem(CASES, "relu_forward_kernel")
+    assert main([*command, "relu"]) == 2
+    error = capsys.readouterr().err
+    assert "relu_forward_kernel has no KernelCase: add one" in error and error.count("\n") == 1
+    assert main(["traffic", "relu"]) == 0

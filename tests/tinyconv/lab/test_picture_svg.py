@@ -1,14 +1,19 @@
 """Still pictures: accesses of 16 bytes, and arrays too long to be drawn."""
 
+import re
 from xml.etree import ElementTree
 
 import numpy as np
 from numba import cuda, float32
+from simulated import ROOT
 
 from layers import simulator
 from layers.fast.conv.ptx import copy_vec4
+from tinyconv.lab import picture_svg
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch
+from tinyconv.lab.svg_colours import plain_colours
+from tinyconv.tools import draw_net
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -50,3 +55,29 @@ def test_lanes_that_move_16_bytes_are_labelled_and_rows_without_accesses_are_lef
     assert "warp 1: 32 lanes, 128 elements, no bank conflict" in svg_of(launch, 0, 1)
     # Two lanes want the same: then it is said how many.
     assert set(of_class(ElementTree.fromstring(svg_of(launch, 0, 2)), "n")) == {"×2"}
+
+
+def test_no_picture_needs_css_variables():
+    """Where they are not known, all would be black. And at night colours differ from by day."""
+    pictures = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
+    assert len(pictures) > 50
+    for file in pictures:
+        text = file.read_text(encoding="utf-8")
+        assert "var(" not in text and "--ink" not in text, file.name
+        day, night = text.split("@media(prefers-color-scheme:dark){")
+        assert "text{font:12px system-ui,sans-serif;fill:#22252b}" in day
+        assert "text{fill:#e6e7ea}" in night and '[fill="#fffefb"]{fill:#1b1e25}' in night
+    for style in (picture_svg.STYLE, draw_net.STYLE):
+        light = re.findall(r"--\w+:(#\w+)", style.partition("@media")[0])
+        assert len(set(light)) == len(light)  # a colour by day stands for one at night
+
+
+def test_colours_are_put_in():
+    drawn = plain_colours(
+        "<svg><style>svg{--a:#111;--b:#222}\n@media(prefers-color-scheme:dark){svg{--a:#eee;\n"
+        '--b:#ddd}}\n.t{fill:var(--a);width:2px}.u{width:3px}</style><g fill="var(--b)"/></svg>'
+    )
+    assert drawn == (
+        "<svg><style>.t{fill:#111;width:2px}.u{width:3px}\n@media(prefers-color-scheme:dark){\n"
+        '[fill="#222"]{fill:#ddd}\n.t{fill:#eee}}</style><g fill="#222"/></svg>'
+    )

@@ -67,5 +67,9 @@ def recorded(title: str, run: Callable[[], Any]) -> Iterator[CaseLaunch]:
     with simulator.record() as traces:
         run()
     for trace in traces:
+        if trace.kernel not in CASES:
+            raise ValueError(
+                f"{trace.kernel} has no KernelCase: add one to a group of tinyconv/lab/cases/"
+            )
         grid, block = ((side.x, side.y, side.z) for side in (trace.grid, trace.block))
         yield CaseLaunch(title, CASES[trace.kernel], grid, block, trace.arguments)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinyconv import check_gradients
-from tinyconv.tools.gradient_cases import gradient_cases
+from tinyconv.lab.cases.book import gradient_cases
 
 pytestmark = pytest.mark.gradients
 

@@ -1,0 +1,101 @@
+"""The exercises: unsolved they say where the gap is, solved they pass, and wrong they say why."""
+
+import time
+
+import pytest
+from solutions import FILES, WRONG, filled, wronged
+
+from tinyconv.lab import compiler, exercise
+from tinyconv.tools.command_line import main
+
+
+@pytest.fixture
+def marked(tmp_path, monkeypatch, capsys):
+    """A function: exit status and output of `exercise` on a file with this text."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(number, text):
+        file = tmp_path / FILES[number].name
+        file.write_text(text, encoding="utf-8")
+        status = main(["exercise", str(file)])
+        out, err = capsys.readouterr()
+        assert not err
+        return status, out
+
+    return run
+
+
+def test_there_are_seventeen(capsys):
+    assert list(FILES) == list(range(1, 18))
+    assert main(["exercise"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 18 and lines[3].startswith(" 4  Max pooling")
+    for number, file in FILES.items():
+        task = file.read_text(encoding="utf-8").partition('"""\n')[0].splitlines()
+        assert task[0].startswith(f'"""Exercise {number}. ') and task[0].endswith((".", "?"))
+        assert 6 <= len(task) <= 16, file.name
+        assert "def specification(" in file.read_text(encoding="utf-8") or number in (15, 17)
+
+
+@pytest.mark.parametrize("number", [n for n in FILES if n != 17])
+def test_an_unsolved_exercise_names_its_gap(number, marked):
+    text = FILES[number].read_text(encoding="utf-8")
+    status, said = marked(number, text)
+    assert status == 1
+    assert said.startswith(f"exercise {number}: fill the gap, then run it again\n    ")
+    line = int(said.split(".py:")[1].partition(":")[0])
+    assert "..." in text.splitlines()[line - 1]
+
+
+@pytest.mark.parametrize("number", FILES)
+def test_a_solution_passes(number, marked, compiles, tmp_path):
+    begin = time.monotonic()
+    status, said = marked(number, filled(number))
+    assert status == 0, said
+    assert f"exercise {number}: passed" in said and "NOT YET" not in said
+    assert "float64" not in said
+    if number not in (15, 17):
+        page = tmp_path / "runs" / "exercises" / f"{FILES[number].stem}.html"
+        assert page.exists() and "runs/exercises/" in said
+    assert time.monotonic() - begin < 10  # of which five are for a machine that is busy
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "wanted"), WRONG, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(WRONG)]
+)
+def test_a_wrong_solution_is_told_what_is_wrong(number, old, new, wanted, marked, monkeypatch):
+    monkeypatch.setattr(compiler, "enabled", "compile" in wanted[0])
+    status, said = marked(number, wronged(number, old, new))
+    assert status == 1 and f"exercise {number}: not yet" in said
+    for text in wanted:
+        assert text in said
+
+
+def test_each_exercise_has_five_wrong_solutions():
+    assert {number: sum(n == number for n, *_ in WRONG) for number in FILES} == dict.fromkeys(
+        FILES, 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["99"], "exercises are numbered 1 to 17"),
+        (["other.py"], "there is no exercise other.py"),
+        (["broken.py"], "broken.py:2: "),
+        (["empty.py"], "marks nothing"),
+    ],
+)
+def test_what_is_no_exercise_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("x = 1\ny = (\n", encoding="utf-8")
+    (tmp_path / "empty.py").write_text("x = 1\n", encoding="utf-8")
+    assert main(["exercise", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_pages_that_cannot_be_written_do_no_harm(marked, monkeypatch):
+    monkeypatch.setattr(exercise.Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    status, said = marked(1, filled(1))
+    assert status == 0 and "step by step" not in said

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Dropout, Linear, LocalResponseNorm, MaxPool2D, ReLU
-from layers.fast import bias_relu, lrn, max_pool, precision, reductions, softmax
+from layers.fast import (
+    bias_relu,
+    lrn,
+    lrn_vectorized,
+    max_pool,
+    max_pool_vectorized,
+    precision,
+    reductions,
+    softmax,
+)
 from tinyconv.lab.cases.book import ELEMENTS, POOLED, ROWS
 from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
 from tinyconv.lab.cases.runs import loss, of_steps, random
@@ -40,6 +49,25 @@ GROUPS = {
             ),
         ),
     ),
+    "max_pool_vectorized": KernelGroup(
+        runs=of_steps(lambda channels: {"MaxPool2D 3, stride 2": [MaxPool2D(3, 2)]}),
+        shapes=((2, 6, 7, 4), (1, 3, 3, 8), (2, 9, 4, 36), (1, 7, 8, 516)),
+        small=(1, 7, 9, 8),
+        cases=(
+            KernelCase(
+                max_pool_vectorized.max_pool_vectorized_forward_kernel,
+                "2*stored[1] uint8[1] 5*int64",
+                "y winner",
+                only=("float32", "bfloat16"),
+            ),
+            KernelCase(
+                max_pool_vectorized.max_pool_vectorized_backward_kernel,
+                "stored[1] uint8[1] stored[1] 5*int64",
+                "dx",
+                only=("float32", "bfloat16"),
+            ),
+        ),
+    ),
     "lrn_rows": KernelGroup(
         runs=of_steps(
             lambda channels: {
@@ -55,6 +83,25 @@ GROUPS = {
             ),
             KernelCase(
                 lrn.lrn_rows_backward_kernel, "3*stored[1] 2*int64 4*number int64", "dx", (0, 0)
+            ),
+        ),
+    ),
+    "lrn_vectorized": KernelGroup(
+        runs=of_steps(lambda channels: {"LocalResponseNorm 5": [LocalResponseNorm(alpha=0.5)]}),
+        shapes=((2, 1, 3, 8), (1, 1, 1, 24), (3, 1, 5, 96)),
+        small=(2, 3, 3, 16),
+        cases=(
+            KernelCase(
+                lrn_vectorized.lrn_vectorized_forward_kernel,
+                "2*stored[1] int64 2*number",
+                "y",
+                only=("float32", "bfloat16"),
+            ),
+            KernelCase(
+                lrn_vectorized.lrn_vectorized_backward_kernel,
+                "3*stored[1] int64 3*number",
+                "dx",
+                only=("float32", "bfloat16"),
             ),
         ),
     ),

@@ -185,7 +185,7 @@ GROUPS = {
         shapes=(IMAGES, (1, 2, 3, 1), (1, 5, 24, 14)),
         small=(1, 4, 6, 3),
         cases=(
-            KernelCase(s2d.image_to_s2d_kernel, "2*stored[4] 3*int64", "x_s2d", (1, 0), only=BOTH),
+            KernelCase(s2d.image_to_s2d_kernel, "2*stored[1] 9*int64", "x_s2d", (1, 0), only=BOTH),
             KernelCase(
                 *(s2d.filters_to_s2d_kernel, "number[4] stored[4] int64", "w_s2d", (0, 0)),
                 only=BOTH,

@@ -1,7 +1,7 @@
 """The time of a training step on a GPU, predicted launch by launch without one.
 
-    python benchmarks/gpu_model.py [--batch 128] [--precision tf32] [--machine H200] [--recipe robust]
-    python benchmarks/gpu_model.py --totals     # one line for each machine and precision
+    python benchmarks/gpu_model.py [--batch 128] [--precision tf32] [--machine H200]
+    python benchmarks/gpu_model.py --totals     # a column for each machine and precision
 
 A step of AlexNet (crop, forward, loss, backward, update) is run on a device without memory, which
 takes down every launch: kernel, grid, types and shapes. Each kernel is compiled as a launch on that
@@ -13,8 +13,8 @@ GPU compiles it, and the hot path of its machine code is counted (`hot_path.py`)
     issue      instructions of the warps on the busiest multiprocessor, at IPC a clock
     latency    rounds of loads that wait for each other, LATENCY each, for all waves of blocks
 
-A product on tensor cores takes its k-tiles, those of padding among them, one after the other on each
-multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in part,
+A product on tensor cores takes its k-tiles, those of padding among them, one after the other on
+each multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in part,
 the sum of their sixth powers is that of its time: this exponent gives the rates of a review within
 a tenth. Half of the loss by the last wave is counted, as blocks end at different times.
 
@@ -313,11 +313,13 @@ def by_four(count: float) -> tuple[float, float]:
     return count % 4, count // 4
 
 
-def first_pass(sizes: tuple[Any, ...]) -> list[float]:
-    from layers.fast.reductions import WARPS
+def two_rows(sizes: tuple[Any, ...]) -> float:
+    """Rounds of a first pass, of two rows for each thread of a column."""
+    from layers.fast.reductions import BLOCK, COLUMNS
 
-    rows = next(size for size in sizes if isinstance(size, int))
-    return [*by_four(rows / WARPS)]
+    _, columns, rows_of_part = (size for size in sizes if type(size) is int)
+    across = min(-(-columns // COLUMNS), BLOCK // 4)
+    return rows_of_part / (BLOCK // across) / 2
 
 
 TRIPS: dict[str, Callable[[tuple[Any, ...]], list[float]]] = {
@@ -325,9 +327,13 @@ TRIPS: dict[str, Callable[[tuple[Any, ...]], list[float]]] = {
     "lrn_rows_backward": lambda sizes: [0, 1, 4, 1, 4, 1],
     "max_pool_rows_forward": lambda sizes: [sizes[1][2]],
     "max_pool_rows_backward": lambda sizes: [sizes[0][2], 0, 0],
-    "masked_gradient": first_pass,
-    "sum_rows": first_pass,
+    "max_pool_vectorized_forward": lambda sizes: [sizes[7]],
+    "max_pool_vectorized_backward": lambda sizes: [sizes[7], 0, 0],
+    "masked_gradient": lambda sizes: [two_rows(sizes), 1, 1],
+    "sum_rows": lambda sizes: [*by_four(two_rows(sizes)), 1, 1],
     "sum_parts": lambda sizes: [sizes[0][0] // 4, sizes[0][0] % 4],
+    "sum_many_parts": lambda sizes: [*by_four(sizes[0][0] / 32)],
+    "image_to_s2d": lambda sizes: [sizes[6] // max(1, 128 // (sizes[7] // 4))],
     "softmax_rows": lambda sizes: [*by_four(sizes[0][1] / 128)] * 3,
     "totals": lambda sizes: [*by_four(sizes[0][0] / 128)],
     "conv_bias_gradient": lambda sizes: [*by_four(math.prod(sizes[0][:3]) / 512)],
@@ -386,9 +392,7 @@ def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
     if launch.kernel is None:
         return predict_product(launch, machine, precision)
     found = compiled(launch.kernel, launch.types, machine.architecture)
-    at_once, _ = sass.occupancy(
-        machine.architecture, launch.threads, found.registers, found.shared
-    )
+    at_once, _ = sass.occupancy(machine.architecture, launch.threads, found.registers, found.shared)
     waves = launch.blocks / (machine.multiprocessors * max(1, at_once))
     if launch.name.startswith("tensor_"):
         return predict_tensor(launch, found, machine, precision, waves)
@@ -528,9 +532,12 @@ def totals(recipe: str) -> str:
     columns = [groups(step(*case, recipe)) for case in CASES]
     names = [f"{machine}, {precision}, {batch:,}" for machine, precision, batch in CASES]
     rows = [
-        [kind, *(f"{column[kind]:.2f}" for column in columns)] for kind in [*GROUPS, "others", "step"]
+        [kind, *(f"{column[kind]:.2f}" for column in columns)]
+        for kind in [*GROUPS, "others", "step"]
     ]
-    rates = (f"{1e3 * case[2] / col['step']:,.0f}" for case, col in zip(CASES, columns, strict=True))
+    rates = (
+        f"{1e3 * case[2] / col['step']:,.0f}" for case, col in zip(CASES, columns, strict=True)
+    )
     return table(["ms", *names], [*rows, ["images/s", *rates]])
 
 

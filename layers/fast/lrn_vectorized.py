@@ -17,7 +17,15 @@ memory moves. Here
 from numba import float32
 
 from layers.device import cuda, grid_of
-from layers.fast.conv.ptx import is_aligned, load_vec2, load_vec4, load_vec8, root, rsqrt, store_vec8
+from layers.fast.conv.ptx import (
+    is_aligned,
+    load_vec2,
+    load_vec4,
+    load_vec8,
+    root,
+    rsqrt,
+    store_vec8,
+)
 
 PER_THREAD = 8
 HALF = 2
@@ -29,10 +37,10 @@ SMALLEST_K = 1e-12
 
 # --- kernels
 #
-# Both: thread (c, r) of block b owns channels 8 c to 8 c + 7 of row b · rows + r, where a row is one
-# group at one place of an image. Its threads are neighbours in memory: loads and stores are
-# coalesced. The row's first element is counted in 64 bits, once. Every output has one owner, and a
-# thread reads nothing that others write: no races, deterministic.
+# Both: thread (c, r) of block b owns channels 8 c to 8 c + 7 of row b · rows + r; a row is a group at
+# one place of an image. Its threads are neighbours in memory: loads and stores are coalesced. The
+# thread's first element is counted in 64 bits, once. Every output has one owner, and a thread reads
+# nothing that others write: no races, deterministic.
 
 
 @cuda.jit

@@ -80,7 +80,7 @@ def library_of(kernel, arguments, architecture):
 
 def text_of(library, architecture):
     """Its PTX: after link-time optimization where nvJitLink is installed, else as it is written."""
-    ptx = (library.get_lto_ptx if library._lto else library.get_asm_str)
+    ptx = library.get_lto_ptx if library._lto else library.get_asm_str
     return ptx(cc=with_suffix(architecture)).strip().strip("\0")
 
 

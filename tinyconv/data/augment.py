@@ -68,7 +68,7 @@ def crop_host(images, mean, top, left, flip, shift, views, divisor, x):
 
 # --- kernel
 #
-# A block is QUADS × ROWS threads, for ROWS rows of one crop; a thread owns four neighbouring pixels,
+# A block is QUADS × ROWS threads, for ROWS rows of a crop; a thread owns four neighbouring pixels,
 # of which its image, row and colour shift are the same: nothing is divided to find them. It reads
 # single bytes and means, as a crop begins anywhere, and neighbouring threads read neighbouring ones
 # (backwards where the crop is flipped). Rows of whole fours are written by 16 bytes at a
@@ -245,18 +245,18 @@ class Augment:
         images = self._on_device(images)
         rows = len(images) * views
         x = self._buffer("x", (rows, self.crop, self.crop, 3))
-        draws = (self.device.array(draw, np.int32) for draw in (top, left, flip))
+        draws = [self.device.array(draw, np.int32) for draw in (top, left, flip)]
         shift = np.zeros((rows, 3)) if shift is None else shift
-        draws = *draws, self.device.array(shift, self.dtype)
+        shifts = self.device.array(shift, self.dtype)
         divisor = self.dtype.type(self.divisor)
         if self.device.is_cuda:
             grid = rows, -(-self.crop // ROWS)
             crop_kernel[grid_of(grid, (QUADS, ROWS))](
-                *(images.reshape(-1), self._mean.reshape(-1), *draws[:3], draws[3].reshape(-1)),
+                *(images.reshape(-1), self._mean.reshape(-1), *draws, shifts.reshape(-1)),
                 *(self.mean.shape[0], views, divisor, x.reshape(-1), self.crop),
             )
         else:
-            crop_host(images, self._mean, *draws, views, divisor, x)
+            crop_host(images, self._mean, *draws, shifts, views, divisor, x)
         return x
 
     def _on_device(self, images: Any) -> Any:

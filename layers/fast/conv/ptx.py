@@ -35,7 +35,8 @@ store float32 as elements of `y`: unchanged, or rounded to bfloat16 (uint16, "cv
     load_vec4(values, first, x, at)
     load_vec2(values, first, x, at)
 
-load elements of float32, or of bfloat16, as float32. All of these move up to 16 bytes by one
+load elements of float32, or of bfloat16, as float32. (`values` and `x` or `y` may both be float64.)
+All of these move up to 16 bytes by one
 instruction; `at` is a multiple of the number of elements.
 
     store_bytes(y, at, numbers, first)  y[at : at + 4] = numbers[first : first + 4]
@@ -301,13 +302,12 @@ else:
                 pairs = zip(words[::2], words[1::2], strict=True)
                 words = [two_bfloat16(builder, *pair) for pair in pairs]
             element = element_pointer(context, builder, signature, arguments, 0)
-            size = min(len(words), 4)
-            place = builder.bitcast(
-                element, ir.PointerType(ir.VectorType(words[0].type, size))
-            )
+            size = min(len(words), 2 if y.dtype == types.float64 else 4)
+            align = min(BYTES, count * y.dtype.bitwidth // 8)
+            place = builder.bitcast(element, ir.PointerType(ir.VectorType(words[0].type, size)))
             for i in range(0, len(words), size):
                 vector = _vector(builder, words[i : i + size])
-                builder.store(vector, builder.gep(place, [WORD(i // size)])).align = 4 * size
+                builder.store(vector, builder.gep(place, [WORD(i // size)])).align = align
             return context.get_dummy_value()
 
         return signature, emit
@@ -342,23 +342,25 @@ else:
 
         def emit(context, builder, signature, arguments):
             bf16 = x.dtype == types.uint16
+            number = WORD if bf16 else context.get_data_type(x.dtype)
             words = count // 2 if bf16 else count
-            size = min(words, 4)
-            kind = ir.PointerType(ir.VectorType(WORD if bf16 else FLOAT, size))
+            size = min(words, 2 if x.dtype == types.float64 else 4)
+            kind = ir.PointerType(ir.VectorType(number, size))
             place = builder.bitcast(
                 element_pointer(context, builder, signature, arguments, 2), kind
             )
             floats = []
             for i in range(words // size):
                 vector = builder.load(builder.gep(place, [WORD(i)]))
-                vector.align = 4 * size
+                vector.align = min(BYTES, count * x.dtype.bitwidth // 8)
                 for j in range(size):
                     word = builder.extract_element(vector, WORD(j))
-                    halves = [word]
                     if bf16:
                         upper = builder.and_(word, WORD(0xFFFF0000))
-                        halves = [builder.shl(word, WORD(16)), upper]
-                    floats += [builder.bitcast(half, FLOAT) for half in halves]
+                        halves = builder.shl(word, WORD(16)), upper
+                        floats += [builder.bitcast(half, FLOAT) for half in halves]
+                    else:
+                        floats.append(word)
             target = element_pointer(context, builder, signature, arguments, 0)
             for i, value in enumerate(floats):
                 builder.store(value, builder.gep(target, [WORD(i)]))

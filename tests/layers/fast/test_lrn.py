@@ -59,9 +59,7 @@ def test_eight_channels_a_thread_follow_the_formula(title, bits, cuda_device):
     layer = LocalResponseNorm(5, 2.0, 0.5, 0.75, groups).to(cuda_device)
     step = LRNRows([layer], cuda_device, np.float32, "bf16" if bits else "fp32")
     rng = np.random.default_rng(5)
-    x, dy = (
-        (2 * rng.standard_normal(shape)).astype(np.float32) for _ in range(2)
-    )
+    x, dy = ((2 * rng.standard_normal(shape)).astype(np.float32) for _ in range(2))
     if bits:
         x, dy = (from_bits(to_bits(array)) for array in (x, dy))
         y = step.forward(cuda_device.array(to_bits(x)))
@@ -89,9 +87,7 @@ def test_eight_channels_a_thread_follow_the_formula(title, bits, cuda_device):
         ((1, 1, 1, 8 * lrn_vectorized.BLOCK + 8), 5, 2.0, 0.75, 1, np.float32),
     ],
 )
-def test_whatever_else_goes_through_shared_memory(
-    shape, size, k, beta, groups, dtype, cuda_device
-):
+def test_whatever_else_goes_through_shared_memory(shape, size, k, beta, groups, dtype, cuda_device):
     layer = LocalResponseNorm(size, k, 0.5, beta, groups).to(cuda_device, dtype)
     step = by_rows(layer)
     x = np.random.default_rng(5).standard_normal(shape).astype(dtype)

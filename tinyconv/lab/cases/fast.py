@@ -116,27 +116,34 @@ GROUPS = {
         shapes=((3, 7), (1, 1), (130, 5)),
         small=(6, 8),
         cases=(
-            # The first three update y.
-            KernelCase(bias_relu.bias_kernel, "2*number[1] stored[1]", "", (0, 0)),
-            KernelCase(bias_relu.bias_relu_kernel, "2*number[1] stored[1]", "", (0, 1)),
+            # The first two update y.
+            KernelCase(bias_relu.bias_kernel, "2*number[1] stored[1] int64 2*boolean", "", (0, 1)),
             KernelCase(
                 bias_relu.bias_relu_dropout_kernel,
-                "2*number[1] stored[1] number uint64 uint64[1]",
+                "2*number[1] stored[1] int64 number uint64 uint64[1]",
                 "",
                 (0, 6),
             ),
             KernelCase(
                 bias_relu.masked_gradient_kernel,
-                "3*stored[2] number[2] int64 number",
+                "3*stored[1] number[1] 3*int64 boolean number",
                 "dz partial",
                 (0, 2),
                 threads=256,
             ),
             KernelCase(
-                *(reductions.sum_rows_kernel, "stored[2] number[2] int64", "partial", (0, 0)),
+                *(
+                    reductions.sum_rows_kernel,
+                    "stored[1] number[1] 3*int64 boolean",
+                    "partial",
+                    (0, 0),
+                ),
                 threads=256,
             ),
             KernelCase(reductions.sum_parts_kernel, "number[2] number[1]", "total", (0, 0)),
+            KernelCase(
+                *(reductions.sum_many_parts_kernel, "number[2] number[1]", "total"), threads=1024
+            ),
         ),
     ),
     "softmax_rows": KernelGroup(
@@ -159,10 +166,18 @@ GROUPS = {
         small=(2, 3, 5, 8),
         cases=(
             KernelCase(
-                precision.to_bfloat16_kernel, "number[1] stored[1]", "bits", (0, 1), only=BF16
+                precision.to_bfloat16_kernel,
+                "number[1] stored[1] boolean",
+                "bits",
+                (0, 1),
+                only=BF16,
             ),
             KernelCase(
-                precision.from_bfloat16_kernel, "stored[1] number[1]", "x", (0, 0), only=BF16
+                precision.from_bfloat16_kernel,
+                "stored[1] number[1] boolean",
+                "x",
+                (0, 0),
+                only=BF16,
             ),
         ),
     ),

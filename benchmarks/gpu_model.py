@@ -14,9 +14,9 @@ GPU compiles it, and the hot path of its machine code is counted (`hot_path.py`)
     latency    rounds of loads that wait for each other, LATENCY each, for all waves of blocks
 
 A product on tensor cores takes its k-tiles, those of padding among them, one after the other on
-each multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in part,
-the sum of their sixth powers is that of its time: this exponent gives the rates of a review within
-a tenth. Half of the loss by the last wave is counted, as blocks end at different times.
+each multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in
+part, the sum of their sixth powers is that of its time: this exponent gives the rates of a review
+within a tenth. What the L1 cache saves of L2 is counted by replaying its lines. Half of the loss by the last wave is counted, as blocks end at different times.
 
 The model knows no caches but these, no clocks that fall with the temperature, and no host. It is
 there to tell which launch costs most, and what a change takes away; ±35 % for a single launch.
@@ -64,6 +64,9 @@ LIBRARY = 0.45
 that the last wave is often half empty. Fits the review's 225 µs and 890 µs."""
 
 EXPONENT = 6
+
+L1_BYTES = 128 * 1024
+"""Of an H200's 256 KB, what the shared memory of two or four blocks leaves, and a margin."""
 
 
 @dataclass(frozen=True)
@@ -448,11 +451,71 @@ def predict_tensor(
     loop = sass.main_loop(found.listing)
     assert loop is not None
     limits, k_tiles = k_tile_limits(launch, loop.instructions, machine, precision)
+    if machine.architecture[0] == 9:  # others have no cache left beside shared memory
+        at_once = 2 if launch.threads > 128 else 4
+        limits["L2"] *= l2_share(launch, at_once, {"tf32": 16, "bf16": 32}[precision])
     clocks = sum(value**EXPONENT for value in limits.values()) ** (1 / EXPONENT)
     full = launch.blocks * (k_tiles + 3) * clocks / machine.multiprocessors / machine.clock
     tail = (1 + math.ceil(waves) / waves) / 2 if waves > 1 else 1 / waves
     bound = max(limits, key=lambda name: limits[name])
     return Prediction(launch, GAP + full * tail, bound, waves, loop.instructions)
+
+
+@cache
+def l2_share(launch: Launch, at_once: int, bk: int) -> float:
+    """Of the bytes of its k-tiles, those that a product loads from L2, past an L1 of L1_BYTES.
+
+    The lines that the blocks of one multiprocessor touch are replayed, k-tile by k-tile, in
+    lockstep, through a cache that drops the line that was used the longest time ago.
+    """
+    from layers.fast.conv import tensor_tile
+
+    if "forward" not in launch.name or not tensor_tile.L1:
+        return 1.0
+    height, width, channels, rows, columns, filters, size, stride, before, groups = launch.sizes[
+        5:15
+    ]
+    chunked = launch.sizes[16]
+    word = 64 // bk
+    run, bn = channels // groups, 16 * (launch.threads // 32)
+    depth = size * size * run
+    tiles_n = -(-(filters // groups) // bn)
+    pixels = math.prod(launch.sizes[3]) // filters
+    lines: dict[Any, set[int]] = {}
+    loaded = moved = 0
+
+    def touch(array: str, bytes_: Any) -> None:
+        nonlocal loaded, moved
+        for first in bytes_:
+            moved += 64
+            for at in (first, first + 32):  # two sectors
+                line, sector = (array, at // 128), at // 32 % 4
+                held = lines.pop(line, set())
+                loaded += 32 * (sector not in held)
+                lines[line] = held | {sector}
+                if len(lines) > L1_BYTES // 128:
+                    del lines[next(iter(lines))]
+
+    blocks = [132 * i + 40 for i in range(at_once) if 132 * i + 40 < launch.grid[0]]
+    for k_tile in range(-(-depth // bk)):
+        k = k_tile * bk
+        if chunked:
+            (chunk, tap), c = divmod(k_tile, size * size), 0
+            c = chunk * bk
+        else:
+            tap, c = divmod(k, run)
+        r, s = divmod(tap, size)
+        for block in blocks or [0]:
+            tile_m, tile_n = divmod(block, tiles_n)
+            m = np.minimum(tile_m * 128 + np.arange(128), pixels - 1)
+            h = m // columns % rows * stride - before + r
+            q = m % columns * stride - before + s
+            inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
+            at = ((m // columns // rows * height + h) * width + q) * channels + c
+            touch("x", (at[inside] * word).tolist())
+            n = np.minimum(tile_n * bn + np.arange(bn), filters // groups - 1)
+            touch("w", ((n * depth + k) * word).tolist())
+    return loaded / moved
 
 
 def k_tile_limits(

@@ -22,7 +22,8 @@ which is most of the work in a loop of few instructions per load.
 bytes of zeros are written and nothing is read. `cp_async_commit_group` ("cp.async.commit_group")
 makes a group of the copies that this thread has started since the last group;
 `cp_async_wait_group` ("cp.async.wait_group") waits until at most its `n` newest groups, a literal,
-are pending. This orders a thread and its own copies: other threads may read the data only after a
+are pending. `cp_async_l1` is the same through the L1 cache ("cp.async.ca"), for what is copied
+again soon. This orders a thread and its own copies: other threads may read the data only after a
 barrier. No copy may be pending when the thread returns.
 
     store_vec8(y, at, values, first)    y[at : at + 8] = values[first : first + 8]
@@ -111,6 +112,11 @@ if SIMULATED:
         target[to] = source[at]
 
     def cp_async(target, to, source, at, inside):
+        frame = sys._getframe(1)
+        place = frame.f_code, frame.f_lasti
+        running().copies.begin(target, to, source, at, inside, place)
+
+    def cp_async_l1(target, to, source, at, inside):
         frame = sys._getframe(1)
         place = frame.f_code, frame.f_lasti
         running().copies.begin(target, to, source, at, inside, place)
@@ -238,9 +244,7 @@ else:
         """Copy one word; no index is negative."""
         return _copy(1, target, source)
 
-    @intrinsic
-    def cp_async(typingctx, target, to, source, at, inside):
-        """Start to copy 16 bytes from global to shared memory; zeros where not `inside`."""
+    def _copy_async(cache, target, source):
         signature = types.void(target, types.int64, source, types.int64, types.boolean)
 
         def emit(context, builder, signature, arguments):
@@ -250,12 +254,22 @@ else:
 
             to = builder.ptrtoint(place(0, SHARED), WORD)
             size = builder.select(arguments[4], WORD(BYTES), WORD(0))
-            text = f"cp.async.cg.shared.global [$0], [$1], {BYTES}, $2;"
+            text = f"cp.async.{cache}.shared.global [$0], [$1], {BYTES}, $2;"
             operands = [to, place(2, GLOBAL), size]
             instruction(builder, text, ir.VoidType(), operands, "r,l,r")
             return context.get_dummy_value()
 
         return signature, emit
+
+    @intrinsic
+    def cp_async(typingctx, target, to, source, at, inside):
+        """Start to copy 16 bytes from global to shared memory; zeros where not `inside`."""
+        return _copy_async("cg", target, source)
+
+    @intrinsic
+    def cp_async_l1(typingctx, target, to, source, at, inside):
+        """The same, leaving a copy in the L1 cache."""
+        return _copy_async("ca", target, source)
 
     def _no_operands(text):
         """The function that emits an instruction without operands."""

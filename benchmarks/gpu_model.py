@@ -472,10 +472,8 @@ def l2_share(launch: Launch, at_once: int, bk: int) -> float:
 
     if "forward" not in launch.name or not tensor_tile.L1:
         return 1.0
-    height, width, channels, rows, columns, filters, size, stride, before, groups = launch.sizes[
-        5:15
-    ]
-    chunked = launch.sizes[16]
+    _, _, _, _, _, height, width, channels, rows, columns, filters, *others = launch.sizes
+    size, stride, before, groups, _, chunked = others
     word = 64 // bk
     run, bn = channels // groups, 16 * (launch.threads // 32)
     depth = size * size * run

@@ -38,9 +38,9 @@ SMALLEST_K = 1e-12
 # --- kernels
 #
 # Both: thread (c, r) of block b owns channels 8 c to 8 c + 7 of row b · rows + r; a row is a group
-# at one place of an image. Its threads are neighbours in memory: loads and stores are coalesced. The
-# thread's first element is counted in 64 bits, once. Every output has one owner, and a thread reads
-# nothing that others write: no races, deterministic.
+# at one place of an image. Its threads are neighbours in memory: loads and stores are coalesced.
+# The thread's first element is counted in 64 bits, once. Every output has one owner, and a thread
+# reads nothing that others write: no races, deterministic.
 
 
 @cuda.jit

@@ -36,7 +36,7 @@ from layers.device import THREADS, cuda, grid_for, grid_of
 from layers.fast.bfloat16 import widen
 from layers.fast.conv.mma import operand
 from layers.fast.conv.ptx import element, store_vec4
-from layers.fast.conv.tensor_tile import check_sizes, chunk_elements, quotient
+from layers.fast.conv.tensor_tile import check_sizes, chunk_elements, quotient, taps_first
 from layers.fast.conv.tile import OUTSIDE, within
 
 # --- kernels
@@ -103,33 +103,44 @@ def split(index, rows, columns, padded):
     return k, int32(k_i - k * rows), int32(k_i_j - k_i * columns), int32(index - k_i_j * padded)
 
 
+@cuda.jit(device=True, inline="always")
+def in_order(k, i, j, place, rows, columns, padded, bk):
+    # Where that element is stored: there, or by taps of `bk` channels first.
+    tap, taps = int32(i * columns + j), int32(rows * columns)
+    if bk == 0:
+        return int32((k * taps + tap) * padded + place)
+    chunk = quotient(place, bk)
+    return int32(k * taps * padded + (chunk * taps + tap) * bk + place - chunk * bk)
+
+
 @cuda.jit
-def filters_to_s2d_kernel(w, w_s2d, side):
+def filters_to_s2d_kernel(w, w_s2d, rows, columns, padded, side, bk):
     index = int32(cuda.grid(1))
     if index >= w_s2d.size:
         return
     size, channels_per_group = int32(w.shape[1]), int32(w.shape[3])
-    k, i, j, place = split(index, w_s2d.shape[1], w_s2d.shape[2], w_s2d.shape[3])
+    k, i, j, place = split(index, rows, columns, padded)
+    at = in_order(k, i, j, place, rows, columns, padded, bk)
     pixel = quotient(place, channels_per_group)
     u = quotient(pixel, side)
     r, s = int32(i * side + u), int32(j * side + pixel - u * side)
     if u < side and r < size and s < size:
         c = int32(place - pixel * channels_per_group)
-        w_s2d[k, i, j, place] = operand(w[k, r, s, c], w_s2d)
+        w_s2d[at] = operand(w[k, r, s, c], w_s2d)
     else:
-        w_s2d[k, i, j, place] = 0
+        w_s2d[at] = 0
 
 
 @cuda.jit
-def flipped_filters_s2d_kernel(w, flipped, side, groups):
+def flipped_filters_s2d_kernel(w, flipped, all_channels, rows, columns, padded, side, groups, bk):
     index = int32(cuda.grid(1))
     if index >= flipped.size:
         return
-    rows, columns = int32(flipped.shape[1]), int32(flipped.shape[2])
     size, channels_per_group = int32(w.shape[1]), int32(w.shape[3])
     filters_per_group = quotient(w.shape[0], groups)
-    channel, i, j, k = split(index, rows, columns, flipped.shape[3])
-    of_group = quotient(flipped.shape[0], groups)
+    channel, i, j, k = split(index, rows, columns, padded)
+    at = in_order(channel, i, j, k, rows, columns, padded, bk)
+    of_group = quotient(all_channels, groups)
     group = quotient(channel, of_group)
     place = int32(channel - group * of_group)
     pixel = quotient(place, channels_per_group)
@@ -139,9 +150,9 @@ def flipped_filters_s2d_kernel(w, flipped, side, groups):
     if k < filters_per_group and u < side and r < size and s < size:
         c = int32(place - pixel * channels_per_group)
         value = w[group * filters_per_group + k, r, s, c]
-        flipped[channel, i, j, k] = operand(value, flipped)
+        flipped[at] = operand(value, flipped)
     else:
-        flipped[channel, i, j, k] = 0
+        flipped[at] = 0
 
 
 @cuda.jit
@@ -228,22 +239,33 @@ def image_to_s2d(name, x, y_shape, size, stride, side, before, groups, buffer):
 
 
 def filters_to_s2d(w, side, like, buffer):
-    """w (K, R, S, C / groups) as w_s2d (K, R', S', C'), of the type of the array `like`."""
+    """w (K, R, S, C / groups) as w_s2d (K, R', S', C'), of the type of the array `like`.
+
+    In memory the numbers of a filter are in the order of `tensor_tile.taps_first`.
+    """
     size = s2d_size(w.shape[1], side)
     shape = w.shape[0], size, size, s2d_channels(w.shape[3], side, chunk_elements(like))
     w_s2d = buffer("w, space-to-depth", shape, like.dtype)
-    filters_to_s2d_kernel[grid_for(w_s2d.size)](w, w_s2d, side)
+    filters_to_s2d_kernel[grid_for(w_s2d.size)](
+        *(w, w_s2d.reshape(-1), *shape[1:], side, taps_first(w_s2d, 1, size))
+    )
     return w_s2d
 
 
 def flipped_filters_s2d(w, side, groups, like, buffer):
-    """The filters of dL/dx, (groups · C', R', S', K / groups and zeros), of the type of `like`."""
+    """The filters of dL/dx, (groups · C', R', S', K / groups and zeros), of the type of `like`.
+
+    In memory they are in the order of `filters_to_s2d`.
+    """
     per_chunk, size = chunk_elements(like), s2d_size(w.shape[1], side)
     filters = s2d_channels(w.shape[0] // groups, 1, per_chunk)
     channels = w.shape[3] if side == 1 else s2d_channels(w.shape[3], side, per_chunk)
     shape = groups * channels, size, size, filters
     flipped = buffer("flipped w, space-to-depth", shape, like.dtype)
-    flipped_filters_s2d_kernel[grid_for(flipped.size)](w, flipped, side, groups)
+    bk = taps_first(flipped, 1, size)
+    flipped_filters_s2d_kernel[grid_for(flipped.size)](
+        w, flipped.reshape(-1), *shape, side, groups, bk
+    )
     return flipped
 
 

@@ -21,6 +21,10 @@ rest of the loop has to be as cheap:
 A pixel outside of the image is a copy of 0 bytes, which writes zeros. Only whole chunks of 16 bytes
 are copied: other layers are rearranged by `space_to_depth.py` first.
 
+K goes through the taps (r, s) of BK channels, then through those of the next BK, if a group's
+channels are whole k-tiles: neighbouring taps find their lines in the L1 cache. The filters are
+stored in that order. Otherwise all channels of a tap come first.
+
 float32 arrays are multiplied as TF32, rounded as they leave shared memory; uint16 arrays are
 bfloat16. Parameters are float32; `space_to_depth.py` rounds the filters, once a step. The order of
 all sums is fixed, and does not depend on the tile: results are bitwise reproducible.
@@ -36,6 +40,7 @@ from layers.fast.bfloat16 import widen
 from layers.fast.conv.ptx import (
     cp_async,
     cp_async_commit_group,
+    cp_async_l1,
     cp_async_wait_group,
     is_aligned,
     load_vec8,
@@ -52,6 +57,7 @@ from layers.fast.conv.space_to_depth import (
 )
 from layers.fast.conv.tensor_tile import (
     BM,
+    L1,
     ROW,
     STAGES,
     check_sizes,
@@ -62,8 +68,9 @@ from layers.fast.conv.tensor_tile import (
     next_stage,
     quotient,
     row_word,
+    taps_first,
 )
-from layers.fast.conv.tile import OUTSIDE, advance_k, within
+from layers.fast.conv.tile import OUTSIDE, advance_k, advance_tap, within
 from layers.fast.conv.tile_table import TILES, choose_tile, layer_key
 
 THREADS_PER_FILTER = 2
@@ -92,10 +99,11 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
     words = STAGES * stage
     bk = 4 * per_chunk
     warps_n = bn // 32
+    copy = cp_async_l1 if L1 else cp_async
 
     def kernel(
         x, w, b, y, mask, height, width, channels, rows, columns, filters, size, stride, before,
-        groups, epilogue,
+        groups, epilogue, taps_first,
     ):  # fmt: skip
         tiles = cuda.shared.array(words, uint32, alignment=16)
         sums = cuda.local.array(64, float32)
@@ -114,7 +122,7 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
         depth = int32(size * size * run)
         first_channel = int32(group * run)
         num_runs = int32(size)
-        if groups == 1:
+        if groups == 1 and not taps_first:
             run, num_runs = int32(size * run), int32(1)
         line = int32(width * channels)
 
@@ -135,7 +143,9 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
         for i in range(b_loads):
             n = min(first_filter + filter_ + row_step * i, filters_per_group - 1)
             w_offset[i] = (group * filters_per_group + n) * depth + k
-        r, s, c = advance_k(int32(0), int32(0), int32(0), k, run, num_runs, size)
+        r, s, c = int32(0), int32(0), k
+        if not taps_first:
+            r, s, c = advance_k(r, s, int32(0), k, run, num_runs, size)
         store = int32(row_word(load_row, load_chunk))
 
         # Where the fragments of this warp begin.
@@ -161,16 +171,19 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
             for i in range(a_loads):
                 inside = within(top[i] + r, height) and within(left[i] + column_offset, line)
                 a_store = store + row_step * ROW * i
-                cp_async(tiles, a_store, x, int32(base[i] + tap_offset), inside)
+                copy(tiles, a_store, x, int32(base[i] + tap_offset), inside)
             for i in range(b_loads):
                 b_store = store + (BM + row_step * i) * ROW
-                cp_async(tiles, b_store, w, w_offset[i], k < depth)
+                copy(tiles, b_store, w, w_offset[i], k < depth)
                 w_offset[i] += bk
             cp_async_commit_group()
             # Advance to the next k-tile.
             store = next_stage(store, stage)
             k = int32(k + bk)
-            r, s, c = advance_k(r, s, c, bk, run, num_runs, size)
+            if taps_first:
+                r, s, c = advance_tap(r, s, c, bk, run, size)
+            else:
+                r, s, c = advance_k(r, s, c, bk, run, num_runs, size)
 
             # Multiply the current k-tile.
             if k_tile >= 0:
@@ -265,7 +278,9 @@ KERNELS = {
 
 
 def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile):
-    """One launch: x in whole chunks, w of its kind; b is float32, for `epilogue` & BIAS."""
+    """One launch: x in whole chunks, w of its kind and in the order of `taps_first`; b is float32,
+    for `epilogue` & BIAS.
+    """
     check_sizes(x, y)
     _, height, width, channels = x.shape
     _, rows, columns, filters = y.shape
@@ -278,7 +293,7 @@ def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile
     KERNELS[kind_of(x), tile][grid_of(grid, THREADS_PER_FILTER * TILES[tile])](
         *(x.reshape(-1), w.reshape(-1), b, y.reshape(-1), flat_mask),
         *(height, width, channels, rows, columns, filters, w.shape[1], stride, before, groups),
-        epilogue + (0 if mask is None else MASK),
+        *(epilogue + (0 if mask is None else MASK), taps_first(x, groups, w.shape[1]) > 0),
     )
 
 

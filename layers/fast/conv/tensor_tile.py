@@ -28,6 +28,17 @@ ROW = 16
 
 STAGES = 3
 
+L1 = True
+"""Whether k-tiles of the forward kernels come through the L1 cache. Shared memory leaves 100 KB and
+more of it idle; replayed (`benchmarks/gpu_model.py`), its lines save half to three quarters of what
+is loaded from L2, which is the narrowest of a k-tile's four limits. For a GPU to decide: False
+goes past it."""
+
+TAPS_FIRST = True
+"""Whether K goes through the taps (r, s) of BK channels before the next channels, where a group's
+channels are whole k-tiles. Neighbouring taps read the same lines, which are then still in L1.
+For a GPU to decide: False goes through all channels of a tap first."""
+
 BM = 128
 """Rows of a block's tile of y, and columns of its tile of dw."""
 
@@ -176,6 +187,15 @@ def multiply_half_bf16(tiles, a, b, sums):
 def kind_of(array):
     """ "tf32" for float32, "bf16" for uint16: how `array` is multiplied."""
     return "bf16" if array.dtype.itemsize == 2 else "tf32"
+
+
+def taps_first(array, groups, size):
+    """BK, if K goes through the `size` · `size` taps of so many channels first; else 0.
+
+    array: (..., C), as it is multiplied.
+    """
+    bk = 4 * chunk_elements(array)
+    return bk if TAPS_FIRST and size > 1 and array.shape[-1] // groups % bk == 0 else 0
 
 
 def check_sizes(*arrays):

@@ -105,7 +105,7 @@ def rearranged(shape: Shape, dtype: str) -> Run:
 def tensor_cases(dtype: str, figures: tuple[tuple[int, int], ...]) -> tuple[KernelCase, ...]:
     """The products on tensor cores. figures: of y for each of TILES, then of dL/dw."""
     parts = {
-        "forward": (tensor_core, "2*stored[1] number[1] 2*stored[1] 11*int64", "y"),
+        "forward": (tensor_core, "2*stored[1] number[1] 2*stored[1] 11*int64 boolean", "y"),
         "filter": (tensor_gradients, "2*stored[1] number[1] 15*int64", "partial"),
     }
     cases = []
@@ -187,12 +187,12 @@ GROUPS = {
         cases=(
             KernelCase(s2d.image_to_s2d_kernel, "2*stored[1] 9*int64", "x_s2d", (1, 0), only=BOTH),
             KernelCase(
-                *(s2d.filters_to_s2d_kernel, "number[4] stored[4] int64", "w_s2d", (0, 0)),
+                *(s2d.filters_to_s2d_kernel, "number[4] stored[1] 5*int64", "w_s2d", (0, 0)),
                 only=BOTH,
                 architectures=AMPERE,
             ),
             KernelCase(
-                *(s2d.flipped_filters_s2d_kernel, "number[4] stored[4] 2*int64", "flipped", (0, 0)),
+                *(s2d.flipped_filters_s2d_kernel, "number[4] stored[1] 7*int64", "flipped", (0, 0)),
                 only=BOTH,
                 architectures=AMPERE,
             ),

@@ -16,7 +16,8 @@ GPU compiles it, and the hot path of its machine code is counted (`hot_path.py`)
 A product on tensor cores takes its k-tiles, those of padding among them, one after the other on
 each multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in
 part, the sum of their sixth powers is that of its time: this exponent gives the rates of a review
-within a tenth. What the L1 cache saves of L2 is counted by replaying its lines. Half of the loss by the last wave is counted, as blocks end at different times.
+within a tenth. What the L1 cache saves of L2 is counted by replaying its lines. Half of the loss by
+the last wave is counted, as blocks end at different times.
 
 The model knows no caches but these, no clocks that fall with the temperature, and no host. It is
 there to tell which launch costs most, and what a change takes away; ±35 % for a single launch.
@@ -334,7 +335,7 @@ TRIPS: dict[str, Callable[[tuple[Any, ...]], list[float]]] = {
     "max_pool_vectorized_backward": lambda sizes: [sizes[7], 0, 0],
     "masked_gradient": lambda sizes: [two_rows(sizes), 1, 1],
     "sum_rows": lambda sizes: [*by_four(two_rows(sizes)), 1, 1],
-    "sum_parts": lambda sizes: [sizes[0][0] // 4, sizes[0][0] % 4],
+    "sum_parts": lambda sizes: [*by_four(sizes[2] - 1), 0, 0],
     "sum_many_parts": lambda sizes: [*by_four(sizes[0][0] / 32)],
     "image_to_s2d": lambda sizes: [sizes[6] // max(1, 128 // (sizes[7] // 4))],
     "softmax_rows": lambda sizes: [*by_four(sizes[0][1] / 128)] * 3,
@@ -448,9 +449,9 @@ def predict_tensor(
     launch: Launch, found: Counted, machine: Machine, precision: str, waves: float
 ) -> Prediction:
     """A convolution on tensor cores, k-tile by k-tile."""
-    loop = sass.main_loop(found.listing)
-    assert loop is not None
-    limits, k_tiles = k_tile_limits(launch, loop.instructions, machine, precision)
+    loops = hot_path(found.listing).loops
+    instructions = max(loop.instructions for loop in loops if "HMMA" in loop.work)
+    limits, k_tiles = k_tile_limits(launch, instructions, machine, precision)
     if machine.architecture[0] == 9:  # others have no cache left beside shared memory
         at_once = 2 if launch.threads > 128 else 4
         limits["L2"] *= l2_share(launch, at_once, {"tf32": 16, "bf16": 32}[precision])
@@ -458,7 +459,7 @@ def predict_tensor(
     full = launch.blocks * (k_tiles + 3) * clocks / machine.multiprocessors / machine.clock
     tail = (1 + math.ceil(waves) / waves) / 2 if waves > 1 else 1 / waves
     bound = max(limits, key=lambda name: limits[name])
-    return Prediction(launch, GAP + full * tail, bound, waves, loop.instructions)
+    return Prediction(launch, GAP + full * tail, bound, waves, instructions)
 
 
 @cache

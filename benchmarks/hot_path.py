@@ -57,6 +57,8 @@ class Loop:
     moved: int
     """Bytes of global memory that a thread moves in one round, without inner loops."""
     trips: float
+    work: frozenset[str]
+    """Kinds of instructions in its blocks, hot or not: "HMMA"."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,8 @@ def hot_path(listing: str, trips: Sequence[float] = ()) -> Path:
     if best is None:
         raise ValueError("no path leads from the kernel's entry to EXIT")
     loops = [
-        Loop(starts[header], round(-best.loops[header][3]), round(-best.loops[header][1]), count)
-        for header, count in counts.items()
-        if header in best.loops
+        Loop(starts[header], round(-turn[3]), round(-turn[1]), counts[header], best.work[header])
+        for header, turn in sorted(best.loops.items())
     ]
     divisions = sum(bool(DIVISION.match(line)) for block in blocks for line in block.lines)
     return Path(-best.total[3], -best.total[1], tuple(loops), divisions)
@@ -141,11 +142,12 @@ def hot_path(listing: str, trips: Sequence[float] = ()) -> Path:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to the end: its weight, that outside of loops, and that of a round of each loop."""
+    """A way to the end: its weight, that outside of loops, that of a round of each, its work."""
 
     total: Weight = NOTHING
     outside: Weight = NOTHING
     loops: dict[int, Weight] = field(default_factory=dict)
+    work: dict[int, frozenset[str]] = field(default_factory=dict)
 
 
 def _plus(a: Weight, b: Weight, times: float = 1) -> Weight:
@@ -207,13 +209,15 @@ def _walk(
 
     def find(node: int) -> Way | None:
         part = loops.get(node, frozenset())
-        weight, own, inner = blocks[node].weight, blocks[node].weight, {}
+        weight, own, inner, work = blocks[node].weight, blocks[node].weight, {}, {}
         if part:
             turn = _walk(blocks, set(part), node, node, counts)
             if turn is None:
                 return None
             weight, own = _plus(NOTHING, turn.total, counts.get(node, 1)), NOTHING
             inner = {**turn.loops, node: turn.outside}
+            kinds = (re.split(r"[.\s]", line)[0] for b in part for line in blocks[b].lines)
+            work = {**turn.work, node: frozenset(kinds)}
         members = part or {node}
         after = {n for member in members for n in blocks[member].after} - set(part)
         ways = [from_(n) for n in sorted(after) if n in nodes and n != header]
@@ -222,6 +226,7 @@ def _walk(
         if not (known_ways := [way for way in ways if way is not None]):
             return None
         best = min(known_ways, key=lambda way: way.total)
-        return Way(_plus(weight, best.total), _plus(own, best.outside), {**best.loops, **inner})
+        total, outside = _plus(weight, best.total), _plus(own, best.outside)
+        return Way(total, outside, {**best.loops, **inner}, {**best.work, **work})
 
     return from_(entry)

@@ -20,8 +20,7 @@ import numpy as np
 from numba import njit, prange
 
 from layers.device import THREADS, cuda, grid_of
-from layers.fast.bfloat16 import narrow
-from layers.fast.conv.ptx import store_vec4
+from layers.fast.bfloat16 import narrow, nearest_tf32
 from layers.fast.host.threads import threads_for
 from layers.fast.reductions import (
     COLUMNS,
@@ -31,6 +30,7 @@ from layers.fast.reductions import (
     parts_grid,
     parts_of,
     rows_in_part,
+    store_four,
     store_part,
     sum_parts,
     sum_rows,
@@ -89,17 +89,6 @@ def masked_gradient_host(y, dy, dz, db, factor):
 # each output, sums in a fixed order: no races, deterministic.
 
 
-@cuda.jit(device=True, inline="always")
-def store_four(x, at, values, first, left, vectorized):
-    # Four columns of a row, or the first `left` of them.
-    if vectorized:
-        store_vec4(x, at, values, first)
-    else:
-        for i in range(COLUMNS):
-            if i < left:
-                x[at + i] = narrow(values[first + i], x)
-
-
 @cuda.jit
 def bias_kernel(p, b, y, columns, vectorized, relu):
     values = cuda.local.array(COLUMNS, p.dtype)
@@ -129,7 +118,9 @@ def bias_relu_dropout_kernel(p, b, y, columns, factor, threshold, key):
 
 
 @cuda.jit
-def masked_gradient_kernel(y, dy, dz, partial, rows, columns, rows_of_part, vectorized, factor):
+def masked_gradient_kernel(
+    y, dy, dz, partial, rows, columns, rows_of_part, vectorized, factor, rounded
+):
     sums = cuda.shared.array(SUMS, partial.dtype)
     totals = cuda.local.array(COLUMNS, partial.dtype)
     outputs = cuda.local.array(TWO_ROWS, partial.dtype)
@@ -153,10 +144,13 @@ def masked_gradient_kernel(y, dy, dz, partial, rows, columns, rows_of_part, vect
         if two:
             load_four(values, COLUMNS, dy, after, left, vectorized)
             load_four(outputs, COLUMNS, y, after, left, vectorized)
-        for i in range(2 * COLUMNS):
+        for i in range(TWO_ROWS):
             values[i] = values[i] * factor if not outputs[i] <= zero else zero
         for i in range(COLUMNS):
             totals[i] = totals[i] + values[i] + values[COLUMNS + i]
+        if rounded:
+            for i in range(TWO_ROWS):
+                values[i] = nearest_tf32(values[i])
         store_four(dz, at, values, 0, left, vectorized)
         if two:
             store_four(dz, after, values, COLUMNS, left, vectorized)
@@ -213,8 +207,11 @@ def bias_gradient(device, dy, db, buffer):
         dy.sum(axis=0, out=db)
 
 
-def masked_gradient(device, y, dy, dz, db, factor, buffer):
-    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` provides the partial sums."""
+def masked_gradient(device, y, dy, dz, db, factor, buffer, rounded=False):
+    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` provides the partial sums.
+
+    rounded: dz to TF32, on a GPU; db is the sum of what was not rounded.
+    """
     if not device.is_cuda:
         with threads_for(y.size):
             masked_gradient_host(y, dy, dz, db, factor)
@@ -223,5 +220,6 @@ def masked_gradient(device, y, dy, dz, db, factor, buffer):
     partial = buffer("partial", (parts_of(rows), columns))
     launch = masked_gradient_kernel[parts_grid(rows, columns)]
     arrays = (array.reshape(-1) for array in (y, dy, dz, partial))
-    launch(*arrays, rows, columns, rows_in_part(rows), whole_fours(columns, y, dy, dz), factor)
+    sizes = rows, columns, rows_in_part(rows), whole_fours(columns, y, dy, dz)
+    launch(*arrays, *sizes, factor, rounded)
     sum_parts(partial, db)

@@ -141,10 +141,12 @@ class MaxPoolRows(Step):
         self.x_shape = x.shape
         y = self.output((x.shape[0], *pool.output_shape(x.shape[1:])))
         self.places = self.buffer("places", y.shape, "uint8")
-        if max_pool_vectorized.fits(self.dtype, x):
+        vectorized = max_pool_vectorized.fits(self.dtype, x)
+        self.y_is_rounded = self.rounds_output and vectorized
+        if vectorized:
             kernel = max_pool_vectorized.max_pool_vectorized_forward_kernel
             launch = max_pool_vectorized.launch(kernel, y.shape, y.shape[1])
-            launch(*_flat(x, y, self.places), *x.shape[1:], *y.shape[1:3])
+            launch(*_flat(x, y, self.places), *x.shape[1:], *y.shape[1:3], self.rounds_output)
         else:
             threads = y.shape[0] * y.shape[1] * y.shape[3]
             max_pool_rows_forward_kernel[grid_for(threads)](x, y, self.places)

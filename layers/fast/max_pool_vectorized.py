@@ -14,6 +14,7 @@ two thirds of its instructions on places of elements. Here
 from numba import float32, int32
 
 from layers.device import cuda, grid_of
+from layers.fast.bfloat16 import nearest_tf32
 from layers.fast.conv.ptx import (
     is_aligned,
     load_bytes,
@@ -29,9 +30,9 @@ BLOCK = 128
 # --- kernels
 #
 # All arrays are flat. Forward: grid (images, rows of blocks, channels of blocks); a thread owns
-# y[n, p, :, c : c + 4] and the winners. Backward: the same with dx and pairs of rows. A warp reads
-# and writes 128 neighbouring channels of one pixel, or all of several rows: coalesced. No races, no
-# atomics, deterministic.
+# y[n, p, :, c : c + 4] and the winners; rounded: y to TF32, for tensor cores. Backward: the same
+# with dx and pairs of rows. A warp reads and writes 128 neighbouring channels of one pixel, or all
+# of several rows: coalesced. No races, no atomics, deterministic.
 
 
 @cuda.jit(device=True, inline="always")
@@ -45,7 +46,9 @@ def keep_larger(best, places, values, first, place):
 
 
 @cuda.jit
-def max_pool_vectorized_forward_kernel(x, y, winner, height, width, channels, rows, columns):
+def max_pool_vectorized_forward_kernel(
+    x, y, winner, height, width, channels, rows, columns, rounded
+):
     best = cuda.local.array(4, float32)
     places = cuda.local.array(4, int32)
     left = cuda.local.array(12, float32)  # of three rows
@@ -76,6 +79,9 @@ def max_pool_vectorized_forward_kernel(x, y, winner, height, width, channels, ro
         keep_larger(best, places, left, 8, 6)
         keep_larger(best, places, middle, 8, 7)
         keep_larger(best, places, right, 8, 8)
+        if rounded:
+            for i in range(4):
+                best[i] = nearest_tf32(best[i])
         store_vec4(y, out, best, 0)
         store_bytes(winner, out, places, 0)
         for i in range(12):

@@ -15,8 +15,8 @@ Shapes: x (rows, K), partial (parts, K), total (K). float32 or float64; x may be
 import math
 
 from layers.device import cuda, grid_for, grid_of
-from layers.fast.bfloat16 import widen
-from layers.fast.conv.ptx import is_aligned, load_vec4
+from layers.fast.bfloat16 import narrow, widen
+from layers.fast.conv.ptx import is_aligned, load_vec4, store_vec4
 
 BLOCK = 256
 """Threads of a block in the first pass, at most."""
@@ -61,8 +61,8 @@ def whole_fours(columns, *arrays):
 # First pass, of flat x: thread (lane, r) of a block adds up rows r, r + blockDim.y, ... of the
 # block's part, two at a time, in four columns; neighbouring lanes read neighbouring elements, by 16
 # bytes at a time where rows are `whole_fours`: coalesced. The sums of a column are written
-# to shared memory, where thread (lane, 0) adds them in order. Second pass: one thread per column,
-# over the parts in order, coalesced; of many parts warp w of a block adds w, w + 32, ..., and warp
+# to shared memory, where thread (lane, 0) adds them in order. Second pass: one thread for four
+# columns, over the parts in order, coalesced; of many parts warp w of a block adds w, w + 32, ..., and warp
 # 0 the sums of the warps. Totals: one block; thread t adds losses and hits t, t + 128, ..., then
 # the sums are added pairwise; thread 0 sets `skip` if the mean loss is not finite, and nothing
 # clears it. All orders are fixed: deterministic.
@@ -78,6 +78,17 @@ def load_four(values, first, x, at, left, vectorized):
             values[first + i] = 0
             if i < left:
                 values[first + i] = widen(x[at + i])
+
+
+@cuda.jit(device=True, inline="always")
+def store_four(x, at, values, first, left, vectorized):
+    # Four columns of a row, or the first `left` of them.
+    if vectorized:
+        store_vec4(x, at, values, first)
+    else:
+        for i in range(COLUMNS):
+            if i < left:
+                x[at + i] = narrow(values[first + i], x)
 
 
 @cuda.jit(device=True, inline="always")
@@ -121,14 +132,21 @@ def sum_rows_kernel(x, partial, rows, columns, rows_of_part, vectorized):
 
 
 @cuda.jit
-def sum_parts_kernel(partial, total):
-    k = cuda.grid(1)
-    if k >= total.size:
+def sum_parts_kernel(partial, total, parts, vectorized):
+    totals = cuda.local.array(COLUMNS, total.dtype)
+    values = cuda.local.array(COLUMNS, total.dtype)
+    k = COLUMNS * cuda.grid(1)
+    left = total.size - k
+    if left <= 0:
         return
-    so_far = partial[0, k]
-    for part in range(1, partial.shape[0]):
-        so_far += partial[part, k]
-    total[k] = so_far
+    load_four(totals, 0, partial, k, left, vectorized)
+    at = k
+    for _ in range(1, parts):
+        at += total.size
+        load_four(values, 0, partial, at, left, vectorized)
+        for i in range(COLUMNS):
+            totals[i] += values[i]
+    store_four(total, k, totals, 0, left, vectorized)
 
 
 @cuda.jit
@@ -189,7 +207,9 @@ def sum_rows(x, total, buffer):
 def sum_parts(partial, total):
     """total (K) = the sum of the parts' sums, partial (parts, K): the second pass."""
     if partial.shape[0] < WIDE:
-        sum_parts_kernel[grid_for(total.size)](partial, total)
+        vectorized = whole_fours(total.size, partial, total)
+        launch = sum_parts_kernel[grid_for(-(-total.size // COLUMNS))]
+        launch(partial.reshape(-1), total, partial.shape[0], vectorized)
     else:
         grid = grid_of(-(-total.size // LANES), (LANES, WARPS))
         sum_many_parts_kernel[grid](partial, total)

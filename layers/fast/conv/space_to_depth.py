@@ -33,7 +33,7 @@ For dL/dx the filters are also flipped (rotated by 180°), and their channel axe
 from numba import float32, int32
 
 from layers.device import THREADS, cuda, grid_for, grid_of
-from layers.fast.bfloat16 import widen
+from layers.fast.bfloat16 import nearest_tf32, widen
 from layers.fast.conv.mma import operand
 from layers.fast.conv.ptx import element, store_vec4
 from layers.fast.conv.tensor_tile import check_sizes, chunk_elements, quotient, taps_first
@@ -46,8 +46,8 @@ from layers.fast.conv.tile import OUTSIDE, within
 # neighbours; `flipped_filters_s2d_kernel` reads far apart, and filters are small beside images.
 # Places are divided in 32 bits, and an image's four elements share the divisions.
 #
-# Images keep their numbers. Filters are written as operands of the images' type: they are rounded
-# here once, and not by every warp that loads them from shared memory.
+# Images and filters are written as operands, rounded to TF32 or bfloat16 here once, and not by
+# every warp that loads them from shared memory.
 
 PER_THREAD = 4
 
@@ -89,7 +89,8 @@ def image_to_s2d_kernel(
         for k in range(PER_THREAD):
             values[k] = float32(0)
             if within(left + first[k], width):
-                values[k] = widen(element(x, (line + left) * channels + offset[k]))
+                value = widen(element(x, (line + left) * channels + offset[k]))
+                values[k] = nearest_tf32(value)
         store_vec4(x_s2d, (cuda.blockIdx.x * columns + j) * padded + at, values, 0)
         j = int32(j + cuda.blockDim.y)
 

@@ -25,9 +25,11 @@ K goes through the taps (r, s) of BK channels, then through those of the next BK
 channels are whole k-tiles: neighbouring taps find their lines in the L1 cache. The filters are
 stored in that order. Otherwise all channels of a tap come first.
 
-float32 arrays are multiplied as TF32, rounded as they leave shared memory; uint16 arrays are
-bfloat16. Parameters are float32; `space_to_depth.py` rounds the filters, once a step. The order of
-all sums is fixed, and does not depend on the tile: results are bitwise reproducible.
+float32 arrays are multiplied as TF32. Where every element was rounded as it was written
+(`steps.py`), the "rounded" kernels multiply it as it is; the others round elements as they leave
+shared memory, which is a third of their instructions. uint16 arrays are bfloat16. Parameters are
+float32; `space_to_depth.py` rounds the filters, once a step. The order of all sums is fixed, and
+does not depend on the tile: results are bitwise reproducible.
 
 dL/dx is a convolution of stride 1 with flipped filters. For a layer with a stride this holds once
 it is in space-to-depth form.
@@ -36,7 +38,7 @@ it is in space-to-depth form.
 from numba import float32, int32, uint32
 
 from layers.device import cuda, grid_of
-from layers.fast.bfloat16 import widen
+from layers.fast.bfloat16 import nearest_tf32, widen
 from layers.fast.conv.ptx import (
     cp_async,
     cp_async_commit_group,
@@ -62,9 +64,11 @@ from layers.fast.conv.tensor_tile import (
     STAGES,
     check_sizes,
     chunk_elements,
+    kernel_kind,
     kind_of,
-    multiply_k_tile_bf16,
-    multiply_k_tile_tf32,
+    make_multiply_k_tile,
+    multiply_fragments_bf16,
+    multiply_fragments_tf32,
     next_stage,
     quotient,
     row_word,
@@ -76,8 +80,8 @@ from layers.fast.conv.tile_table import TILES, choose_tile, layer_key
 THREADS_PER_FILTER = 2
 """Threads of a block, for each of its BN filters."""
 
-BIAS, RELU, MASK = 1, 2, 4
-"""What the epilogue does before it stores the sums, added up."""
+BIAS, RELU, MASK, ROUND = 1, 2, 4, 8
+"""What the epilogue does before it stores the sums, added up; ROUND: to TF32."""
 
 
 # --- kernel
@@ -238,6 +242,8 @@ def store_row(sums, first_sum, bias, mask, y, offset, filters_left, vectorized, 
             values[j] = sums[first_sum + j % 4 * 4 + j // 4] + bias[j]
             if epilogue & RELU and values[j] <= zero:  # not "> 0": a NaN stays one
                 values[j] = zero
+            if epilogue & ROUND:
+                values[j] = nearest_tf32(values[j])
         if vectorized:
             if epilogue & MASK:
                 load_vec8(signs, 0, mask, offset)
@@ -253,33 +259,26 @@ def store_row(sums, first_sum, bias, mask, y, offset, filters_left, vectorized, 
                     store_scalar(y, offset + j, values, j)
 
 
-def _make_both(kind, per_chunk, multiply_k_tile):
-    return tuple(
-        make_forward(f"tensor_forward_{tile}_{kind}_kernel", bn, per_chunk, multiply_k_tile)
-        for tile, bn in TILES.items()
-    )
+PRODUCTS = {
+    "tf32": (4, make_multiply_k_tile(multiply_fragments_tf32, rounds=True)),
+    "tf32_rounded": (4, make_multiply_k_tile(multiply_fragments_tf32)),
+    "bf16": (8, make_multiply_k_tile(multiply_fragments_bf16)),
+}
+"""By the kind of operands: numbers in a chunk, and the product of a k-tile."""
 
-
-tensor_forward_128x128_tf32_kernel, tensor_forward_128x64_tf32_kernel = _make_both(
-    "tf32", 4, multiply_k_tile_tf32
-)
-tensor_forward_128x128_bf16_kernel, tensor_forward_128x64_bf16_kernel = _make_both(
-    "bf16", 8, multiply_k_tile_bf16
-)
 KERNELS = {
-    ("tf32", "128x128"): tensor_forward_128x128_tf32_kernel,
-    ("tf32", "128x64"): tensor_forward_128x64_tf32_kernel,
-    ("bf16", "128x128"): tensor_forward_128x128_bf16_kernel,
-    ("bf16", "128x64"): tensor_forward_128x64_bf16_kernel,
+    (kind, tile): make_forward(f"tensor_forward_{tile}_{kind}_kernel", bn, *product)
+    for kind, product in PRODUCTS.items()
+    for tile, bn in TILES.items()
 }
 
 
 # --- launches
 
 
-def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile):
+def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile, rounded):
     """One launch: x in whole chunks, w of its kind and in the order of `taps_first`; b is float32,
-    for `epilogue` & BIAS.
+    for `epilogue` & BIAS. rounded: x is.
     """
     check_sizes(x, y)
     _, height, width, channels = x.shape
@@ -290,7 +289,7 @@ def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile
     tile = tile or choose_tile(key, filters_per_group, large)
     grid = tiles_m * -(-filters_per_group // TILES[tile]), groups
     flat_mask = (y if mask is None else mask).reshape(-1)
-    KERNELS[kind_of(x), tile][grid_of(grid, THREADS_PER_FILTER * TILES[tile])](
+    KERNELS[kernel_kind(x, rounded), tile][grid_of(grid, THREADS_PER_FILTER * TILES[tile])](
         *(x.reshape(-1), w.reshape(-1), b, y.reshape(-1), flat_mask),
         *(height, width, channels, rows, columns, filters, w.shape[1], stride, before, groups),
         *(epilogue + (0 if mask is None else MASK), taps_first(x, groups, w.shape[1]) > 0),
@@ -302,33 +301,40 @@ def has_whole_chunks(array, groups):
     return array.shape[-1] // groups % chunk_elements(array) == 0 and is_aligned(array)
 
 
-def tensor_forward(x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None):
+def tensor_forward(
+    x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None, rounded=False,
+    round_y=False,
+):  # fmt: skip
     """y = conv(x) + b, or its ReLU, and 0 where `mask` is <= 0.
 
     x (N, H, W, C), y (N, P, Q, K) and mask, which is like y, all float32 (TF32) or all uint16
     (BF16); w and b float32; b None: without a bias; `buffer`: the layer's. tile: "128x128",
-    "128x64", or None for `choose_tile`'s. y and mask begin at multiples of 16 bytes, as every
-    buffer does. Returns x as it was multiplied, x itself or its space-to-depth form, for
-    `tensor_filter_gradient`. ValueError for too large arrays.
+    "128x64", or None for `choose_tile`'s. rounded: x is, to TF32; round_y: round y as well. y and
+    mask begin at multiples of 16 bytes, as every buffer does. Returns x as it was multiplied, x
+    itself or its space-to-depth form, for `tensor_filter_gradient`. ValueError for too large
+    arrays.
     """
     key = layer_key("forward", kind_of(x), x.shape, w.shape, stride, before, groups)
-    epilogue = (0 if b is None else BIAS) + (RELU if relu else 0)
+    epilogue = (0 if b is None else BIAS) + (RELU if relu else 0) + (ROUND if round_y else 0)
     b = w.reshape(-1) if b is None else b
     side = 1
     if not has_whole_chunks(x, groups):
         size, channels = w.shape[1], x.shape[3] // groups
         side = choose_side(size, stride, channels, chunk_elements(x))
         x = image_to_s2d("x", x, y.shape, size, stride, side, before, groups, buffer)
-        stride, before = stride // side, 0
+        stride, before, rounded = stride // side, 0, True
     filters = filters_to_s2d(w, side, x, buffer)
-    launch_forward(x, filters, b, y, stride, before, groups, epilogue, mask, key, tile)
+    launch_forward(x, filters, b, y, stride, before, groups, epilogue, mask, key, tile, rounded)
     return x
 
 
-def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, tile=None):
+def tensor_input_gradient(
+    dy, w, dx, stride, before, groups, buffer, mask=None, tile=None, rounded=False, round_dx=False
+):
     """dx (N, H, W, C) from dy (N, P, Q, K), and 0 where `mask`, which is like dx, is <= 0.
 
-    dy, dx and mask all float32 or all uint16; w float32; the rest as in `tensor_forward`.
+    dy, dx and mask all float32 or all uint16; w float32. rounded: dy is, to TF32; round_dx: round
+    dx as well, for stride 1. The rest as in `tensor_forward`.
     """
     key = layer_key("input gradient", kind_of(dy), dx.shape, w.shape, stride, before, groups)
     flipped = flipped_filters_s2d(w, stride, groups, dy, buffer)
@@ -341,7 +347,9 @@ def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, 
         out_mask, padding = None, size - 1
     if not has_whole_chunks(dy, groups):
         dy = image_to_s2d("dy", dy, out.shape, size, 1, 1, padding, groups, buffer)
-        padding = 0
-    launch_forward(dy, flipped, w.reshape(-1), out, 1, padding, groups, 0, out_mask, key, tile)
+        padding, rounded = 0, True
+    epilogue = ROUND if round_dx else 0
+    b = w.reshape(-1)  # not read
+    launch_forward(dy, flipped, b, out, 1, padding, groups, epilogue, out_mask, key, tile, rounded)
     if stride > 1:
         image_from_s2d(out, dx, stride, before, groups, mask)

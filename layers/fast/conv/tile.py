@@ -84,8 +84,8 @@ def advance_k(r, s, c, step, run, num_runs, size):
 
 @cuda.jit(device=True, inline="always")
 def advance_tap(r, s, c, step, run, size):
-    # The next tap of the same channels; after the last of `size` · `size`, the first of the channels
-    # `step` further on. After the last of `run` channels, r is OUTSIDE.
+    # The next tap of the same channels; after the last of `size` · `size`, the first of the next
+    # `step` channels. After the last of `run` channels, r is OUTSIDE.
     s = int32(s + 1)
     if s == size:
         s = int32(0)

@@ -56,7 +56,7 @@ GROUPS = {
         cases=(
             KernelCase(
                 max_pool_vectorized.max_pool_vectorized_forward_kernel,
-                "2*stored[1] uint8[1] 5*int64",
+                "2*stored[1] uint8[1] 5*int64 boolean",
                 "y winner",
                 only=("float32", "bfloat16"),
             ),
@@ -126,7 +126,7 @@ GROUPS = {
             ),
             KernelCase(
                 bias_relu.masked_gradient_kernel,
-                "3*stored[1] number[1] 3*int64 boolean number",
+                "3*stored[1] number[1] 3*int64 boolean number boolean",
                 "dz partial",
                 (0, 2),
                 threads=256,
@@ -140,7 +140,9 @@ GROUPS = {
                 ),
                 threads=256,
             ),
-            KernelCase(reductions.sum_parts_kernel, "number[2] number[1]", "total", (0, 0)),
+            KernelCase(
+                reductions.sum_parts_kernel, "2*number[1] int64 boolean", "total", (0, 0)
+            ),
             KernelCase(
                 *(reductions.sum_many_parts_kernel, "number[2] number[1]", "total"), threads=1024
             ),

@@ -69,6 +69,7 @@ class Limits:
 LIMITS = {
     (7, 5): Limits(warps=32, blocks=16, shared=65536, reserved=0, shared_unit=256),
     (8, 0): Limits(warps=64, blocks=32, shared=167936, reserved=1024),
+    (8, 9): Limits(warps=48, blocks=24, shared=102400, reserved=1024),
     (9, 0): Limits(warps=64, blocks=32, shared=233472, reserved=1024),
     (12, 0): Limits(warps=48, blocks=24, shared=102400, reserved=1024),
 }
@@ -122,7 +123,10 @@ def assemble(ptx: str, architecture: tuple[int, int]) -> tuple[dict[str, int], s
     with tempfile.TemporaryDirectory() as folder:
         source, code = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        said = _run(ptxas, "-v", "-arch=sm_{}{}".format(*architecture), "-o", code, source)
+        # From Hopper on a launch compiles for sm_90a, sm_120a: PTX of that target has no other.
+        only = "a" if re.search(r"^\.target sm_\d+a", ptx, re.MULTILINE) else ""
+        arch = "-arch=sm_{}{}{}".format(*architecture, only)
+        said = _run(ptxas, "-v", arch, "-o", code, source)
         return resources(said), _run(nvdisasm, "-c", code)
 
 

@@ -18,6 +18,7 @@ On the host whole arrays are rounded, or converted to bits and back. In a kernel
 
     widen(value)            the float32 of bfloat16 bits; a float unchanged
     narrow(value, array)    the bfloat16 bits of a float, if `array` is of uint16; else unchanged
+    nearest_tf32(value)     a float32 rounded to TF32
     wide_type(array)        the dtype of widened elements: float32 for uint16, else `array`'s
 
 let one source serve arrays of float32, float64 and bfloat16. The bits are the same on the host,
@@ -145,6 +146,9 @@ if SIMULATED:
             return np.uint16(bf16_bits(int(np.float32(value).view(np.uint32))))
         return value
 
+    def nearest_tf32(value):
+        return np.uint32(tf32_bits(int(np.float32(value).view(np.uint32)))).view(np.float32)
+
     def wide_type(array):
         return np.dtype(np.float32) if array.dtype == np.uint16 else array.dtype
 
@@ -168,6 +172,14 @@ else:
         is_nan = builder.fcmp_unordered("uno", value, value)
         return builder.trunc(builder.select(is_nan, WORD(NAN), rounded), ir.IntType(16))
 
+    def _emit_tf32(context, builder, signature, arguments):
+        value = context.cast(builder, arguments[0], signature.args[0], types.float32)
+        word = builder.bitcast(value, WORD)
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        quiet = builder.or_(word, WORD(0x00400000))
+        word = builder.select(is_nan, quiet, builder.add(word, WORD(0x1000)))
+        return builder.bitcast(builder.and_(word, WORD(0xFFFFE000)), FLOAT)
+
     def _emit_unchanged(context, builder, signature, arguments):
         return arguments[0]
 
@@ -187,6 +199,11 @@ else:
         if array.dtype == types.uint16:
             return types.uint16(value, array), _emit_narrow
         return value(value, array), _emit_unchanged
+
+    @intrinsic
+    def nearest_tf32(typingctx, value):
+        """A float32 rounded to TF32; ties go away from zero."""
+        return types.float32(value), _emit_tf32
 
     @intrinsic
     def wide_type(typingctx, array):

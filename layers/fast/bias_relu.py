@@ -19,19 +19,27 @@ which is summed in another order. "not y <= 0" keeps a NaN, as in `layers/activa
 import numpy as np
 from numba import njit, prange
 
-from layers.device import cuda, grid_for
-from layers.fast.bfloat16 import narrow, widen
+from layers.device import THREADS, cuda, grid_of
+from layers.fast.bfloat16 import narrow, nearest_tf32
 from layers.fast.host.threads import threads_for
 from layers.fast.reductions import (
-    LANES,
-    WARPS,
+    COLUMNS,
+    SUMS,
+    TWO_ROWS,
+    load_four,
     parts_grid,
     parts_of,
     rows_in_part,
+    store_four,
+    store_part,
     sum_parts,
     sum_rows,
+    whole_fours,
 )
 from layers.random_bits import random_words_device, random_words_host
+
+LANES = 32
+"""Columns that a thread of the host adds up at once."""
 
 # --- host
 
@@ -73,68 +81,101 @@ def masked_gradient_host(y, dy, dz, db, factor):
 
 # --- kernels
 #
-# Forward: one thread per element of the flat p and y, coalesced; neighbours read neighbours of b.
-# A thread reads and writes only its own element, so p may be y. Backward: blocks, threads and sums
+# Forward, of flat p and y: grid (parts of a row, rows); a thread owns four neighbouring elements,
+# which are read and written by 16 bytes at a time where rows are `whole_fours`: coalesced;
+# all rows read the same b. A thread reads and writes only its own elements, so p may be y. Dropout,
+# which is bound by its random numbers, has one element a thread. Backward: blocks, threads and sums
 # are those of `sum_rows_kernel`; each element is also masked and written, coalesced. One owner for
 # each output, sums in a fixed order: no races, deterministic.
 
 
 @cuda.jit
-def bias_kernel(p, b, y):
-    i = cuda.grid(1)
-    if i < p.size:
-        y[i] = narrow(p[i] + b[i % b.size], y)
+def bias_kernel(p, b, y, columns, vectorized, relu):
+    values = cuda.local.array(COLUMNS, p.dtype)
+    k = COLUMNS * (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
+    left, zero = columns - k, p.dtype.type(0)
+    if left > 0:
+        at = cuda.blockIdx.y * columns + k
+        load_four(values, 0, p, at, left, vectorized)
+        for i in range(COLUMNS):
+            if i < left:
+                value = values[i] + b[k + i]
+                values[i] = zero if relu and value <= zero else value  # a NaN stays one
+        store_four(y, at, values, 0, left, vectorized)
 
 
 @cuda.jit
-def bias_relu_kernel(p, b, y):
-    i = cuda.grid(1)
-    if i >= p.size:
+def bias_relu_dropout_kernel(p, b, y, columns, factor, threshold, key):
+    k = cuda.grid(1)
+    if k >= columns:
         return
-    value = p[i] + b[i % b.size]
-    y[i] = narrow(value if not value <= p.dtype.type(0) else p.dtype.type(0), y)
-
-
-@cuda.jit
-def bias_relu_dropout_kernel(p, b, y, factor, threshold, key):
-    i = cuda.grid(1)
-    if i >= p.size:
-        return
+    i = cuda.blockIdx.y * columns + k
     zero = p.dtype.type(0)
-    value = p[i] + b[i % b.size]
+    value = p[i] + b[k]
     word = random_words_device(key[0], key[1], key[2], key[3] + np.uint64(i))[0]
     value = (value if not value <= zero else zero) * factor if word >= threshold else zero
     y[i] = narrow(value, y)
 
 
 @cuda.jit
-def masked_gradient_kernel(y, dy, dz, partial, rows, factor):
-    sums = cuda.shared.array((WARPS, LANES), partial.dtype)
-    lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-    k, part = cuda.blockIdx.x * LANES + lane, cuda.blockIdx.y
+def masked_gradient_kernel(
+    y, dy, dz, partial, rows, columns, rows_of_part, vectorized, factor, rounded
+):
+    sums = cuda.shared.array(SUMS, partial.dtype)
+    totals = cuda.local.array(COLUMNS, partial.dtype)
+    outputs = cuda.local.array(TWO_ROWS, partial.dtype)
+    values = cuda.local.array(TWO_ROWS, partial.dtype)
+    k, part = COLUMNS * (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x), cuda.blockIdx.y
+    left, step = columns - k, cuda.blockDim.y
+    row, end = part * rows_of_part + cuda.threadIdx.y, min((part + 1) * rows_of_part, rows)
     zero = partial.dtype.type(0)
-    total = zero
-    if k < y.shape[1]:
-        for row in range(part * rows + warp, min((part + 1) * rows, y.shape[0]), WARPS):
-            gradient = widen(dy[row, k])
-            value = gradient * factor if not widen(y[row, k]) <= zero else zero
-            dz[row, k] = narrow(value, dz)
-            total += value
-    sums[warp, lane] = total
-    cuda.syncthreads()
-    if warp == 0 and k < y.shape[1]:
-        for other in range(1, WARPS):
-            total += sums[other, lane]
-        partial[part, k] = total
+    for i in range(COLUMNS):
+        totals[i] = zero
+    if left <= 0:
+        row = end
+    while row < end:
+        two = row + step < end
+        at = row * columns + k
+        after = at + step * columns
+        load_four(values, 0, dy, at, left, vectorized)
+        load_four(outputs, 0, y, at, left, vectorized)
+        for i in range(COLUMNS):
+            values[COLUMNS + i] = outputs[COLUMNS + i] = zero
+        if two:
+            load_four(values, COLUMNS, dy, after, left, vectorized)
+            load_four(outputs, COLUMNS, y, after, left, vectorized)
+        for i in range(TWO_ROWS):
+            values[i] = values[i] * factor if not outputs[i] <= zero else zero
+        for i in range(COLUMNS):
+            totals[i] = totals[i] + values[i] + values[COLUMNS + i]
+        if rounded:
+            for i in range(TWO_ROWS):
+                values[i] = nearest_tf32(values[i])
+        store_four(dz, at, values, 0, left, vectorized)
+        if two:
+            store_four(dz, after, values, COLUMNS, left, vectorized)
+        row += 2 * step
+    store_part(totals, sums, partial, part * columns + k, left)
 
 
 # --- launches
 
 
+def rows_grid(y, per_thread):
+    """A grid of (parts of a row, rows), for y (rows, K)."""
+    return grid_of((-(-y.shape[1] // (per_thread * THREADS)), y.shape[0]), THREADS)
+
+
+def _launch_bias(p, b, y, relu):
+    columns = y.shape[1]
+    launch = bias_kernel[rows_grid(y, COLUMNS)]
+    launch(p.reshape(-1), b, y.reshape(-1), columns, whole_fours(columns, p, y), relu)
+
+
 def add_bias(device, p, b, y):
     """y (rows, K) = p + b; on the host p is y."""
     if device.is_cuda:
-        bias_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
+        _launch_bias(p, b, y, False)
     else:
         y += b
 
@@ -147,12 +188,12 @@ def bias_relu(device, p, b, y, dropout=None):
     if dropout is not None:
         extra = dropout.factor, dropout.threshold, dropout.key
         if device.is_cuda:
-            launch = bias_relu_dropout_kernel[grid_for(y.size)]
-            launch(p.reshape(-1), b, y.reshape(-1), *extra)
+            launch = bias_relu_dropout_kernel[rows_grid(y, 1)]
+            launch(p.reshape(-1), b, y.reshape(-1), y.shape[1], *extra)
         else:
             bias_relu_dropout_host(y, b, *extra)
     elif device.is_cuda:
-        bias_relu_kernel[grid_for(y.size)](p.reshape(-1), b, y.reshape(-1))
+        _launch_bias(p, b, y, True)
     else:
         with threads_for(y.size):
             bias_relu_host(y, b)
@@ -166,8 +207,11 @@ def bias_gradient(device, dy, db, buffer):
         dy.sum(axis=0, out=db)
 
 
-def masked_gradient(device, y, dy, dz, db, factor, buffer):
-    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` provides the partial sums."""
+def masked_gradient(device, y, dy, dz, db, factor, buffer, rounded=False):
+    """dz (rows, K) and db (K) from y and dy (rows, K); `buffer` provides the partial sums.
+
+    rounded: dz to TF32, on a GPU; db is the sum of what was not rounded.
+    """
     if not device.is_cuda:
         with threads_for(y.size):
             masked_gradient_host(y, dy, dz, db, factor)
@@ -175,5 +219,7 @@ def masked_gradient(device, y, dy, dz, db, factor, buffer):
     rows, columns = y.shape
     partial = buffer("partial", (parts_of(rows), columns))
     launch = masked_gradient_kernel[parts_grid(rows, columns)]
-    launch(y, dy, dz, partial, rows_in_part(rows), factor)
+    arrays = (array.reshape(-1) for array in (y, dy, dz, partial))
+    sizes = rows, columns, rows_in_part(rows), whole_fours(columns, y, dy, dz)
+    launch(*arrays, *sizes, factor, rounded)
     sum_parts(partial, db)

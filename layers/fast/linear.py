@@ -20,7 +20,8 @@ class LinearStep(Step):
         super().__init__(layers, device, dtype, precision)
         self.linear, self.relu, self.dropout = [*self.layers, None, None][:3]
         self.short, where = ("cuBLAS", "kernel") if device.is_cuda else ("BLAS", "host")
-        epilogue = "bias_relu" if self.dropout is None else "bias_relu_dropout"
+        epilogue = "bias" if device.is_cuda else "bias_relu"
+        epilogue = epilogue if self.dropout is None else "bias_relu_dropout"
         self.computed_by = f"{self.short}, {epilogue}_{where}, masked_gradient_{where}"
         if self.relu is None:
             self.computed_by = "cuBLAS, bias_kernel, sum_rows_kernel" if device.is_cuda else "BLAS"

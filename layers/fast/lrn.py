@@ -15,12 +15,17 @@ With s computed again, dL/dx needs no y either:
     dL/da[j] = dL/db[j] · s[j]^−β  −  2 α β a[j] Σ_i dL/db[i] · a[i] · s[i]^−β / s[i]
 
 The paper's β = 0.75 has a power that needs no logarithm: s^−¾ = 1 / (√s · √√s).
+
+These kernels take any window, β and number of channels, float64 too. For the paper's windows and
+whole groups of eight channels there is `lrn_vectorized.py`.
 """
 
 import math
 
 from layers.device import THREADS, cuda, grid_of
+from layers.fast import lrn_vectorized
 from layers.fast.bfloat16 import narrow, wide_type, widen
+from layers.fast.conv.ptx import is_aligned
 from layers.fast.step import Step
 
 TILE = 4 * THREADS
@@ -118,10 +123,10 @@ def lrn_rows_backward_kernel(
 
 
 class LRNRows(Step):
-    """A LocalResponseNorm on a GPU by the kernels above."""
+    """A LocalResponseNorm on a GPU, by the kernels above or those of `lrn_vectorized.py`."""
 
-    short = "shared memory"
-    computed_by = "lrn_rows_forward_kernel, lrn_rows_backward_kernel"
+    short = "vectorized"
+    computed_by = "lrn_{vectorized,rows}_{forward,backward}_kernel"
 
     @staticmethod
     def fits(norm):
@@ -132,9 +137,16 @@ class LRNRows(Step):
         """x (N, ..., C) -> y of the same shape."""
         self.x = x = self.check_input(x)
         y = self.output(x.shape)
-        width, half, constants, quick = self._arguments(x)
-        launch = lrn_rows_forward_kernel[grid_of(-(-x.size // TILE), THREADS)]
-        launch(x.reshape(-1), y.reshape(-1), width, half, *constants, quick)
+        width, half, (k, alpha, beta), quick = self._arguments(x)
+        arrays = x.reshape(-1), y.reshape(-1)
+        self.vectorized = lrn_vectorized.fits(*self.layers, width, self.dtype, x)
+        if self.vectorized:
+            kernel = lrn_vectorized.lrn_vectorized_forward_kernel
+            launch, rows = lrn_vectorized.launch(kernel, x.size, width)
+            launch(*arrays, rows, k, alpha)
+        else:
+            launch = lrn_rows_forward_kernel[grid_of(-(-x.size // TILE), THREADS)]
+            launch(*arrays, width, half, k, alpha, beta, quick)
         return y
 
     def backward(self, dy):
@@ -142,11 +154,16 @@ class LRNRows(Step):
         (norm,) = self.layers
         dy = self.check_gradient(dy)
         dx = self.buffer("dx", dy.shape, self.storage)
-        width, half, constants, quick = self._arguments(dy)
+        width, half, (k, alpha, beta), quick = self._arguments(dy)
         factor = self.dtype.type(2 * norm.alpha * norm.beta)
-        launch = lrn_rows_backward_kernel[grid_of(-(-dy.size // TILE), THREADS)]
         arrays = (array.reshape(-1) for array in (self.x, dy, dx))
-        launch(*arrays, width, half, *constants, factor, quick)
+        if self.vectorized and is_aligned(dy):
+            kernel = lrn_vectorized.lrn_vectorized_backward_kernel
+            launch, rows = lrn_vectorized.launch(kernel, dy.size, width)
+            launch(*arrays, rows, k, alpha, factor)
+        else:
+            launch = lrn_rows_backward_kernel[grid_of(-(-dy.size // TILE), THREADS)]
+            launch(*arrays, width, half, k, alpha, beta, factor, quick)
         return dx
 
     def _arguments(self, x):

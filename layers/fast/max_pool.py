@@ -15,9 +15,13 @@ every pixel read up to four.
 
 Both give the same bits as `layers/max_pool.py`: the first of equals wins, a NaN wins, and sums are
 added in the same order.
+
+These kernels take any number of channels, float64 too. For whole groups of four channels there is
+`max_pool_vectorized.py`.
 """
 
 from layers.device import cuda, grid_for
+from layers.fast import max_pool_vectorized
 from layers.fast.bfloat16 import narrow, wide_type, widen
 from layers.fast.step import Step
 
@@ -117,10 +121,13 @@ def max_pool_rows_backward_kernel(dy, winner, dx):
 
 
 class MaxPoolRows(Step):
-    """A MaxPool2D of 3×3 windows at stride 2, on a GPU, by the kernels above; the same bits."""
+    """A MaxPool2D of 3×3 windows at stride 2, on a GPU; the same bits.
+
+    By the kernels above, or by those of `max_pool_vectorized.py`.
+    """
 
     short = "by rows"
-    computed_by = "max_pool_rows_forward_kernel, max_pool_rows_backward_kernel"
+    computed_by = "max_pool_{vectorized,rows}_{forward,backward}_kernel"
 
     @staticmethod
     def fits(pool):
@@ -134,14 +141,30 @@ class MaxPoolRows(Step):
         self.x_shape = x.shape
         y = self.output((x.shape[0], *pool.output_shape(x.shape[1:])))
         self.places = self.buffer("places", y.shape, "uint8")
-        threads = y.shape[0] * y.shape[1] * y.shape[3]
-        max_pool_rows_forward_kernel[grid_for(threads)](x, y, self.places)
+        vectorized = max_pool_vectorized.fits(self.dtype, x)
+        self.y_is_rounded = self.rounds_output and vectorized
+        if vectorized:
+            kernel = max_pool_vectorized.max_pool_vectorized_forward_kernel
+            launch = max_pool_vectorized.launch(kernel, y.shape, y.shape[1])
+            launch(*_flat(x, y, self.places), *x.shape[1:], *y.shape[1:3], self.rounds_output)
+        else:
+            threads = y.shape[0] * y.shape[1] * y.shape[3]
+            max_pool_rows_forward_kernel[grid_for(threads)](x, y, self.places)
         return y
 
     def backward(self, dy):
         """dy (N, P, Q, C) -> dx (N, H, W, C)."""
         dy = self.check_gradient(dy)
         dx = self.buffer("dx", self.x_shape, self.storage)
-        threads = dx.shape[0] * dx.shape[1] * dx.shape[3]
-        max_pool_rows_backward_kernel[grid_for(threads)](dy, self.places, dx)
+        if max_pool_vectorized.fits(self.dtype, dy):
+            kernel = max_pool_vectorized.max_pool_vectorized_backward_kernel
+            launch = max_pool_vectorized.launch(kernel, dx.shape, -(-dx.shape[1] // 2))
+            launch(*_flat(dy, self.places, dx), *dx.shape[1:], *dy.shape[1:3])
+        else:
+            threads = dx.shape[0] * dx.shape[1] * dx.shape[3]
+            max_pool_rows_backward_kernel[grid_for(threads)](dy, self.places, dx)
         return dx
+
+
+def _flat(*arrays):
+    return (array.reshape(-1) for array in arrays)

@@ -34,6 +34,9 @@ class Step(ABC):
     """Kernels, host loops or library, for readers of `python -m tinyconv plan`."""
     short = ""
     """The same in one or two words, for `print(net)`."""
+    rounds_output = y_is_rounded = False
+    """In TF32: whether the step after this one multiplies y, so that it may be rounded as it is
+    written; and whether it was."""
     source = ""
     """The file of the kernels, where it is not that of the class."""
 

@@ -15,7 +15,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from numba import float32
+from numba import float32, types
+from numba.cuda import compiler
+from numba.cuda.cudadrv import driver
 
 from layers.device import cuda
 from tinyconv.lab.cases import CASES
@@ -49,27 +51,58 @@ def planted():
 _library: dict = {}  # of the last kernel
 
 
-def ptx_of(kernel, arguments, architecture):
-    """The kernel's PTX, as of `cuda.compile`.
+def with_suffix(architecture):
+    """(9, 0, "a") for (9, 0): from Hopper on a launch compiles for what only that one has."""
+    return *architecture, "a" if architecture >= (9, 0) else ""
 
-    That would run Numba's front end for each architecture. It takes most of the time, and its
-    result is the same for all: only what NVVM makes of it differs.
+
+def arch_option(architecture):
+    """sm_90a for (9, 0)."""
+    return "sm_{}{}{}".format(*with_suffix(architecture))
+
+
+def library_of(kernel, arguments, architecture):
+    """Numba's compiled library, made as a launch makes it (`numba.cuda.dispatcher._Kernel`)."""
+    lto = driver._have_nvjitlink()
+    result = compiler.compile_cuda(
+        *(kernel.py_func, types.void, arguments),
+        **{"debug": False, "lineinfo": False, "forceinline": False, "fastmath": False},
+        **{"nvvm_options": {"fastmath": False, "opt": 3}, "max_registers": None},
+        cc=with_suffix(architecture),
+        lto=lto,
+    )
+    library = result.library
+    function = library.get_function(result.fndesc.llvm_func_name)
+    library._entry_name = result.fndesc.llvm_func_name
+    compiler.kernel_fixup(function, False)
+    return library
+
+
+def text_of(library, architecture):
+    """Its PTX: after link-time optimization where nvJitLink is installed, else as it is written."""
+    ptx = library.get_lto_ptx if library._lto else library.get_asm_str
+    return ptx(cc=with_suffix(architecture)).strip().strip("\0")
+
+
+_library: dict = {}  # of the last kernel
+
+
+def ptx_of(kernel, arguments, architecture):
+    """The PTX that a launch of the kernel assembles on this architecture.
+
+    Numba's front end runs once for all architectures. It takes most of the time, and its result is
+    the same for all: only what NVVM makes of it differs.
     """
     key = kernel.py_func, arguments
     if key not in _library:
         _library.clear()
-        _library[key], _ = cuda.compiler._compile_pyfunc_with_fixup(
-            *key, device=False, abi="numba", cc=architecture
-        )
-    return _library[key].get_asm_str(cc=architecture)
+        _library[key] = library_of(kernel, arguments, architecture)
+    return text_of(_library[key], architecture)
 
 
 def same_as_alone(kernel, arguments, architecture, ptx):
-    """Whether `ptx` is what `cuda.compile` gives for this architecture alone."""
-    alone, _ = cuda.compile(
-        *(kernel.py_func, arguments),
-        **{"cc": architecture, "device": False, "abi": "numba", "output": "ptx"},
-    )
+    """Whether `ptx` is what the front end gives for this architecture alone."""
+    alone = text_of(library_of(kernel, arguments, architecture), architecture)
 
     def renamed(ptx):
         # Numba's names hold the options of a compilation, and a running number.
@@ -92,8 +125,7 @@ def find_ptxas():
 
 def assemble(ptxas, ptx, architecture):
     """What `ptxas -v` says of the kernel: registers, stack and spills; or its error."""
-    major, minor = architecture
-    command = [ptxas, "-v", f"-arch=sm_{major}{minor}", "-o", "/dev/null", "-"]
+    command = [ptxas, "-v", f"-arch={arch_option(architecture)}", "-o", "/dev/null", "-"]
     done = subprocess.run(command, input=ptx, capture_output=True, text=True)
     if done.returncode:
         return {"error": done.stdout + done.stderr}

@@ -28,10 +28,12 @@ crop, 3) float32 or float64. docs/augment.md has an example to follow by hand.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import int32, njit, prange
 
 from layers import Device
-from layers.device import cuda, grid_for
+from layers.device import cuda, grid_of
+from layers.fast.conv.ptx import element, store_vec4
+from layers.fast.conv.tensor_tile import quotient
 from layers.layer import Buffers
 from tinyconv.data.random_arrays import normals, words
 
@@ -66,25 +68,53 @@ def crop_host(images, mean, top, left, flip, shift, views, divisor, x):
 
 # --- kernel
 #
-# One thread per element of x, c fastest: the threads of a warp read neighbouring bytes of one row
-# (backwards by pixel where it is flipped) and write neighbouring floats. What belongs to the whole
-# image, top to shift, they share. No races, deterministic.
+# A block is QUADS × ROWS threads, for ROWS rows of a crop; a thread owns four neighbouring pixels,
+# of which its image, row and colour shift are the same: nothing is divided to find them. It reads
+# single bytes and means, as a crop begins anywhere, and neighbouring threads read neighbouring ones
+# (backwards where the crop is flipped). Rows of whole fours are written by 16 bytes at a
+# time. A photo's first byte is counted in 64 bits. No races, deterministic.
+
+QUADS, ROWS = 64, 2
+
+
+@cuda.jit(inline="always", device=True)
+def crop_pixel(images, mean, source, at, shifts, divisor, values, first):
+    for c in range(3):
+        value = values.dtype.type(element(images, source + at + c))
+        values[first + c] = (value - element(mean, at + c) + shifts[c]) / divisor
 
 
 @cuda.jit
-def crop_kernel(images, mean, top, left, flip, shift, views, divisor, x):
-    index = cuda.grid(1)
-    if index >= x.size:
+def crop_kernel(images, mean, top, left, flip, shift, side, views, divisor, x, crop):
+    values = cuda.local.array(12, x.dtype)
+    shifts = cuda.local.array(3, x.dtype)
+    n, h = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
+    if h >= crop:
         return
-    c = index % x.shape[3]
-    w = index // x.shape[3] % x.shape[2]
-    h = index // (x.shape[3] * x.shape[2]) % x.shape[1]
-    n = index // (x.shape[3] * x.shape[2] * x.shape[1])
-    i = n // views
-    row = top[n] + h
-    column = left[n] + (x.shape[2] - 1 - w if flip[n] else w)
-    value = mean.dtype.type(images[i, row, column, c])
-    x[n, h, w, c] = (value - mean[row, column, c] + shift[n, c]) / divisor
+    i = quotient(n, views)
+    source = i * (side * side * 3)
+    for c in range(3):
+        shifts[c] = element(shift, 3 * n + c)
+    step = int32(-3 if element(flip, n) else 3)
+    first = element(left, n) + (crop - 1 if step < 0 else 0)
+    begin = int32(((element(top, n) + h) * side + first) * 3)
+    quad = int32(cuda.threadIdx.x)
+    while 4 * quad < crop:
+        out = ((n * crop + h) * crop + 4 * quad) * 3
+        at = int32(begin + 4 * quad * step)
+        if 4 * quad + 4 <= crop and crop % 4 == 0:
+            for pixel in range(4):
+                crop_pixel(images, mean, source, at, shifts, divisor, values, 3 * pixel)
+                at = int32(at + step)
+            for part in range(3):
+                store_vec4(x, out + 4 * part, values, 4 * part)
+        else:
+            for pixel in range(min(4, crop - 4 * quad)):
+                crop_pixel(images, mean, source, at, shifts, divisor, values, 0)
+                at = int32(at + step)
+                for c in range(3):
+                    x[out + 3 * pixel + c] = values[c]
+        quad = int32(quad + cuda.blockDim.x)
 
 
 # --- colour
@@ -215,16 +245,18 @@ class Augment:
         images = self._on_device(images)
         rows = len(images) * views
         x = self._buffer("x", (rows, self.crop, self.crop, 3))
-        draws = (self.device.array(draw, np.int32) for draw in (top, left, flip))
+        draws = [self.device.array(draw, np.int32) for draw in (top, left, flip)]
         shift = np.zeros((rows, 3)) if shift is None else shift
-        arguments = (
-            *(images, self._mean, *draws, self.device.array(shift, self.dtype)),
-            *(views, self.dtype.type(self.divisor), x),
-        )
+        shifts = self.device.array(shift, self.dtype)
+        divisor = self.dtype.type(self.divisor)
         if self.device.is_cuda:
-            crop_kernel[grid_for(x.size)](*arguments)
+            grid = rows, -(-self.crop // ROWS)
+            crop_kernel[grid_of(grid, (QUADS, ROWS))](
+                *(images.reshape(-1), self._mean.reshape(-1), *draws, shifts.reshape(-1)),
+                *(self.mean.shape[0], views, divisor, x.reshape(-1), self.crop),
+            )
         else:
-            crop_host(*arguments)
+            crop_host(images, self._mean, *draws, shifts, views, divisor, x)
         return x
 
     def _on_device(self, images: Any) -> Any:

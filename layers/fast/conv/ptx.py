@@ -22,17 +22,32 @@ which is most of the work in a loop of few instructions per load.
 bytes of zeros are written and nothing is read. `cp_async_commit_group` ("cp.async.commit_group")
 makes a group of the copies that this thread has started since the last group;
 `cp_async_wait_group` ("cp.async.wait_group") waits until at most its `n` newest groups, a literal,
-are pending. This orders a thread and its own copies: other threads may read the data only after a
+are pending. `cp_async_l1` is the same through the L1 cache ("cp.async.ca"), for what is copied
+again soon. This orders a thread and its own copies: other threads may read the data only after a
 barrier. No copy may be pending when the thread returns.
 
     store_vec8(y, at, values, first)    y[at : at + 8] = values[first : first + 8]
+    store_vec4(y, at, values, first)
     store_scalar(y, at, values, i)      y[at] = values[i]
 
 store float32 as elements of `y`: unchanged, or rounded to bfloat16 (uint16, "cvt.rn.bf16x2").
 
     load_vec8(values, first, x, at)     values[first : first + 8] = x[at : at + 8]
+    load_vec4(values, first, x, at)
+    load_vec2(values, first, x, at)
 
-loads eight elements of float32, or of bfloat16, as float32.
+load elements of float32, or of bfloat16, as float32. (`values` and `x` or `y` may both be float64.)
+All of these move up to 16 bytes by one
+instruction; `at` is a multiple of the number of elements.
+
+    store_bytes(y, at, numbers, first)  y[at : at + 4] = numbers[first : first + 4]
+    load_bytes(numbers, first, x, at)   numbers[first : first + 4] = x[at : at + 4]
+
+move four numbers below 256, int32 in `numbers`, as one word of a uint8 array.
+
+    element(x, at)                      x[at], without the check for a negative index
+    rsqrt(x), root(x)                   1 / √x and √x of a float32, good to 2 or 3 units in the last
+                                        place ("rsqrt.approx", "sqrt.approx": one instruction each)
 
 Arrays are flat. Both sides of a copy have one element type of 32 bits, in global, shared or local
 memory; `cp_async` copies bytes, of elements of any type. A local array whose indices are constants
@@ -101,24 +116,64 @@ if SIMULATED:
         place = frame.f_code, frame.f_lasti
         running().copies.begin(target, to, source, at, inside, place)
 
+    def cp_async_l1(target, to, source, at, inside):
+        frame = sys._getframe(1)
+        place = frame.f_code, frame.f_lasti
+        running().copies.begin(target, to, source, at, inside, place)
+
     def cp_async_commit_group():
         running().copies.commit()
 
     def cp_async_wait_group(n):
         running().copies.wait(n)
 
-    def store_vec8(y, at, values, first):
-        y.check_aligned(at, "store_vec8 to")
-        floats = values.read(first, 8)
-        y.write(at, np.array([narrow(value, y) for value in floats], y.dtype))
+    def _check_vector(array, at, count, what):
+        size = count * array.dtype.itemsize
+        if size >= BYTES:
+            array.check_aligned(at, what)
+        elif at % count:
+            raise ValueError(f"{what} {array.name}[{at}]: not at a multiple of {count} elements")
+
+    def _store(count, name):
+        def store(y, at, values, first):
+            _check_vector(y, at, count, f"{name} to")
+            floats = values.read(first, count)
+            y.write(at, np.array([narrow(value, y) for value in floats], y.dtype))
+
+        return store
+
+    store_vec8, store_vec4 = _store(8, "store_vec8"), _store(4, "store_vec4")
 
     def store_scalar(y, at, values, i):
         y[at] = narrow(values[i], y)
 
-    def load_vec8(values, first, x, at):
-        x.check_aligned(at, "load_vec8 from")
-        for i, element in enumerate(x.read(at, 8)):
-            values[first + i] = widen(element)
+    def _load(count, name):
+        def load(values, first, x, at):
+            _check_vector(x, at, count, f"{name} from")
+            for i, element in enumerate(x.read(at, count)):
+                values[first + i] = widen(element)
+
+        return load
+
+    load_vec8, load_vec4 = _load(8, "load_vec8"), _load(4, "load_vec4")
+    load_vec2 = _load(2, "load_vec2")
+
+    def store_bytes(y, at, numbers, first):
+        _check_vector(y, at, 4, "store_bytes to")
+        y.write(at, numbers.read(first, 4).astype(np.uint8))
+
+    def load_bytes(numbers, first, x, at):
+        _check_vector(x, at, 4, "load_bytes from")
+        numbers.write(first, x.read(at, 4).astype(np.int32))
+
+    def element(x, at):
+        return x[at]
+
+    def rsqrt(x):
+        return np.float32(1) / np.sqrt(np.float32(x))
+
+    def root(x):
+        return np.sqrt(np.float32(x))
 
     def add_outer(rows, columns, sums):
         sums.data += np.multiply.outer(rows.data, columns.data).ravel()
@@ -189,9 +244,7 @@ else:
         """Copy one word; no index is negative."""
         return _copy(1, target, source)
 
-    @intrinsic
-    def cp_async(typingctx, target, to, source, at, inside):
-        """Start to copy 16 bytes from global to shared memory; zeros where not `inside`."""
+    def _copy_async(cache, target, source):
         signature = types.void(target, types.int64, source, types.int64, types.boolean)
 
         def emit(context, builder, signature, arguments):
@@ -201,12 +254,22 @@ else:
 
             to = builder.ptrtoint(place(0, SHARED), WORD)
             size = builder.select(arguments[4], WORD(BYTES), WORD(0))
-            text = f"cp.async.cg.shared.global [$0], [$1], {BYTES}, $2;"
+            text = f"cp.async.{cache}.shared.global [$0], [$1], {BYTES}, $2;"
             operands = [to, place(2, GLOBAL), size]
             instruction(builder, text, ir.VoidType(), operands, "r,l,r")
             return context.get_dummy_value()
 
         return signature, emit
+
+    @intrinsic
+    def cp_async(typingctx, target, to, source, at, inside):
+        """Start to copy 16 bytes from global to shared memory; zeros where not `inside`."""
+        return _copy_async("cg", target, source)
+
+    @intrinsic
+    def cp_async_l1(typingctx, target, to, source, at, inside):
+        """The same, leaving a copy in the L1 cache."""
+        return _copy_async("ca", target, source)
 
     def _no_operands(text):
         """The function that emits an instruction without operands."""
@@ -239,29 +302,39 @@ else:
         return instruction(builder, text, WORD, [high, low], "=r,f,f", memory=False)
 
     def _vector(builder, words):
-        vector = ir.Constant(ir.VectorType(words[0].type, 4), ir.Undefined)
+        vector = ir.Constant(ir.VectorType(words[0].type, len(words)), ir.Undefined)
         for i, word in enumerate(words):
             vector = builder.insert_element(vector, word, WORD(i))
         return vector
 
-    @intrinsic
-    def store_vec8(typingctx, y, at, values, first):
-        """Store eight float32 as elements of `y`, 16 bytes at a time; `at` is a multiple of 8."""
+    def _store_vector(count, y, values):
         signature = types.void(y, types.int64, values, types.int64)
 
         def emit(context, builder, signature, arguments):
-            floats = _values(context, builder, signature, arguments, 8)
-            vectors = [_vector(builder, floats[:4]), _vector(builder, floats[4:])]
+            words = _values(context, builder, signature, arguments, count)
             if y.dtype == types.uint16:
-                pairs = zip(floats[::2], floats[1::2], strict=True)
-                vectors = [_vector(builder, [two_bfloat16(builder, *pair) for pair in pairs])]
+                pairs = zip(words[::2], words[1::2], strict=True)
+                words = [two_bfloat16(builder, *pair) for pair in pairs]
             element = element_pointer(context, builder, signature, arguments, 0)
-            place = builder.bitcast(element, ir.PointerType(vectors[0].type))
-            for i, vector in enumerate(vectors):
-                builder.store(vector, builder.gep(place, [WORD(i)])).align = BYTES
+            size = min(len(words), 2 if y.dtype == types.float64 else 4)
+            align = min(BYTES, count * y.dtype.bitwidth // 8)
+            place = builder.bitcast(element, ir.PointerType(ir.VectorType(words[0].type, size)))
+            for i in range(0, len(words), size):
+                vector = _vector(builder, words[i : i + size])
+                builder.store(vector, builder.gep(place, [WORD(i // size)])).align = align
             return context.get_dummy_value()
 
         return signature, emit
+
+    @intrinsic
+    def store_vec8(typingctx, y, at, values, first):
+        """Store eight float32 as elements of `y`, 16 bytes at a time; `at` is a multiple of 8."""
+        return _store_vector(8, y, values)
+
+    @intrinsic
+    def store_vec4(typingctx, y, at, values, first):
+        """Store four float32 as elements of `y`, at once; `at` is a multiple of 4."""
+        return _store_vector(4, y, values)
 
     @intrinsic
     def store_scalar(typingctx, y, at, values, i):
@@ -278,31 +351,106 @@ else:
 
         return signature, emit
 
-    @intrinsic
-    def load_vec8(typingctx, values, first, x, at):
-        """Load eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
+    def _load_vector(count, values, x):
         signature = types.void(values, types.int64, x, types.int64)
 
         def emit(context, builder, signature, arguments):
             bf16 = x.dtype == types.uint16
-            kind = ir.PointerType(ir.VectorType(WORD if bf16 else FLOAT, 4))
+            number = WORD if bf16 else context.get_data_type(x.dtype)
+            words = count // 2 if bf16 else count
+            size = min(words, 2 if x.dtype == types.float64 else 4)
+            kind = ir.PointerType(ir.VectorType(number, size))
             place = builder.bitcast(
                 element_pointer(context, builder, signature, arguments, 2), kind
             )
             floats = []
-            for i in range(1 if bf16 else 2):
+            for i in range(words // size):
                 vector = builder.load(builder.gep(place, [WORD(i)]))
-                vector.align = BYTES
-                for j in range(4):
+                vector.align = min(BYTES, count * x.dtype.bitwidth // 8)
+                for j in range(size):
                     word = builder.extract_element(vector, WORD(j))
-                    halves = [word]
                     if bf16:
                         upper = builder.and_(word, WORD(0xFFFF0000))
-                        halves = [builder.shl(word, WORD(16)), upper]
-                    floats += [builder.bitcast(half, FLOAT) for half in halves]
+                        halves = builder.shl(word, WORD(16)), upper
+                        floats += [builder.bitcast(half, FLOAT) for half in halves]
+                    else:
+                        floats.append(word)
             target = element_pointer(context, builder, signature, arguments, 0)
             for i, value in enumerate(floats):
                 builder.store(value, builder.gep(target, [WORD(i)]))
             return context.get_dummy_value()
 
         return signature, emit
+
+    @intrinsic
+    def load_vec8(typingctx, values, first, x, at):
+        """Load eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
+        return _load_vector(8, values, x)
+
+    @intrinsic
+    def load_vec4(typingctx, values, first, x, at):
+        """Load four elements of `x` as float32, at once; `at` is a multiple of 4."""
+        return _load_vector(4, values, x)
+
+    @intrinsic
+    def load_vec2(typingctx, values, first, x, at):
+        """Load two elements of `x` as float32, at once; `at` is a multiple of 2."""
+        return _load_vector(2, values, x)
+
+    def _word_pointer(context, builder, signature, arguments, number):
+        element = element_pointer(context, builder, signature, arguments, number)
+        return builder.bitcast(element, ir.PointerType(WORD))
+
+    @intrinsic
+    def store_bytes(typingctx, y, at, numbers, first):
+        """Store four int32 below 256 as bytes, at once; `at` is a multiple of 4."""
+
+        def emit(context, builder, signature, arguments):
+            word = WORD(0)
+            for i, number in enumerate(_values(context, builder, signature, arguments, 4)):
+                word = builder.or_(word, builder.shl(number, WORD(8 * i)))
+            place = _word_pointer(context, builder, signature, arguments, 0)
+            builder.store(word, place).align = 4
+            return context.get_dummy_value()
+
+        return types.void(y, types.int64, numbers, types.int64), emit
+
+    @intrinsic
+    def load_bytes(typingctx, numbers, first, x, at):
+        """Load four bytes as int32, at once; `at` is a multiple of 4."""
+
+        def emit(context, builder, signature, arguments):
+            word = builder.load(_word_pointer(context, builder, signature, arguments, 2))
+            word.align = 4
+            target = element_pointer(context, builder, signature, arguments, 0)
+            for i in range(4):
+                byte = builder.and_(builder.lshr(word, WORD(8 * i)), WORD(255))
+                builder.store(byte, builder.gep(target, [WORD(i)]))
+            return context.get_dummy_value()
+
+        return types.void(numbers, types.int64, x, types.int64), emit
+
+    @intrinsic
+    def element(typingctx, x, at):
+        """x[at]; no index is negative."""
+
+        def emit(context, builder, signature, arguments):
+            return builder.load(element_pointer(context, builder, signature, arguments, 0))
+
+        return x.dtype(x, types.int64), emit
+
+    def _approximate(text):
+        def emit(context, builder, signature, arguments):
+            return instruction(builder, text, FLOAT, arguments, "=f,f", memory=False)
+
+        return types.float32(types.float32), emit
+
+    @intrinsic
+    def rsqrt(typingctx, x):
+        """1 / √x of a float32, approximately."""
+        return _approximate("rsqrt.approx.f32 $0, $1;")
+
+    @intrinsic
+    def root(typingctx, x):
+        """√x of a float32, approximately."""
+        return _approximate("sqrt.approx.f32 $0, $1;")

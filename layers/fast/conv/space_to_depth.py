@@ -30,80 +30,130 @@ For dL/dx the filters are also flipped (rotated by 180°), and their channel axe
     flipped[(u, v, c), i, j, k] = w_s2d[k, R' − 1 − i, R' − 1 − j, (u, v, c)]         R' = ⌈R / b⌉
 """
 
+from numba import float32, int32
+
 from layers.device import THREADS, cuda, grid_for, grid_of
-from layers.fast.bfloat16 import widen
+from layers.fast.bfloat16 import nearest_tf32, widen
 from layers.fast.conv.mma import operand
-from layers.fast.conv.tensor_tile import check_sizes, chunk_elements
+from layers.fast.conv.ptx import element, store_vec4
+from layers.fast.conv.tensor_tile import check_sizes, chunk_elements, quotient, taps_first
+from layers.fast.conv.tile import OUTSIDE, within
 
 # --- kernels
 #
-# One thread owns one element of the output, the last axis fastest: coalesced writes, no races,
-# deterministic. Within a row of a square neighbours read neighbours; `flipped_filters_s2d_kernel`
-# reads far apart, and filters are small beside images.
+# One thread owns one element of the output, or four neighbouring ones of an image, the last axis
+# fastest: coalesced writes, no races, deterministic. Within a row of a square neighbours read
+# neighbours; `flipped_filters_s2d_kernel` reads far apart, and filters are small beside images.
+# Places are divided in 32 bits, and an image's four elements share the divisions.
 #
-# Images keep their numbers. Filters are written as operands of the images' type: they are rounded
-# here once, and not by every warp that loads them from shared memory.
+# Images and filters are written as operands, rounded to TF32 or bfloat16 here once, and not by
+# every warp that loads them from shared memory.
+
+PER_THREAD = 4
 
 
 @cuda.jit
-def image_to_s2d_kernel(x, x_s2d, side, before, groups):
-    # grid (rows of x_s2d, parts of a row)
-    _, height, width, channels = x.shape
-    element = cuda.blockIdx.y * THREADS + cuda.threadIdx.x
-    if element >= x_s2d.shape[2] * x_s2d.shape[3]:
+def image_to_s2d_kernel(
+    x, x_s2d, height, width, channels, rows, columns, padded, side, before, groups
+):
+    # grid (rows of x_s2d, parts of a pixel), block (fours of a pixel, pixels); padded: channels of
+    # x_s2d. A thread owns the same four channels of several pixels of a row.
+    values = cuda.local.array(PER_THREAD, float32)
+    offset = cuda.local.array(PER_THREAD, int32)  # in x, from the square's first pixel
+    first = cuda.local.array(PER_THREAD, int32)  # column of x, from the square's; or OUTSIDE
+    at = int32(PER_THREAD * (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x))
+    if at >= padded:
         return
-    n, i = cuda.blockIdx.x // x_s2d.shape[1], cuda.blockIdx.x % x_s2d.shape[1]
-    j, channel = element // x_s2d.shape[3], element % x_s2d.shape[3]
-    channels_per_group, padded = channels // groups, x_s2d.shape[3] // groups
-    group, place = channel // padded, channel % padded
-    u = place // (side * channels_per_group)
-    v, c = place // channels_per_group % side, place % channels_per_group
-    h, q = i * side + u - before, j * side + v - before
-    if u < side and h >= 0 and h < height and q >= 0 and q < width:
-        x_s2d[n, i, j, channel] = x[n, h, q, group * channels_per_group + c]
-    else:
-        x_s2d[n, i, j, channel] = 0
+    n = quotient(cuda.blockIdx.x, rows)
+    top = int32((cuda.blockIdx.x - n * rows) * side - before)
+    channels_per_group, padded_per_group = quotient(channels, groups), quotient(padded, groups)
+    run = int32(side * channels_per_group)
+    group = quotient(at, padded_per_group)
+    place = int32(at - group * padded_per_group)
+    u = quotient(place, run)
+    v = quotient(place - u * run, channels_per_group)
+    c = int32(place - u * run - v * channels_per_group)
+    for k in range(PER_THREAD):
+        inside = u < side and within(top + u, height)
+        first[k] = v if inside else OUTSIDE
+        offset[k] = (u * width + v) * channels + group * channels_per_group + c
+        c = int32(c + 1)
+        if c == channels_per_group:
+            c, v = int32(0), int32(v + 1)
+        if v == side:
+            v, u = int32(0), int32(u + 1)
+    line = (n * height + top) * width  # of x, in 64 bits
+    j = int32(cuda.threadIdx.y)
+    while j < columns:
+        left = int32(j * side - before)
+        for k in range(PER_THREAD):
+            values[k] = float32(0)
+            if within(left + first[k], width):
+                value = widen(element(x, (line + left) * channels + offset[k]))
+                values[k] = nearest_tf32(value)
+        store_vec4(x_s2d, (cuda.blockIdx.x * columns + j) * padded + at, values, 0)
+        j = int32(j + cuda.blockDim.y)
+
+
+@cuda.jit(device=True, inline="always")
+def split(index, rows, columns, padded):
+    # (k, i, j, place) of an element of (K, rows, columns, padded).
+    k_i_j = quotient(index, padded)
+    k_i = quotient(k_i_j, columns)
+    k = quotient(k_i, rows)
+    return k, int32(k_i - k * rows), int32(k_i_j - k_i * columns), int32(index - k_i_j * padded)
+
+
+@cuda.jit(device=True, inline="always")
+def in_order(k, i, j, place, rows, columns, padded, bk):
+    # Where that element is stored: there, or by taps of `bk` channels first.
+    tap, taps = int32(i * columns + j), int32(rows * columns)
+    if bk == 0:
+        return int32((k * taps + tap) * padded + place)
+    chunk = quotient(place, bk)
+    return int32(k * taps * padded + (chunk * taps + tap) * bk + place - chunk * bk)
 
 
 @cuda.jit
-def filters_to_s2d_kernel(w, w_s2d, side):
-    index = cuda.grid(1)
+def filters_to_s2d_kernel(w, w_s2d, rows, columns, padded, side, bk):
+    index = int32(cuda.grid(1))
     if index >= w_s2d.size:
         return
-    _, rows, columns, padded = w_s2d.shape
-    size, channels_per_group = w.shape[1], w.shape[3]
-    place = index % padded
-    j = index // padded % columns
-    i = index // (padded * columns) % rows
-    k = index // (padded * columns * rows)
-    u = place // (side * channels_per_group)
-    v, c = place // channels_per_group % side, place % channels_per_group
-    r, s = i * side + u, j * side + v
+    size, channels_per_group = int32(w.shape[1]), int32(w.shape[3])
+    k, i, j, place = split(index, rows, columns, padded)
+    at = in_order(k, i, j, place, rows, columns, padded, bk)
+    pixel = quotient(place, channels_per_group)
+    u = quotient(pixel, side)
+    r, s = int32(i * side + u), int32(j * side + pixel - u * side)
     if u < side and r < size and s < size:
-        w_s2d[k, i, j, place] = operand(w[k, r, s, c], w_s2d)
+        c = int32(place - pixel * channels_per_group)
+        w_s2d[at] = operand(w[k, r, s, c], w_s2d)
     else:
-        w_s2d[k, i, j, place] = 0
+        w_s2d[at] = 0
 
 
 @cuda.jit
-def flipped_filters_s2d_kernel(w, flipped, side, groups):
-    index = cuda.grid(1)
+def flipped_filters_s2d_kernel(w, flipped, all_channels, rows, columns, padded, side, groups, bk):
+    index = int32(cuda.grid(1))
     if index >= flipped.size:
         return
-    channels, rows, columns, padded = flipped.shape
-    filters, size, _, channels_per_group = w.shape
-    k = index % padded
-    j = index // padded % columns
-    i = index // (padded * columns) % rows
-    channel = index // (padded * columns * rows)
-    group, place = channel // (channels // groups), channel % (channels // groups)
-    u = place // (side * channels_per_group)
-    v, c = place // channels_per_group % side, place % channels_per_group
-    r, s = (rows - 1 - i) * side + u, (columns - 1 - j) * side + v
-    if k < filters // groups and u < side and r < size and s < size:
-        flipped[channel, i, j, k] = operand(w[group * (filters // groups) + k, r, s, c], flipped)
+    size, channels_per_group = int32(w.shape[1]), int32(w.shape[3])
+    filters_per_group = quotient(w.shape[0], groups)
+    channel, i, j, k = split(index, rows, columns, padded)
+    at = in_order(channel, i, j, k, rows, columns, padded, bk)
+    of_group = quotient(all_channels, groups)
+    group = quotient(channel, of_group)
+    place = int32(channel - group * of_group)
+    pixel = quotient(place, channels_per_group)
+    u = quotient(pixel, side)
+    r = int32((rows - 1 - i) * side + u)
+    s = int32((columns - 1 - j) * side + pixel - u * side)
+    if k < filters_per_group and u < side and r < size and s < size:
+        c = int32(place - pixel * channels_per_group)
+        value = w[group * filters_per_group + k, r, s, c]
+        flipped[at] = operand(value, flipped)
     else:
-        flipped[channel, i, j, k] = 0
+        flipped[at] = 0
 
 
 @cuda.jit
@@ -180,30 +230,43 @@ def image_to_s2d(name, x, y_shape, size, stride, side, before, groups, buffer):
     shape = s2d_shape(x.shape, y_shape, size, stride, side, groups, chunk_elements(x))
     x_s2d = buffer(f"{name}, space-to-depth", shape, x.dtype)
     check_sizes(x_s2d)
-    parts = -(-shape[2] * shape[3] // THREADS)
-    image_to_s2d_kernel[grid_of((shape[0] * shape[1], parts), THREADS)](
-        x, x_s2d, side, before, groups
+    across = min(shape[3] // PER_THREAD, THREADS)
+    grid = shape[0] * shape[1], -(-shape[3] // (PER_THREAD * across))
+    image_to_s2d_kernel[grid_of(grid, (across, min(THREADS // across, shape[2])))](
+        *(x.reshape(-1), x_s2d.reshape(-1), *x.shape[1:], *shape[1:]),
+        *(side, before, groups),
     )
     return x_s2d
 
 
 def filters_to_s2d(w, side, like, buffer):
-    """w (K, R, S, C / groups) as w_s2d (K, R', S', C'), of the type of the array `like`."""
+    """w (K, R, S, C / groups) as w_s2d (K, R', S', C'), of the type of the array `like`.
+
+    In memory the numbers of a filter are in the order of `tensor_tile.taps_first`.
+    """
     size = s2d_size(w.shape[1], side)
     shape = w.shape[0], size, size, s2d_channels(w.shape[3], side, chunk_elements(like))
     w_s2d = buffer("w, space-to-depth", shape, like.dtype)
-    filters_to_s2d_kernel[grid_for(w_s2d.size)](w, w_s2d, side)
+    filters_to_s2d_kernel[grid_for(w_s2d.size)](
+        *(w, w_s2d.reshape(-1), *shape[1:], side, taps_first(w_s2d, 1, size))
+    )
     return w_s2d
 
 
 def flipped_filters_s2d(w, side, groups, like, buffer):
-    """The filters of dL/dx, (groups · C', R', S', K / groups and zeros), of the type of `like`."""
+    """The filters of dL/dx, (groups · C', R', S', K / groups and zeros), of the type of `like`.
+
+    In memory they are in the order of `filters_to_s2d`.
+    """
     per_chunk, size = chunk_elements(like), s2d_size(w.shape[1], side)
     filters = s2d_channels(w.shape[0] // groups, 1, per_chunk)
     channels = w.shape[3] if side == 1 else s2d_channels(w.shape[3], side, per_chunk)
     shape = groups * channels, size, size, filters
     flipped = buffer("flipped w, space-to-depth", shape, like.dtype)
-    flipped_filters_s2d_kernel[grid_for(flipped.size)](w, flipped, side, groups)
+    bk = taps_first(flipped, 1, size)
+    flipped_filters_s2d_kernel[grid_for(flipped.size)](
+        w, flipped.reshape(-1), *shape, side, groups, bk
+    )
     return flipped
 
 

@@ -16,9 +16,14 @@ K).
 Where one TensorConv with a ReLU follows another, its x is the other's y, and its dL/dx is what the
 other masks first. It then writes dL/dx masked already, and the other has only dL/db to sum. The
 bits are the same.
+
+In TF32 what a TensorConv multiplies is rounded where it is written, once, if a step of this project
+writes it: y of a TensorConv or a pooling before another TensorConv, and dz. The products keep their
+bits. dL/db is the sum of dz before it is rounded, except where dL/dx came masked.
 """
 
 from abc import abstractmethod
+from typing import Any
 
 from layers.conv import conv_input_gradient_kernel
 from layers.device import grid_for
@@ -32,6 +37,7 @@ from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.conv.tiled import tiled_forward
 from layers.fast.conv.tiled_gradients import tiled_filter_gradient, tiled_input_gradient
+from layers.fast.max_pool import MaxPoolRows
 from layers.fast.step import Step
 
 
@@ -39,9 +45,11 @@ class ConvStep(Step):
     """A Conv2D, then perhaps a ReLU; a subclass has the three products.
 
     masks_input: mask dL/dx with the ReLU that x came from. dy_is_masked: dL/dy comes masked.
+    dz_is_rounded: dz is, to TF32. before: the step that computes x, if it is known.
     """
 
-    masks_input = dy_is_masked = False
+    masks_input = dy_is_masked = dz_is_rounded = False
+    before: Any = None
 
     @abstractmethod
     def product(self, x, w, b, y, stride, before, groups, relu):
@@ -68,7 +76,9 @@ class ConvStep(Step):
         if len(self.layers) == 2 and not self.dy_is_masked:
             dz = self.buffer("dz", dy.shape, self.storage)
             y, dy, dz_rows = (array.reshape(-1, db.size) for array in (self.y, dy, dz))
-            masked_gradient(self.device, y, dy, dz_rows, db, self.dtype.type(1), self.buffer)
+            one, rounded = self.dtype.type(1), self.precision == "tf32"
+            masked_gradient(self.device, y, dy, dz_rows, db, one, self.buffer, rounded)
+            self.dz_is_rounded = rounded
         else:
             bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
         dx = self.input_gradient(self.x.shape)
@@ -123,18 +133,44 @@ class TensorConv(ConvStep):
     computed_by = "tensor_forward_*_kernel, tensor_filter_*_kernel, sum_parts_kernel"
 
     def follow(self, before):
-        """`before` is the step whose output this one takes: mask dL/dx for its ReLU."""
+        """`before` is the step whose output this one takes: mask dL/dx for its ReLU.
+
+        In TF32 a convolution or pooling then rounds its output.
+        """
         if isinstance(before, TensorConv) and len(before.layers) == 2:
             self.masks_input = before.dy_is_masked = True
+        self.before = before
+        if self.precision == "tf32" and isinstance(before, TensorConv | MaxPoolRows):
+            before.rounds_output = True
 
     def product(self, x, w, b, y, stride, before, groups, relu):
         """As `ConvStep.product`."""
-        self.x_s2d = tensor_forward(x, w, b, y, stride, before, groups, self.buffer, relu)
+        self.x_is_rounded = self.before is not None and self.before.y_is_rounded
+        self.y_is_rounded = self.rounds_output
+        self.x_s2d = tensor_forward(
+            *(x, w, b, y, stride, before, groups, self.buffer, relu),
+            rounded=self.x_is_rounded,
+            round_y=self.rounds_output,
+        )
 
     def gradients(self, dz, w, dx, dw, stride, before, groups):
         """As `ConvStep.gradients`."""
         if dx is not None:
             mask = self.x if self.masks_input else None
-            tensor_input_gradient(dz, w, dx, stride, before, groups, self.buffer, mask)
-        x_s2d = self.x_s2d
-        tensor_filter_gradient(self.x, dz, dw, stride, before, groups, self.buffer, x_s2d=x_s2d)
+            round_dx = self._rounds_dx(stride)
+            tensor_input_gradient(
+                *(dz, w, dx, stride, before, groups, self.buffer, mask),
+                rounded=self.dz_is_rounded,
+                round_dx=round_dx,
+            )
+            if self.masks_input:
+                self.before.dz_is_rounded = round_dx
+        tensor_filter_gradient(
+            *(self.x, dz, dw, stride, before, groups, self.buffer),
+            x_s2d=self.x_s2d,
+            rounded=(self.x_is_rounded, self.dz_is_rounded),
+        )
+
+    def _rounds_dx(self, stride):
+        """Whether dL/dx is what the convolution before this one multiplies."""
+        return self.masks_input and self.precision == "tf32" and stride == 1

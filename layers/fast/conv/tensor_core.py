@@ -21,9 +21,15 @@ rest of the loop has to be as cheap:
 A pixel outside of the image is a copy of 0 bytes, which writes zeros. Only whole chunks of 16 bytes
 are copied: other layers are rearranged by `space_to_depth.py` first.
 
-float32 arrays are multiplied as TF32, rounded as they leave shared memory; uint16 arrays are
-bfloat16. Parameters are float32; `space_to_depth.py` rounds the filters, once a step. The order of
-all sums is fixed, and does not depend on the tile: results are bitwise reproducible.
+K goes through the taps (r, s) of BK channels, then through those of the next BK, if a group's
+channels are whole k-tiles: neighbouring taps find their lines in the L1 cache. The filters are
+stored in that order. Otherwise all channels of a tap come first.
+
+float32 arrays are multiplied as TF32. Where every element was rounded as it was written
+(`steps.py`), the "rounded" kernels multiply it as it is; the others round elements as they leave
+shared memory, which is a third of their instructions. uint16 arrays are bfloat16. Parameters are
+float32; `space_to_depth.py` rounds the filters, once a step. The order of all sums is fixed, and
+does not depend on the tile: results are bitwise reproducible.
 
 dL/dx is a convolution of stride 1 with flipped filters. For a layer with a stride this holds once
 it is in space-to-depth form.
@@ -32,10 +38,11 @@ it is in space-to-depth form.
 from numba import float32, int32, uint32
 
 from layers.device import cuda, grid_of
-from layers.fast.bfloat16 import widen
+from layers.fast.bfloat16 import nearest_tf32, widen
 from layers.fast.conv.ptx import (
     cp_async,
     cp_async_commit_group,
+    cp_async_l1,
     cp_async_wait_group,
     is_aligned,
     load_vec8,
@@ -52,25 +59,29 @@ from layers.fast.conv.space_to_depth import (
 )
 from layers.fast.conv.tensor_tile import (
     BM,
+    L1,
     ROW,
     STAGES,
     check_sizes,
     chunk_elements,
+    kernel_kind,
     kind_of,
-    multiply_k_tile_bf16,
-    multiply_k_tile_tf32,
+    make_multiply_k_tile,
+    multiply_fragments_bf16,
+    multiply_fragments_tf32,
     next_stage,
     quotient,
     row_word,
+    taps_first,
 )
-from layers.fast.conv.tile import OUTSIDE, advance_k, within
+from layers.fast.conv.tile import OUTSIDE, advance_k, advance_tap, within
 from layers.fast.conv.tile_table import TILES, choose_tile, layer_key
 
 THREADS_PER_FILTER = 2
 """Threads of a block, for each of its BN filters."""
 
-BIAS, RELU, MASK = 1, 2, 4
-"""What the epilogue does before it stores the sums, added up."""
+BIAS, RELU, MASK, ROUND = 1, 2, 4, 8
+"""What the epilogue does before it stores the sums, added up; ROUND: to TF32."""
 
 
 # --- kernel
@@ -92,10 +103,11 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
     words = STAGES * stage
     bk = 4 * per_chunk
     warps_n = bn // 32
+    copy = cp_async_l1 if L1 else cp_async
 
     def kernel(
         x, w, b, y, mask, height, width, channels, rows, columns, filters, size, stride, before,
-        groups, epilogue,
+        groups, epilogue, taps_first,
     ):  # fmt: skip
         tiles = cuda.shared.array(words, uint32, alignment=16)
         sums = cuda.local.array(64, float32)
@@ -114,7 +126,7 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
         depth = int32(size * size * run)
         first_channel = int32(group * run)
         num_runs = int32(size)
-        if groups == 1:
+        if groups == 1 and not taps_first:
             run, num_runs = int32(size * run), int32(1)
         line = int32(width * channels)
 
@@ -135,7 +147,9 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
         for i in range(b_loads):
             n = min(first_filter + filter_ + row_step * i, filters_per_group - 1)
             w_offset[i] = (group * filters_per_group + n) * depth + k
-        r, s, c = advance_k(int32(0), int32(0), int32(0), k, run, num_runs, size)
+        r, s, c = int32(0), int32(0), k
+        if not taps_first:
+            r, s, c = advance_k(r, s, int32(0), k, run, num_runs, size)
         store = int32(row_word(load_row, load_chunk))
 
         # Where the fragments of this warp begin.
@@ -161,16 +175,19 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
             for i in range(a_loads):
                 inside = within(top[i] + r, height) and within(left[i] + column_offset, line)
                 a_store = store + row_step * ROW * i
-                cp_async(tiles, a_store, x, int32(base[i] + tap_offset), inside)
+                copy(tiles, a_store, x, int32(base[i] + tap_offset), inside)
             for i in range(b_loads):
                 b_store = store + (BM + row_step * i) * ROW
-                cp_async(tiles, b_store, w, w_offset[i], k < depth)
+                copy(tiles, b_store, w, w_offset[i], k < depth)
                 w_offset[i] += bk
             cp_async_commit_group()
             # Advance to the next k-tile.
             store = next_stage(store, stage)
             k = int32(k + bk)
-            r, s, c = advance_k(r, s, c, bk, run, num_runs, size)
+            if taps_first:
+                r, s, c = advance_tap(r, s, c, bk, run, size)
+            else:
+                r, s, c = advance_k(r, s, c, bk, run, num_runs, size)
 
             # Multiply the current k-tile.
             if k_tile >= 0:
@@ -225,6 +242,8 @@ def store_row(sums, first_sum, bias, mask, y, offset, filters_left, vectorized, 
             values[j] = sums[first_sum + j % 4 * 4 + j // 4] + bias[j]
             if epilogue & RELU and values[j] <= zero:  # not "> 0": a NaN stays one
                 values[j] = zero
+            if epilogue & ROUND:
+                values[j] = nearest_tf32(values[j])
         if vectorized:
             if epilogue & MASK:
                 load_vec8(signs, 0, mask, offset)
@@ -240,32 +259,27 @@ def store_row(sums, first_sum, bias, mask, y, offset, filters_left, vectorized, 
                     store_scalar(y, offset + j, values, j)
 
 
-def _make_both(kind, per_chunk, multiply_k_tile):
-    return tuple(
-        make_forward(f"tensor_forward_{tile}_{kind}_kernel", bn, per_chunk, multiply_k_tile)
-        for tile, bn in TILES.items()
-    )
+PRODUCTS = {
+    "tf32": (4, make_multiply_k_tile(multiply_fragments_tf32, rounds=True)),
+    "tf32_rounded": (4, make_multiply_k_tile(multiply_fragments_tf32)),
+    "bf16": (8, make_multiply_k_tile(multiply_fragments_bf16)),
+}
+"""By the kind of operands: numbers in a chunk, and the product of a k-tile."""
 
-
-tensor_forward_128x128_tf32_kernel, tensor_forward_128x64_tf32_kernel = _make_both(
-    "tf32", 4, multiply_k_tile_tf32
-)
-tensor_forward_128x128_bf16_kernel, tensor_forward_128x64_bf16_kernel = _make_both(
-    "bf16", 8, multiply_k_tile_bf16
-)
 KERNELS = {
-    ("tf32", "128x128"): tensor_forward_128x128_tf32_kernel,
-    ("tf32", "128x64"): tensor_forward_128x64_tf32_kernel,
-    ("bf16", "128x128"): tensor_forward_128x128_bf16_kernel,
-    ("bf16", "128x64"): tensor_forward_128x64_bf16_kernel,
+    (kind, tile): make_forward(f"tensor_forward_{tile}_{kind}_kernel", bn, *product)
+    for kind, product in PRODUCTS.items()
+    for tile, bn in TILES.items()
 }
 
 
 # --- launches
 
 
-def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile):
-    """One launch: x in whole chunks, w of its kind; b is float32, for `epilogue` & BIAS."""
+def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile, rounded):
+    """One launch: x in whole chunks, w of its kind and in the order of `taps_first`; b is float32,
+    for `epilogue` & BIAS. rounded: x is.
+    """
     check_sizes(x, y)
     _, height, width, channels = x.shape
     _, rows, columns, filters = y.shape
@@ -275,10 +289,10 @@ def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile
     tile = tile or choose_tile(key, filters_per_group, large)
     grid = tiles_m * -(-filters_per_group // TILES[tile]), groups
     flat_mask = (y if mask is None else mask).reshape(-1)
-    KERNELS[kind_of(x), tile][grid_of(grid, THREADS_PER_FILTER * TILES[tile])](
+    KERNELS[kernel_kind(x, rounded), tile][grid_of(grid, THREADS_PER_FILTER * TILES[tile])](
         *(x.reshape(-1), w.reshape(-1), b, y.reshape(-1), flat_mask),
         *(height, width, channels, rows, columns, filters, w.shape[1], stride, before, groups),
-        epilogue + (0 if mask is None else MASK),
+        *(epilogue + (0 if mask is None else MASK), taps_first(x, groups, w.shape[1]) > 0),
     )
 
 
@@ -287,33 +301,40 @@ def has_whole_chunks(array, groups):
     return array.shape[-1] // groups % chunk_elements(array) == 0 and is_aligned(array)
 
 
-def tensor_forward(x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None):
+def tensor_forward(
+    x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None, rounded=False,
+    round_y=False,
+):  # fmt: skip
     """y = conv(x) + b, or its ReLU, and 0 where `mask` is <= 0.
 
     x (N, H, W, C), y (N, P, Q, K) and mask, which is like y, all float32 (TF32) or all uint16
     (BF16); w and b float32; b None: without a bias; `buffer`: the layer's. tile: "128x128",
-    "128x64", or None for `choose_tile`'s. y and mask begin at multiples of 16 bytes, as every
-    buffer does. Returns x as it was multiplied, x itself or its space-to-depth form, for
-    `tensor_filter_gradient`. ValueError for too large arrays.
+    "128x64", or None for `choose_tile`'s. rounded: x is, to TF32; round_y: round y as well. y and
+    mask begin at multiples of 16 bytes, as every buffer does. Returns x as it was multiplied, x
+    itself or its space-to-depth form, for `tensor_filter_gradient`. ValueError for too large
+    arrays.
     """
     key = layer_key("forward", kind_of(x), x.shape, w.shape, stride, before, groups)
-    epilogue = (0 if b is None else BIAS) + (RELU if relu else 0)
+    epilogue = (0 if b is None else BIAS) + (RELU if relu else 0) + (ROUND if round_y else 0)
     b = w.reshape(-1) if b is None else b
     side = 1
     if not has_whole_chunks(x, groups):
         size, channels = w.shape[1], x.shape[3] // groups
         side = choose_side(size, stride, channels, chunk_elements(x))
         x = image_to_s2d("x", x, y.shape, size, stride, side, before, groups, buffer)
-        stride, before = stride // side, 0
+        stride, before, rounded = stride // side, 0, True
     filters = filters_to_s2d(w, side, x, buffer)
-    launch_forward(x, filters, b, y, stride, before, groups, epilogue, mask, key, tile)
+    launch_forward(x, filters, b, y, stride, before, groups, epilogue, mask, key, tile, rounded)
     return x
 
 
-def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, tile=None):
+def tensor_input_gradient(
+    dy, w, dx, stride, before, groups, buffer, mask=None, tile=None, rounded=False, round_dx=False
+):
     """dx (N, H, W, C) from dy (N, P, Q, K), and 0 where `mask`, which is like dx, is <= 0.
 
-    dy, dx and mask all float32 or all uint16; w float32; the rest as in `tensor_forward`.
+    dy, dx and mask all float32 or all uint16; w float32. rounded: dy is, to TF32; round_dx: round
+    dx as well, for stride 1. The rest as in `tensor_forward`.
     """
     key = layer_key("input gradient", kind_of(dy), dx.shape, w.shape, stride, before, groups)
     flipped = flipped_filters_s2d(w, stride, groups, dy, buffer)
@@ -326,7 +347,9 @@ def tensor_input_gradient(dy, w, dx, stride, before, groups, buffer, mask=None, 
         out_mask, padding = None, size - 1
     if not has_whole_chunks(dy, groups):
         dy = image_to_s2d("dy", dy, out.shape, size, 1, 1, padding, groups, buffer)
-        padding = 0
-    launch_forward(dy, flipped, w.reshape(-1), out, 1, padding, groups, 0, out_mask, key, tile)
+        padding, rounded = 0, True
+    epilogue = ROUND if round_dx else 0
+    b = w.reshape(-1)  # not read
+    launch_forward(dy, flipped, b, out, 1, padding, groups, epilogue, out_mask, key, tile, rounded)
     if stride > 1:
         image_from_s2d(out, dx, stride, before, groups, mask)

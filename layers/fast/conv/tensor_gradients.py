@@ -25,6 +25,8 @@ order. The number of splits depends on the shapes alone, so the bits of the resu
 the tile.
 """
 
+from functools import partial
+
 from numba import float32, int32, uint32
 
 from layers.device import cuda, grid_of
@@ -44,6 +46,7 @@ from layers.fast.conv.tensor_tile import (
     chunk_elements,
     k_word_bf16,
     k_word_tf32,
+    kernel_kind,
     kind_of,
     multiply_fragments_bf16,
     multiply_fragments_tf32,
@@ -77,8 +80,11 @@ def skip_chunks(word, count):
     return (word ^ count % 8 * CHUNK) + count // 8 * 8 * CHUNK
 
 
-def multiply_tf32(dy_words, a_words):
-    """Word by word: lane (g, t) reads number g of eight, of rows t and t + 4 of eight."""
+def multiply_tf32(dy_words, a_words, rounds=True):
+    """Word by word: lane (g, t) reads number g of eight, of rows t and t + 4 of eight.
+
+    rounds: to TF32.
+    """
 
     @cuda.jit(device=True, inline="always")
     def fragments(lane, row, column):
@@ -100,10 +106,11 @@ def multiply_tf32(dy_words, a_words):
             for j in range(4):
                 word = skip_chunks(a, 2 * j) + k * a_words
                 copy_scalar(a_regs, 2 * j + half, tiles, word)
-        for i in range(16):
-            cvt_rna_tf32(dy_regs, i)
-        for j in range(8):
-            cvt_rna_tf32(a_regs, j)
+        if rounds:
+            for i in range(16):
+                cvt_rna_tf32(dy_regs, i)
+            for j in range(8):
+                cvt_rna_tf32(a_regs, j)
         multiply_fragments_tf32(dy_regs, a_regs, sums)
 
     @cuda.jit(device=True, inline="always")
@@ -275,51 +282,47 @@ def make_filter_gradient(name, bm, threads, per_chunk, product):
     return cuda.jit(kernel)
 
 
-def _make_both(kind, per_chunk, product):
-    return tuple(
-        make_filter_gradient(f"tensor_filter_{tile}_{kind}_kernel", bm, 2 * bm, per_chunk, product)
-        for tile, bm in TILES.items()
-    )
-
-
-tensor_filter_128x128_tf32_kernel, tensor_filter_128x64_tf32_kernel = _make_both(
-    "tf32", 4, multiply_tf32
-)
-tensor_filter_128x128_bf16_kernel, tensor_filter_128x64_bf16_kernel = _make_both(
-    "bf16", 8, multiply_bf16
-)
+PRODUCTS = {
+    "tf32": (4, multiply_tf32),
+    "tf32_rounded": (4, partial(multiply_tf32, rounds=False)),
+    "bf16": (8, multiply_bf16),
+}
+"""By the kind of operands: numbers in a chunk, and the product of a k-tile."""
 
 KERNELS = {
-    ("tf32", "128x128"): tensor_filter_128x128_tf32_kernel,
-    ("tf32", "128x64"): tensor_filter_128x64_tf32_kernel,
-    ("bf16", "128x128"): tensor_filter_128x128_bf16_kernel,
-    ("bf16", "128x64"): tensor_filter_128x64_bf16_kernel,
+    (kind, tile): make_filter_gradient(f"tensor_filter_{tile}_{kind}_kernel", bm, 2 * bm, *product)
+    for kind, product in PRODUCTS.items()
+    for tile, bm in TILES.items()
 }
 
 
 # --- launch
 
 
-def tensor_filter_gradient(x, dy, dw, stride, before, groups, buffer, tile=None, x_s2d=None):
+def tensor_filter_gradient(
+    x, dy, dw, stride, before, groups, buffer, tile=None, x_s2d=None, rounded=(False, False)
+):
     """dw (K, R, S, C / groups), float32, from x (N, H, W, C) and dy (N, P, Q, K).
 
     x and dy both float32 (TF32) or both uint16 (BF16); `buffer`: the layer's. tile: "128x128",
     "128x64", or None for `choose_tile`'s. x_s2d: what `tensor_forward` returned for this x, if it
-    ran. ValueError for too large arrays.
+    ran. rounded: x and dy are, to TF32. ValueError for too large arrays.
     """
     key = layer_key("filter gradient", kind_of(x), x.shape, dw.shape, stride, before, groups)
     filters, size, _, channels = dw.shape
     out, side = dw, 1
+    x_is_rounded, dy_is_rounded = rounded
     if not has_whole_chunks(x, groups):
         side = choose_side(size, stride, channels, chunk_elements(x))
         if x_s2d is None:
             x_s2d = image_to_s2d("x", x, dy.shape, size, stride, side, before, groups, buffer)
-        x = x_s2d
+        x, x_is_rounded = x_s2d, True
         size, stride, before = s2d_size(size, side), stride // side, 0
         shape = filters, size, size, x.shape[3] // groups
         out = buffer("dw, space-to-depth", shape, dw.dtype)
     if not has_whole_chunks(dy, groups):
         dy = image_to_s2d("dy", dy, dy.shape, 1, 1, 1, 0, groups, buffer)
+        dy_is_rounded = True
     check_sizes(x, dy)
     _, height, width, channels = x.shape
     _, rows, columns, dy_filters = dy.shape
@@ -329,13 +332,14 @@ def tensor_filter_gradient(x, dy, dw, stride, before, groups, buffer, tile=None,
     bk = 4 * chunk_elements(x)
     splits, split_k = choose_split_k(dy.size // dy_filters, large, bk)
     tile = tile or choose_tile(key, filters_per_group, large * splits)
-    partial = buffer("partial sums of dw", (splits, out.size), dw.dtype)
+    sums = buffer("partial sums of dw", (splits, out.size), dw.dtype)
     grid = -(-filters_per_group // TILES[tile]) * tiles_n, groups, splits
-    KERNELS[kind_of(x), tile][grid_of(grid, 2 * TILES[tile])](
-        *(x.reshape(-1), dy.reshape(-1), partial.reshape(-1), height, width, channels),
+    kind = kernel_kind(x, x_is_rounded and dy_is_rounded)
+    KERNELS[kind, tile][grid_of(grid, 2 * TILES[tile])](
+        *(x.reshape(-1), dy.reshape(-1), sums.reshape(-1), height, width, channels),
         *(rows, columns, filters, dy_filters, size, stride, before, groups, split_k),
         *(bk // (rows * columns), bk // columns % rows, bk % columns),
     )
-    sum_parts(partial, out.reshape(-1))
+    sum_parts(sums, out.reshape(-1))
     if out is not dw:
         filters_from_s2d(out, dw, side)

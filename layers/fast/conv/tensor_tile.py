@@ -28,6 +28,17 @@ ROW = 16
 
 STAGES = 3
 
+L1 = True
+"""Whether k-tiles of the forward kernels come through the L1 cache. Shared memory leaves 100 KB and
+more of it idle; replayed (`benchmarks/gpu_model.py`), its lines save half to three quarters of what
+is loaded from L2, which is the narrowest of a k-tile's four limits. For a GPU to decide: False
+goes past it."""
+
+TAPS_FIRST = True
+"""Whether K goes through the taps (r, s) of BK channels before the next channels, where a group's
+channels are whole k-tiles. Neighbouring taps read the same lines, which are then still in L1.
+For a GPU to decide: False goes through all channels of a tap first."""
+
 BM = 128
 """Rows of a block's tile of y, and columns of its tile of dw."""
 
@@ -136,38 +147,26 @@ def load_fragments(tiles, a, b, a_words, b_words):
         ldmatrix_x4(b_words, 4 * j, tiles, b + 16 * ROW * j)
 
 
-@cuda.jit(device=True, inline="always")
-def multiply_k_tile_tf32(tiles, a, b, sums):
-    # sums += A · B of one k-tile, half of its K at a time.
-    multiply_half_tf32(tiles, a, b, sums)
-    multiply_half_tf32(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+def make_multiply_k_tile(multiply_fragments, rounds=False):
+    """The device function sums += A · B of one k-tile. rounds: A to TF32; B is rounded already."""
 
+    @cuda.jit(device=True, inline="always")
+    def multiply_half(tiles, a, b, sums):
+        a_words = cuda.local.array(16, uint32)
+        b_words = cuda.local.array(8, uint32)
+        load_fragments(tiles, a, b, a_words, b_words)
+        if rounds:
+            for i in range(16):
+                cvt_rna_tf32(a_words, i)
+        multiply_fragments(a_words, b_words, sums)
 
-@cuda.jit(device=True, inline="always")
-def multiply_half_tf32(tiles, a, b, sums):
-    # Half of K; A is rounded to TF32 here.
-    a_words = cuda.local.array(16, uint32)
-    b_words = cuda.local.array(8, uint32)
-    load_fragments(tiles, a, b, a_words, b_words)
-    for i in range(16):  # filters are rounded already
-        cvt_rna_tf32(a_words, i)
-    multiply_fragments_tf32(a_words, b_words, sums)
+    @cuda.jit(device=True, inline="always")
+    def multiply_k_tile(tiles, a, b, sums):
+        # Half of its K at a time.
+        multiply_half(tiles, a, b, sums)
+        multiply_half(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
 
-
-@cuda.jit(device=True, inline="always")
-def multiply_k_tile_bf16(tiles, a, b, sums):
-    # sums += A · B of one k-tile, half of its K at a time.
-    multiply_half_bf16(tiles, a, b, sums)
-    multiply_half_bf16(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
-
-
-@cuda.jit(device=True, inline="always")
-def multiply_half_bf16(tiles, a, b, sums):
-    # Half of K; A and B are bfloat16 already.
-    a_words = cuda.local.array(16, uint32)
-    b_words = cuda.local.array(8, uint32)
-    load_fragments(tiles, a, b, a_words, b_words)
-    multiply_fragments_bf16(a_words, b_words, sums)
+    return multiply_k_tile
 
 
 # --- on the host
@@ -176,6 +175,21 @@ def multiply_half_bf16(tiles, a, b, sums):
 def kind_of(array):
     """ "tf32" for float32, "bf16" for uint16: how `array` is multiplied."""
     return "bf16" if array.dtype.itemsize == 2 else "tf32"
+
+
+def kernel_kind(array, rounded):
+    """The same for a kernel's name: "tf32_rounded" if operands in float32 are `rounded` to TF32."""
+    kind = kind_of(array)
+    return "tf32_rounded" if kind == "tf32" and rounded else kind
+
+
+def taps_first(array, groups, size):
+    """BK, if K goes through the `size` · `size` taps of so many channels first; else 0.
+
+    array: (..., C), as it is multiplied.
+    """
+    bk = 4 * chunk_elements(array)
+    return bk if TAPS_FIRST and size > 1 and array.shape[-1] // groups % bk == 0 else 0
 
 
 def check_sizes(*arrays):

@@ -83,6 +83,22 @@ def advance_k(r, s, c, step, run, num_runs, size):
 
 
 @cuda.jit(device=True, inline="always")
+def advance_tap(r, s, c, step, run, size):
+    # The next tap of the same channels; after the last of `size` · `size`, the first of the next
+    # `step` channels. After the last of `run` channels, r is OUTSIDE.
+    s = int32(s + 1)
+    if s == size:
+        s = int32(0)
+        r = int32(r + 1)
+        if r == size:
+            r = int32(0)
+            c = int32(c + step)
+            if c >= run:
+                r = int32(OUTSIDE)
+    return r, s, c
+
+
+@cuda.jit(device=True, inline="always")
 def add_bias(sums, b, column, columns, first):
     # The thread's columns are filters, from `first` on in b; past the last one the bias is 0.
     bias = cuda.local.array(TN, float32)

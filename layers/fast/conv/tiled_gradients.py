@@ -55,7 +55,7 @@ A_STRIDE, B_STRIDE = BM + 16, BN + 16
 B_OFFSET = BK * A_STRIDE
 TILES = BUFFER_STRIDE + B_OFFSET + BK * B_STRIDE
 
-BLOCKS = 1024
+BLOCKS, MOST_SPLITS = 1024, 128
 """About how many blocks a launch should have: several for each multiprocessor of a large GPU."""
 
 MIN_SPLIT = 256
@@ -225,7 +225,7 @@ def choose_split_k(pixels, tiles, bk=BK):
 
     `bk`: output pixels of a k-tile; a split is a multiple of it.
     """
-    splits = max(1, min(BLOCKS // tiles, pixels // MIN_SPLIT))
+    splits = max(1, min(BLOCKS // tiles, pixels // MIN_SPLIT, MOST_SPLITS))
     split_k = -(-pixels // (splits * bk)) * bk
     return -(-pixels // split_k), split_k
 

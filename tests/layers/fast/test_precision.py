@@ -267,8 +267,8 @@ def test_the_host_rounds_into_a_copy_or_in_place(precision):
 
 def test_a_kernel_may_be_given_more_threads_than_elements(cuda_device):
     bits = cuda_device.array([1, 2, 3], BITS)
-    to_bfloat16_kernel[1, 64](cuda_device.zeros((2,), np.float32), bits[:2])
+    to_bfloat16_kernel[1, 64](cuda_device.zeros((2,), np.float32), bits[:2], True)
     np.testing.assert_array_equal(cuda_device.to_host(bits), [0, 0, 3])
     x = cuda_device.array([1, 2, 3], np.float32)
-    from_bfloat16_kernel[1, 64](cuda_device.zeros((2,), BITS), x[:2])
+    from_bfloat16_kernel[1, 64](cuda_device.zeros((2,), BITS), x[:2], True)
     np.testing.assert_array_equal(cuda_device.to_host(x), [0, 0, 3])

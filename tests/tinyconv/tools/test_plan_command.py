@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -60,13 +61,21 @@ def test_every_file_and_kernel_that_is_printed_exists(device, precision, kernels
 
 
 KNOWN_ELSEWHERE = {
-    *("bias_kernel", "bias_relu_kernel", "bias_relu_dropout_kernel", "masked_gradient_kernel"),
+    *("bias_kernel", "bias_relu_dropout_kernel", "masked_gradient_kernel"),
     *("bias_relu_host", "bias_relu_dropout_host", "masked_gradient_host"),  # bias_relu.py
     *("sum_rows_kernel", "totals_kernel"),  # reductions.py
     *("to_bfloat16_kernel", "from_bfloat16_kernel"),  # precision.py
     "softmax_backward_host",  # the book's
 }
 """Kernels that several steps share."""
+
+
+def kernels_in(text):
+    """The names in "a_kernel, b_{c,d}_kernel": a_kernel, b_c_kernel, b_d_kernel."""
+    for pattern in re.findall(r"[\w{},]*_kernel", text):
+        parts = enumerate(re.split(r"[{}]", pattern))
+        for choice in product(*(part.split(",") if i % 2 else [part] for i, part in parts)):
+            yield "".join(choice)
 
 
 def test_what_a_step_launches_is_what_the_plan_says(cuda_device, capsys):
@@ -80,8 +89,10 @@ def test_what_a_step_launches_is_what_the_plan_says(cuda_device, capsys):
             loss.forward(net.forward(cuda_device.array(x)), np.array([1]))
             net.backward(loss.backward())
         said = plan_command.plan_rows(net, cuda_device, kernels, "fp32")
-        named = set(re.findall(r"\w+_kernel", " ".join(row[2] for row in said)))
-        assert named - launched <= {"crop_kernel", "sgd_kernel"}
+        named = {name for row in said for name in kernels_in(row[2])}
+        # This net has too few channels for vectors.
+        scalar = {name for name in named if "vectorized" not in name}
+        assert scalar - launched <= {"crop_kernel", "sgd_kernel"}
         assert launched - named <= {"sum_parts_kernel"}  # the second pass of many sums
 
 

@@ -59,28 +59,32 @@ def shared_runs(shape: Shape, dtype: str) -> dict[str, Run]:
     }
 
 
-def tensor(conv: Conv2D, shape: Shape, dtype: str, tile: str) -> Run:
-    """All directions on tensor cores. A layer would not take each tile."""
+def tensor(conv: Conv2D, shape: Shape, dtype: str, tile: str, rounded: bool = False) -> Run:
+    """All directions on tensor cores. A layer would not take each tile. rounded: the operands."""
     x, w, b, dy, y, dx, dw = arrays(conv, shape, dtype)
     geometry = conv.stride, conv.before, conv.groups, Buffers(Device("cuda:0"), w.dtype)
 
     def run() -> None:
-        tensor_core.tensor_forward(x, w, b, y, *geometry, relu=True, tile=tile)
-        tensor_core.tensor_input_gradient(dy, w, dx, *geometry, mask=x, tile=tile)
-        tensor_gradients.tensor_filter_gradient(x, dy, dw, *geometry, tile=tile)
+        options: dict[str, Any] = {"tile": tile, "rounded": rounded}
+        tensor_core.tensor_forward(x, w, b, y, *geometry, relu=True, **options)
+        tensor_core.tensor_input_gradient(dy, w, dx, *geometry, mask=x, **options)
+        both = (rounded, rounded)
+        tensor_gradients.tensor_filter_gradient(x, dy, dw, *geometry, tile=tile, rounded=both)
 
     return run
 
 
-def tensor_runs(shape: Shape, dtype: str) -> dict[str, Run]:
+def tensor_runs(shape: Shape, dtype: str, rounded: bool = False) -> dict[str, Run]:
     """16 filters of 2×2 with either tile."""
     channels, groups, kind = shape[-1], groups_of(shape), KINDS[dtype]
     plain, grouped = (
         Conv2D(channels, 16, 2, stride, (1, 0), g) for stride, g in ((1, 1), (2, groups))
     )
     return {
-        f"{kind}, 128x128 tiles": tensor(plain, shape, dtype, "128x128"),
-        f"{kind}, 128x64 tiles, stride 2, groups {groups}": tensor(grouped, shape, dtype, "128x64"),
+        f"{kind}, 128x128 tiles": tensor(plain, shape, dtype, "128x128", rounded),
+        f"{kind}, 128x64 tiles, stride 2, groups {groups}": tensor(
+            grouped, shape, dtype, "128x64", rounded
+        ),
     }
 
 
@@ -102,16 +106,22 @@ def rearranged(shape: Shape, dtype: str) -> Run:
     return run
 
 
-def tensor_cases(dtype: str, figures: tuple[tuple[int, int], ...]) -> tuple[KernelCase, ...]:
-    """The products on tensor cores. figures: of y for each of TILES, then of dL/dw."""
+def tensor_cases(
+    dtype: str, figures: tuple[tuple[int, int] | None, ...], kind: str = ""
+) -> tuple[KernelCase, ...]:
+    """The products on tensor cores. figures: of y for each of TILES, then of dL/dw.
+
+    kind: of operands, if not `dtype`'s.
+    """
+    kind = kind or KINDS[dtype].lower()
     parts = {
-        "forward": (tensor_core, "2*stored[1] number[1] 2*stored[1] 11*int64", "y"),
+        "forward": (tensor_core, "2*stored[1] number[1] 2*stored[1] 11*int64 boolean", "y"),
         "filter": (tensor_gradients, "2*stored[1] number[1] 15*int64", "partial"),
     }
     cases = []
     for (part, tile), figure in zip(product(parts, TILES), figures, strict=True):
         module, types, output = parts[part]
-        kernel = getattr(module, f"tensor_{part}_{tile}_{KINDS[dtype].lower()}_kernel")
+        kernel = module.KERNELS[kind, tile]
         options: dict[str, Any] = {"architectures": TENSOR_CORES, "threads": 2 * TILES[tile]}
         cases.append(KernelCase(kernel, types, output, figure, only=(dtype,), **options))
     return tuple(cases)
@@ -171,6 +181,13 @@ GROUPS = {
         largest=20_000,
         cases=tensor_cases("float32", ((0, 8), (0, 0), (0, 0), (0, 34))),
     ),
+    "tensor_tf32_rounded": KernelGroup(
+        runs=lambda shape, dtype: tensor_runs(shape, dtype, rounded=True),
+        shapes=((1, 3, 4, 8),),  # whole chunks, which are not rearranged
+        small=(1, 3, 4, 8),
+        largest=20_000,
+        cases=tensor_cases("float32", (None,) * 4, "tf32_rounded"),
+    ),
     "tensor_bf16": KernelGroup(
         runs=tensor_runs,
         shapes=(CHANNELS,),
@@ -185,14 +202,14 @@ GROUPS = {
         shapes=(IMAGES, (1, 2, 3, 1), (1, 5, 24, 14)),
         small=(1, 4, 6, 3),
         cases=(
-            KernelCase(s2d.image_to_s2d_kernel, "2*stored[4] 3*int64", "x_s2d", (1, 0), only=BOTH),
+            KernelCase(s2d.image_to_s2d_kernel, "2*stored[1] 9*int64", "x_s2d", (1, 0), only=BOTH),
             KernelCase(
-                *(s2d.filters_to_s2d_kernel, "number[4] stored[4] int64", "w_s2d", (0, 0)),
+                *(s2d.filters_to_s2d_kernel, "number[4] stored[1] 5*int64", "w_s2d", (0, 0)),
                 only=BOTH,
                 architectures=AMPERE,
             ),
             KernelCase(
-                *(s2d.flipped_filters_s2d_kernel, "number[4] stored[4] 2*int64", "flipped", (0, 0)),
+                *(s2d.flipped_filters_s2d_kernel, "number[4] stored[1] 7*int64", "flipped", (0, 0)),
                 only=BOTH,
                 architectures=AMPERE,
             ),

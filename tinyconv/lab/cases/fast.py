@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from layers import Device, Dropout, Linear, LocalResponseNorm, MaxPool2D, ReLU
-from layers.fast import bias_relu, lrn, max_pool, precision, reductions, softmax
+from layers.fast import (
+    bias_relu,
+    lrn,
+    lrn_vectorized,
+    max_pool,
+    max_pool_vectorized,
+    precision,
+    reductions,
+    softmax,
+)
 from tinyconv.lab.cases.book import ELEMENTS, POOLED, ROWS
 from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
 from tinyconv.lab.cases.runs import loss, of_steps, random
@@ -40,6 +49,25 @@ GROUPS = {
             ),
         ),
     ),
+    "max_pool_vectorized": KernelGroup(
+        runs=of_steps(lambda channels: {"MaxPool2D 3, stride 2": [MaxPool2D(3, 2)]}),
+        shapes=((2, 6, 7, 4), (1, 3, 3, 8), (2, 9, 4, 36), (1, 7, 8, 516)),
+        small=(1, 7, 9, 8),
+        cases=(
+            KernelCase(
+                max_pool_vectorized.max_pool_vectorized_forward_kernel,
+                "2*stored[1] uint8[1] 5*int64 boolean",
+                "y winner",
+                only=("float32", "bfloat16"),
+            ),
+            KernelCase(
+                max_pool_vectorized.max_pool_vectorized_backward_kernel,
+                "stored[1] uint8[1] stored[1] 5*int64",
+                "dx",
+                only=("float32", "bfloat16"),
+            ),
+        ),
+    ),
     "lrn_rows": KernelGroup(
         runs=of_steps(
             lambda channels: {
@@ -58,6 +86,25 @@ GROUPS = {
             ),
         ),
     ),
+    "lrn_vectorized": KernelGroup(
+        runs=of_steps(lambda channels: {"LocalResponseNorm 5": [LocalResponseNorm(alpha=0.5)]}),
+        shapes=((2, 1, 3, 8), (1, 1, 1, 24), (3, 1, 5, 96)),
+        small=(2, 3, 3, 16),
+        cases=(
+            KernelCase(
+                lrn_vectorized.lrn_vectorized_forward_kernel,
+                "2*stored[1] int64 2*number",
+                "y",
+                only=("float32", "bfloat16"),
+            ),
+            KernelCase(
+                lrn_vectorized.lrn_vectorized_backward_kernel,
+                "3*stored[1] int64 3*number",
+                "dx",
+                only=("float32", "bfloat16"),
+            ),
+        ),
+    ),
     "linear": KernelGroup(
         runs=of_steps(
             lambda channels: {
@@ -69,27 +116,36 @@ GROUPS = {
         shapes=((3, 7), (1, 1), (130, 5)),
         small=(6, 8),
         cases=(
-            # The first three update y.
-            KernelCase(bias_relu.bias_kernel, "2*number[1] stored[1]", "", (0, 0)),
-            KernelCase(bias_relu.bias_relu_kernel, "2*number[1] stored[1]", "", (0, 1)),
+            # The first two update y.
+            KernelCase(bias_relu.bias_kernel, "2*number[1] stored[1] int64 2*boolean", "", (0, 1)),
             KernelCase(
                 bias_relu.bias_relu_dropout_kernel,
-                "2*number[1] stored[1] number uint64 uint64[1]",
+                "2*number[1] stored[1] int64 number uint64 uint64[1]",
                 "",
                 (0, 6),
             ),
             KernelCase(
                 bias_relu.masked_gradient_kernel,
-                "3*stored[2] number[2] int64 number",
+                "3*stored[1] number[1] 3*int64 boolean number boolean",
                 "dz partial",
                 (0, 2),
                 threads=256,
             ),
             KernelCase(
-                *(reductions.sum_rows_kernel, "stored[2] number[2] int64", "partial", (0, 0)),
+                *(
+                    reductions.sum_rows_kernel,
+                    "stored[1] number[1] 3*int64 boolean",
+                    "partial",
+                    (0, 0),
+                ),
                 threads=256,
             ),
-            KernelCase(reductions.sum_parts_kernel, "number[2] number[1]", "total", (0, 0)),
+            KernelCase(
+                reductions.sum_parts_kernel, "2*number[1] int64 boolean", "total", (0, 0)
+            ),
+            KernelCase(
+                *(reductions.sum_many_parts_kernel, "number[2] number[1]", "total"), threads=1024
+            ),
         ),
     ),
     "softmax_rows": KernelGroup(
@@ -112,10 +168,18 @@ GROUPS = {
         small=(2, 3, 5, 8),
         cases=(
             KernelCase(
-                precision.to_bfloat16_kernel, "number[1] stored[1]", "bits", (0, 1), only=BF16
+                precision.to_bfloat16_kernel,
+                "number[1] stored[1] boolean",
+                "bits",
+                (0, 1),
+                only=BF16,
             ),
             KernelCase(
-                precision.from_bfloat16_kernel, "stored[1] number[1]", "x", (0, 0), only=BF16
+                precision.from_bfloat16_kernel,
+                "stored[1] number[1] boolean",
+                "x",
+                (0, 0),
+                only=BF16,
             ),
         ),
     ),

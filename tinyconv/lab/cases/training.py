@@ -56,7 +56,7 @@ GROUPS = {
         cases=(
             KernelCase(
                 augment.crop_kernel,
-                "uint8[4] number[3] 3*int32[1] number[2] int64 number number[4]",
+                "uint8[1] number[1] 3*int32[1] number[1] 2*int64 number number[1] int64",
                 "x",
                 (0, 3),
             ),

@@ -14,6 +14,7 @@ from layers.fast.conv.space_to_depth import (
     s2d_channels,
     s2d_size,
 )
+from layers.fast.conv.tensor_tile import taps_first
 from layers.layer import Buffers
 
 # image (N, H, W, C), filters, window, stride, side, padding before, groups
@@ -121,8 +122,13 @@ def test_filters_to_s2d_flipped_and_back(title, kind, cuda_device, buffer):
     (round_bf16 if kind == "bfloat16" else round_tf32)(right, right)
 
     def numbers(array):
+        # In memory: the taps of so many channels, then those of the next.
         array = cuda_device.to_host(array)
-        return from_bits(array) if kind == "bfloat16" else array
+        if bk := taps_first(array, 1, array.shape[1]):
+            taps, channels = array.shape[1] ** 2, array.shape[3]
+            chunks = array.reshape(-1, channels // bk, taps, bk)
+            array = chunks.transpose(0, 2, 1, 3).reshape(array.shape)
+        return from_bits(np.ascontiguousarray(array)) if kind == "bfloat16" else array
 
     np.testing.assert_array_equal(numbers(made), right)
     of_group = channels if side == 1 else padded
@@ -135,7 +141,7 @@ def test_filters_to_s2d_flipped_and_back(title, kind, cuda_device, buffer):
 
     if kind == "float32":
         back = cuda_device.empty(w.shape, np.float32)
-        filters_from_s2d(made, back, side)
+        filters_from_s2d(cuda_device.array(numbers(made)), back, side)
         np.testing.assert_array_equal(cuda_device.to_host(back), round_tf32(w, w))
 
 

@@ -1,0 +1,634 @@
+"""The time of a training step on a GPU, predicted launch by launch without one.
+
+    python benchmarks/gpu_model.py [--batch 128] [--precision tf32] [--machine H200]
+    python benchmarks/gpu_model.py --totals     # a column for each machine and precision
+
+A step of AlexNet (crop, forward, loss, backward, update) is run on a device without memory, which
+takes down every launch: kernel, grid, types and shapes. Each kernel is compiled as a launch on that
+GPU compiles it, and the hot path of its machine code is counted (`hot_path.py`). A launch takes
+
+    GAP + max(bytes, issue, latency)
+
+    bytes      every argument array once, at the bandwidth that a copy reaches
+    issue      instructions of the warps on the busiest multiprocessor, at IPC a clock
+    latency    rounds of loads that wait for each other, LATENCY each, for all waves of blocks
+
+A product on tensor cores takes its k-tiles, those of padding among them, one after the other on
+each multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in
+part, the sum of their sixth powers is that of its time: this exponent gives the rates of a review
+within a tenth. What the L1 cache saves of L2 is counted by replaying its lines. Half of the loss by
+the last wave is counted, as blocks end at different times.
+
+The model knows no caches but these, no clocks that fall with the temperature, and no host. It is
+there to tell which launch costs most, and what a change takes away; ±35 % for a single launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # the simulator has no compiler
+
+import numpy as np  # noqa: E402
+import sass  # noqa: E402
+from hot_path import Path as HotPath  # noqa: E402
+from hot_path import hot_path  # noqa: E402
+from measuring import table  # noqa: E402
+
+# --- constants
+
+COPIED = 0.81
+"""Of the published bandwidth, what a copy reaches: 3.9 of an H200's 4.8 TB/s (the review of commit
+ecb12d7; Hopper microbenchmarks give 0.80 to 0.84)."""
+
+GAP = 2e-6
+"""Seconds from one kernel of a graph to the next, of launch and drain (same review: 1.5 to 2.5)."""
+
+LATENCY, LATENCY_L2 = 650e-9, 450e-9
+"""Seconds that a load waits for memory, and for the L2 cache where all arrays fit into it
+(same review; of a loaded machine)."""
+
+LIBRARY = 0.45
+"""Of the tensor cores' peak, what cuBLAS reaches for AlexNet's fully connected layers: few rows, so
+that the last wave is often half empty. Fits the review's 225 µs and 890 µs."""
+
+EXPONENT = 6
+
+L1_BYTES = 128 * 1024
+"""Of an H200's 256 KB, what the shared memory of two or four blocks leaves, and a margin."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of a GPU, each with its source."""
+
+    architecture: tuple[int, int]
+    multiprocessors: int
+    clock: float
+    """Hz, under load."""
+    bandwidth: float
+    """Bytes a second, published."""
+    ipc: float
+    """Warp instructions a clock and multiprocessor, of code that is mostly integer arithmetic."""
+    peak: dict[str, float]
+    """Floating-point operations a second by precision, published, dense."""
+    mma: float
+    """Of them, what mma.sync reaches."""
+    l2: float
+    """Bytes a second from the L2 cache."""
+    l2_bytes: float
+
+
+MACHINES = {
+    # NVIDIA's data sheet (H200 SXM); 2.8 of 4 IPC, mma.sync at 0.6 of wgmma's peak and 5.5 TB/s
+    # from L2: the review, after published microbenchmarks. 1.75 GHz of 1.98 under load.
+    "H200": Machine(
+        *((9, 0), 132, 1.75e9, 4.8e12, 2.8),
+        {"fp32": 67e12, "tf32": 494.5e12, "bf16": 989.5e12},
+        *(0.6, 5.5e12, 50e6),
+    ),
+    # NVIDIA's Ada white paper; mma.sync is what its peak is given for; L2 as measured by Chips and
+    # Cheese ("Microbenchmarking Nvidia's RTX 4090", 2022).
+    "RTX 4090": Machine(
+        *((8, 9), 128, 2.52e9, 1.008e12, 2.8),
+        {"fp32": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12},
+        *(0.9, 5e12, 72e6),
+    ),
+    # NVIDIA's Turing white paper; two instructions of float32 a clock, hence 1.8; 1.35 GHz of 1.59
+    # within 70 W; L2 as measured by Jia et al. ("Dissecting the NVidia Turing T4 GPU", 2019).
+    "T4": Machine(
+        *((7, 5), 40, 1.35e9, 320e9, 1.8),
+        {"fp32": 8.1e12},
+        *(0.9, 1.27e12, 4e6),
+    ),
+}
+
+CASES = (
+    ("H200", "tf32", 128),
+    ("H200", "bf16", 1024),
+    ("RTX 4090", "tf32", 128),
+    ("RTX 4090", "bf16", 128),
+    ("T4", "fp32", 128),
+)
+"""What `--totals` prints: machine, precision, batch."""
+
+# --- the launches of a step
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch, or a product of the library (`kernel` is None, args are M, N, K and word sizes)."""
+
+    title: str
+    """Of the layer, and the pass."""
+    kernel: Any
+    grid: tuple[int, int, int]
+    threads: int
+    types: tuple[Any, ...]
+    sizes: tuple[Any, ...]
+    """By argument: an array's shape, or the number."""
+    moved: int
+    """Bytes of all arrays."""
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, without `_kernel`."""
+        return self.kernel.__name__.removesuffix("_kernel") if self.kernel else "cuBLAS"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the grid."""
+        return math.prod(self.grid)
+
+
+class _Anything:
+    """Whatever of CuPy is only called: streams, events, handles."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self
+
+
+class _Recorder:
+    """A device whose launches are written down."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.launches: list[Launch] = []
+        self.title = ""
+        digits = "".join(map(str, machine.architecture))
+        anything = _Anything()
+        self.cupy = SimpleNamespace(
+            __name__="cupy",
+            ndarray=np.ndarray,
+            empty=lambda shape, dtype: np.empty(shape, dtype).view(_Array),
+            zeros=lambda shape, dtype: np.zeros(shape, dtype).view(_Array),
+            array=lambda values, dtype=None, order="C": np.array(values, dtype, order=order).view(
+                _Array
+            ),
+            ascontiguousarray=lambda array: array,
+            matmul=lambda a, b, out: self.product(a, b, out),
+            cuda=SimpleNamespace(
+                Device=lambda index: SimpleNamespace(compute_capability=digits),
+                Stream=anything,
+                Event=anything,
+                alloc_pinned_memory=bytearray,
+                get_current_stream=lambda: SimpleNamespace(ptr=0),
+                device=anything,
+                runtime=SimpleNamespace(CUDA_R_16BF=2, CUDA_R_32F=4),
+                cublas=SimpleNamespace(
+                    CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F="", gemmEx=self.gemm_ex,
+                    CUBLAS_COMPUTE_32F_FAST_TF32="", CUBLAS_GEMM_DEFAULT=0,
+                ),
+            ),
+        )  # fmt: skip
+
+    def gemm_ex(self, *arguments: Any) -> None:
+        m, n, k = arguments[3:6]
+        words = arguments[8], arguments[11], arguments[15]
+        self.add_product(m, n, k, m * k * words[0] + n * k * words[1] + m * n * words[2])
+
+    def product(self, a: Any, b: Any, out: Any) -> None:
+        (m, k), n = a.shape, b.shape[1]
+        self.add_product(m, n, k, a.nbytes + b.nbytes + out.nbytes)
+
+    def add_product(self, m: int, n: int, k: int, moved: int) -> None:
+        self.launches.append(Launch(self.title, None, (1, 1, 1), 0, (), (m, n, k), moved))
+
+    def add(self, dispatcher: Any, configuration: Any, arguments: tuple[Any, ...]) -> None:
+        import numba
+
+        def three(sides: Any) -> tuple[int, int, int]:
+            sides = (sides,) if isinstance(sides, int) else tuple(sides)
+            return (*sides, 1, 1)[:3]  # type: ignore[return-value]
+
+        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+        plain = [np.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        self.launches.append(
+            Launch(
+                self.title,
+                dispatcher.py_func,
+                three(configuration[0]),
+                math.prod(three(configuration[1])),
+                tuple(numba.typeof(a) for a in plain),
+                tuple(a.shape if isinstance(a, np.ndarray) else a for a in plain),
+                sum(a.nbytes for a in arrays),
+            )
+        )
+
+
+class _Array(np.ndarray):
+    """An array that is never touched, with CuPy's pointer and `get`."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=0)
+
+    def get(self, out: Any = None, **_: Any) -> Any:
+        return np.asarray(self) if out is None else out
+
+    def set(self, values: Any, stream: Any = None) -> None:
+        pass
+
+
+@contextmanager
+def recording(machine: Machine) -> Iterator[_Recorder]:
+    """Within it `Device("cuda:0")` is a device that computes nothing, like `machine`."""
+    from numba.cuda.dispatcher import CUDADispatcher
+
+    from layers import device
+    from layers.fast.conv import tile_table
+
+    recorder = _Recorder(machine)
+    known = CUDADispatcher.__getitem__, device._open_gpu, tile_table._gpu
+    name = "sm_{}{}".format(*machine.architecture)
+    try:
+        CUDADispatcher.__getitem__ = lambda self, configuration: (
+            lambda *arguments: recorder.add(self, configuration, arguments)
+        )
+        device._open_gpu = lambda index: recorder.cupy
+        tile_table._gpu = lambda: (name, machine.multiprocessors)
+        yield recorder
+    finally:
+        CUDADispatcher.__getitem__, device._open_gpu, tile_table._gpu = known
+
+
+def launches_of(machine: Machine, precision: str, batch: int, recipe: str) -> list[Launch]:
+    """Every launch of a step of AlexNet, with the crop before it and the update after it."""
+    from tinyconv import SGD, alexnet
+    from tinyconv.data.augment import Augment
+
+    with recording(machine) as recorder:
+        net = alexnet(recipe=recipe, init=False)
+        augment = Augment(np.zeros((256, 256, 3), np.float32), 224)
+        net.to("cuda:0", precision=precision)
+        net.layers[0].input_gradient = False
+        augment.to(net.device, net.dtype)
+        optimizer, loss = SGD(net.parameters()), net.loss()
+        net.set_step(0)
+        photos = np.empty((batch, 256, 256, 3), np.uint8).view(_Array)
+        recorder.launches.clear()
+        recorder.title = "crop"
+        x = augment.random(photos, np.arange(batch), 0)
+        recorder.title = "forward"
+        logits = forward(recorder, net, x)
+        recorder.title = "loss"
+        loss.load_labels(np.zeros(batch, np.int64), logits.shape)
+        loss.compute(logits)
+        backward(recorder, net, loss.backward())
+        recorder.title = "update"
+        optimizer.step(loss.pending()[0])
+        return recorder.launches
+
+
+def forward(recorder: _Recorder, net: Any, x: Any) -> Any:
+    """The steps of the plan one by one, so that each launch has a name."""
+    for step in net.steps:
+        recorder.title = f"{step.name} forward"
+        x = step.forward(x, True)
+    return x
+
+
+def backward(recorder: _Recorder, net: Any, dy: Any) -> None:
+    """The same in the other direction."""
+    for step in reversed(net.steps):
+        recorder.title = f"{step.name} backward"
+        dy = step.backward(dy)
+
+
+# --- how often the loops of a kernel run
+
+
+def by_four(count: float) -> tuple[float, float]:
+    """Rounds of the loops that the compiler makes of one: the remainder, and four at a time."""
+    return count % 4, count // 4
+
+
+def two_rows(sizes: tuple[Any, ...]) -> float:
+    """Rounds of a first pass, of two rows for each thread of a column."""
+    from layers.fast.reductions import BLOCK, COLUMNS
+
+    _, columns, rows_of_part = (size for size in sizes if type(size) is int)
+    across = min(-(-columns // COLUMNS), BLOCK // 4)
+    return rows_of_part / (BLOCK // across) / 2
+
+
+TRIPS: dict[str, Callable[[tuple[Any, ...]], list[float]]] = {
+    "lrn_rows_forward": lambda sizes: [0, 1, 4, 1],
+    "lrn_rows_backward": lambda sizes: [0, 1, 4, 1, 4, 1],
+    "max_pool_rows_forward": lambda sizes: [sizes[1][2]],
+    "max_pool_rows_backward": lambda sizes: [sizes[0][2], 0, 0],
+    "max_pool_vectorized_forward": lambda sizes: [sizes[7]],
+    "max_pool_vectorized_backward": lambda sizes: [sizes[7], 0, 0],
+    "masked_gradient": lambda sizes: [two_rows(sizes), 1, 1],
+    "sum_rows": lambda sizes: [*by_four(two_rows(sizes)), 1, 1],
+    "sum_parts": lambda sizes: [*by_four(sizes[2] - 1), 0, 0],
+    "sum_many_parts": lambda sizes: [*by_four(sizes[0][0] / 32)],
+    "image_to_s2d": lambda sizes: [sizes[6] // max(1, 128 // (sizes[7] // 4))],
+    "softmax_rows": lambda sizes: [*by_four(sizes[0][1] / 128)] * 3,
+    "totals": lambda sizes: [*by_four(sizes[0][0] / 128)],
+    "conv_bias_gradient": lambda sizes: [*by_four(math.prod(sizes[0][:3]) / 512)],
+    "tiled_forward_vectorized": lambda sizes: [1, depth(sizes) / 8, 1],
+    "tiled_forward_scalar": lambda sizes: [1, depth(sizes) / 8, 1],
+    "tiled_filter_vectorized": lambda sizes: [sizes[13] / 8, 1],
+    "tiled_filter_scalar": lambda sizes: [sizes[13] / 8, 1],
+}
+"""By kernel, from the shapes and numbers of a launch: rounds of its loops, as `hot_path` takes
+them. Kernels that are missing have no loops, or only loops of one round."""
+
+
+def depth(sizes: tuple[Any, ...]) -> float:
+    """K of a forward convolution."""
+    channels, size, groups = sizes[6], sizes[10], sizes[13]
+    return size * size * channels / groups
+
+
+# --- times
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A kernel as compiled for a launch."""
+
+    listing: str
+    registers: int
+    shared: int
+
+
+@cache
+def compiled(kernel: Any, types: tuple[Any, ...], architecture: tuple[int, int]) -> Counted:
+    """The machine code of a launch."""
+    from compile_kernels import ptx_of
+
+    kernel = SimpleNamespace(py_func=kernel)
+    used, listing = sass.assemble(ptx_of(kernel, types, architecture), architecture)
+    return Counted(listing, used["registers"], used["shared"])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The time of a launch, and what it consists of."""
+
+    launch: Launch
+    seconds: float
+    bound: str
+    """Of the limits, the largest: "bytes", "issue", "latency", "mma", "L2", "shared"."""
+    waves: float
+    instructions: float
+    """Of a thread, or of a k-tile for tensor cores."""
+
+
+def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
+    """The time of one launch."""
+    if launch.kernel is None:
+        return predict_product(launch, machine, precision)
+    found = compiled(launch.kernel, launch.types, machine.architecture)
+    at_once, _ = sass.occupancy(machine.architecture, launch.threads, found.registers, found.shared)
+    waves = launch.blocks / (machine.multiprocessors * max(1, at_once))
+    if launch.name.startswith("tensor_"):
+        return predict_tensor(launch, found, machine, precision, waves)
+    trips = TRIPS.get(launch.name, lambda sizes: [])(launch.sizes)
+    path = hot_path(found.listing, trips)
+    times = {
+        "bytes": bytes_of(launch) / (COPIED * machine.bandwidth),
+        "issue": issue(launch, path, machine),
+        "latency": latency(launch, path, machine) * max(1, waves),
+    }
+    bound = max(times, key=lambda name: times[name])
+    return Prediction(launch, GAP + times[bound], bound, waves, path.instructions)
+
+
+def bytes_of(launch: Launch) -> float:
+    """Bytes that a launch moves: each array once, but those that SGD reads and writes."""
+    again = 2 * launch.sizes[0][0] * 4 if launch.name == "sgd" else 0
+    return launch.moved + again
+
+
+def issue(launch: Launch, path: HotPath, machine: Machine) -> float:
+    """Seconds in which the busiest multiprocessor issues its warps' instructions."""
+    blocks = math.ceil(launch.blocks / machine.multiprocessors)
+    if launch.blocks > 20 * machine.multiprocessors:
+        blocks = launch.blocks / machine.multiprocessors
+    warps = math.ceil(launch.threads / 32)
+    return blocks * warps * path.instructions / (machine.ipc * machine.clock)
+
+
+def latency(launch: Launch, path: HotPath, machine: Machine) -> float:
+    """Seconds in which a thread waits for its loads, one round after the other."""
+    in_loops = sum(loop.trips for loop in path.loops if loop.moved)
+    of_loops = sum(loop.trips * loop.moved for loop in path.loops)
+    rounds = in_loops + (1 if path.moved > of_loops else 0)
+    return rounds * (LATENCY_L2 if launch.moved < machine.l2_bytes else LATENCY)
+
+
+def predict_product(launch: Launch, machine: Machine, precision: str) -> Prediction:
+    """A product of the library."""
+    m, n, k = launch.sizes
+    times = {
+        "bytes": launch.moved / (COPIED * machine.bandwidth),
+        "mma": 2 * m * n * k / (LIBRARY * machine.peak[precision]),
+    }
+    bound = max(times, key=lambda name: times[name])
+    return Prediction(launch, GAP + times[bound], bound, 0, 0)
+
+
+def predict_tensor(
+    launch: Launch, found: Counted, machine: Machine, precision: str, waves: float
+) -> Prediction:
+    """A convolution on tensor cores, k-tile by k-tile."""
+    loops = hot_path(found.listing).loops
+    instructions = max(loop.instructions for loop in loops if "HMMA" in loop.work)
+    limits, k_tiles = k_tile_limits(launch, instructions, machine, precision)
+    if machine.architecture[0] == 9:  # others have no cache left beside shared memory
+        at_once = 2 if launch.threads > 128 else 4
+        limits["L2"] *= l2_share(launch, at_once, {"tf32": 16, "bf16": 32}[precision])
+    clocks = sum(value**EXPONENT for value in limits.values()) ** (1 / EXPONENT)
+    full = launch.blocks * (k_tiles + 3) * clocks / machine.multiprocessors / machine.clock
+    tail = (1 + math.ceil(waves) / waves) / 2 if waves > 1 else 1 / waves
+    bound = max(limits, key=lambda name: limits[name])
+    return Prediction(launch, GAP + full * tail, bound, waves, instructions)
+
+
+@cache
+def l2_share(launch: Launch, at_once: int, bk: int) -> float:
+    """Of the bytes of its k-tiles, those that a product loads from L2, past an L1 of L1_BYTES.
+
+    The lines that the blocks of one multiprocessor touch are replayed, k-tile by k-tile, in
+    lockstep, through a cache that drops the line that was used the longest time ago.
+    """
+    from layers.fast.conv import tensor_tile
+
+    if "forward" not in launch.name or not tensor_tile.L1:
+        return 1.0
+    _, _, _, _, _, height, width, channels, rows, columns, filters, *others = launch.sizes
+    size, stride, before, groups, _, chunked = others
+    word = 64 // bk
+    run, bn = channels // groups, 16 * (launch.threads // 32)
+    depth = size * size * run
+    tiles_n = -(-(filters // groups) // bn)
+    pixels = math.prod(launch.sizes[3]) // filters
+    lines: dict[Any, set[int]] = {}
+    loaded = moved = 0
+
+    def touch(array: str, bytes_: Any) -> None:
+        nonlocal loaded, moved
+        for first in bytes_:
+            moved += 64
+            for at in (first, first + 32):  # two sectors
+                line, sector = (array, at // 128), at // 32 % 4
+                held = lines.pop(line, set())
+                loaded += 32 * (sector not in held)
+                lines[line] = held | {sector}
+                if len(lines) > L1_BYTES // 128:
+                    del lines[next(iter(lines))]
+
+    blocks = [132 * i + 40 for i in range(at_once) if 132 * i + 40 < launch.grid[0]]
+    for k_tile in range(-(-depth // bk)):
+        k = k_tile * bk
+        if chunked:
+            (chunk, tap), c = divmod(k_tile, size * size), 0
+            c = chunk * bk
+        else:
+            tap, c = divmod(k, run)
+        r, s = divmod(tap, size)
+        for block in blocks or [0]:
+            tile_m, tile_n = divmod(block, tiles_n)
+            m = np.minimum(tile_m * 128 + np.arange(128), pixels - 1)
+            h = m // columns % rows * stride - before + r
+            q = m % columns * stride - before + s
+            inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
+            at = ((m // columns // rows * height + h) * width + q) * channels + c
+            touch("x", (at[inside] * word).tolist())
+            n = np.minimum(tile_n * bn + np.arange(bn), filters // groups - 1)
+            touch("w", ((n * depth + k) * word).tolist())
+    return loaded / moved
+
+
+def k_tile_limits(
+    launch: Launch, instructions: int, machine: Machine, precision: str
+) -> tuple[dict[str, float], float]:
+    """Clocks of a multiprocessor for a block's k-tile, by what limits it; and how many it has."""
+    bk = {"tf32": 16, "bf16": 32}[precision]
+    warps = launch.threads // 32
+    bm, bn = 128, 16 * warps
+    if "filter" in launch.name:
+        k_tiles = launch.sizes[14] / bk
+    else:
+        channels, size, groups = launch.sizes[7], launch.sizes[11], launch.sizes[14]
+        k_tiles = math.ceil(size * size * channels // groups / bk)
+    per_clock = machine.multiprocessors * machine.clock
+    loaded = (bm + bn) * 64
+    read = warps * (64 + 32) * 64
+    return {
+        "mma": 2 * bm * bn * bk / (machine.mma * machine.peak[precision] / per_clock),
+        "issue": warps * instructions / machine.ipc,
+        "L2": loaded / (machine.l2 / per_clock),
+        "shared": (loaded + read) / 128,
+    }, k_tiles
+
+
+# --- the tables
+
+
+def step(machine: str, precision: str, batch: int, recipe: str) -> list[Prediction]:
+    """The predicted launches of a step."""
+    here = MACHINES[machine]
+    launches = launches_of(here, precision, batch, recipe)
+    return [predict(launch, here, precision) for launch in launches]
+
+
+def launch_table(predictions: list[Prediction]) -> str:
+    """A row for each launch."""
+    rows = [
+        [
+            found.launch.title,
+            found.launch.name,
+            f"{found.launch.blocks:,}" if found.launch.kernel else "",
+            f"{found.waves:.2f}" if found.launch.kernel else "",
+            f"{found.instructions:,.0f}" if found.launch.kernel else "",
+            f"{bytes_of(found.launch) / 1e6:,.1f}",
+            found.bound,
+            f"{found.seconds * 1e6:,.0f}",
+        ]
+        for found in predictions
+    ]
+    names = ["step", "kernel", "blocks", "waves", "instructions", "MB", "bound by", "µs"]
+    return table(names, rows)
+
+
+GROUPS = {
+    "crop, space-to-depth": ("crop", "image_to", "image_from", "filters", "flipped"),
+    "convolutions": ("tensor", "tiled"),
+    "LRN": ("lrn",),
+    "pooling": ("max_pool",),
+    "cuBLAS": ("cuBLAS",),
+    "sums of parts, bias gradients": ("sum_", "masked", "conv_bias"),
+    "SGD": ("sgd",),
+}
+
+
+def groups(predictions: list[Prediction]) -> dict[str, float]:
+    """Milliseconds by kind of kernel, and of the step."""
+    sums = dict.fromkeys([*GROUPS, "others"], 0.0)
+    for found in predictions:
+        fits = (kind for kind, starts in GROUPS.items() if found.launch.name.startswith(starts))
+        sums[next(fits, "others")] += 1e3 * found.seconds
+    return {**sums, "step": sum(sums.values())}
+
+
+def totals(recipe: str) -> str:
+    """A column for each of CASES."""
+    columns = [groups(step(*case, recipe)) for case in CASES]
+    names = [f"{machine}, {precision}, {batch:,}" for machine, precision, batch in CASES]
+    rows = [
+        [kind, *(f"{column[kind]:.2f}" for column in columns)]
+        for kind in [*GROUPS, "others", "step"]
+    ]
+    rates = (
+        f"{1e3 * case[2] / col['step']:,.0f}" for case, col in zip(CASES, columns, strict=True)
+    )
+    return table(["ms", *names], [*rows, ["images/s", *rates]])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables; 2: a tool is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--machine", choices=list(MACHINES), default="H200")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="tf32")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--recipe", default="robust")
+    parser.add_argument("--totals", action="store_true")
+    options = parser.parse_args(arguments)
+    if missing := sass.missing_tools():
+        print("\n".join(missing), file=sys.stderr)
+        return 2
+    if options.totals:
+        print(totals(options.recipe))
+        return 0
+    if options.precision not in MACHINES[options.machine].peak:
+        print(f"{options.machine} has no {options.precision}: use fp32", file=sys.stderr)
+        return 2
+    found = step(options.machine, options.precision, options.batch, options.recipe)
+    print(launch_table(found))
+    print()
+    print(table(["kind", "ms"], [[k, f"{v:.2f}"] for k, v in groups(found).items()]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

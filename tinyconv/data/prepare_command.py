@@ -21,9 +21,8 @@ import sys
 import time
 from functools import partial
 
-from tqdm import tqdm
-
 from tinyconv.data import commands
+from tinyconv.data.bar import tqdm
 from tinyconv.data.listing import Skipped, SourceError
 from tinyconv.data.prepare import prepare, skipped_file
 from tinyconv.data.store import PhotoStore

@@ -20,11 +20,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from layers import Device, DeviceError
 from layers.fast.plan import KERNELS
 from layers.fast.precision import PRECISIONS, described
+from tinyconv.data.bar import tqdm
 from tinyconv.data.folder import read_folder
 from tinyconv.data.listing import printable, quoted
 from tinyconv.data.photos import PhotoError

@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 
-# CuPy passes each array to Numba together with its stream, and Numba would wait for that stream at
-# every launch. All work of this project is queued on one stream in order: there is nothing to wait
-# for.
+# Numba takes CuPy's arrays by DLPack. By the older protocol it would wait for an array's stream at
+# every launch, for nothing: all work of this project is queued on one stream in order.
 os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
 
 # Small launches are intended here: a bias has few elements.
 os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
-from numba import cuda
+# numba-cuda 0.30 looks up this alias at import, and NumPy 2.5 has removed it.
+vars(np).setdefault("row_stack", np.vstack)
+
+from numba import cuda  # noqa: E402
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """True when kernels run in the simulator of this process."""

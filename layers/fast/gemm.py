@@ -2,14 +2,15 @@
 
     out = a · b          a (M, K), b (K, N), out (M, N)
 
-              the host                        a GPU
-    fp32      NumPy's BLAS (`threads.py`)     CuPy's matmul
-    tf32      the same: the caller has        cuBLAS, float32 operands, rounded by tensor cores
-    bf16      rounded a and b                 cuBLAS, a and b bfloat16, out float32 or bfloat16
+              the host                        a GPU: cuBLAS
+    fp32      NumPy's BLAS (`threads.py`)     float32 or float64 throughout
+    tf32      the same: the caller has        float32 operands, rounded by tensor cores
+    bf16      rounded a and b                 a and b bfloat16, out float32 or bfloat16
 
 Sums are float32 (in fp32: of the arrays' dtype). How cuBLAS converts float32 to TF32 is not
 documented. bfloat16 is passed as uint16 to cuBLAS's gemmEx, which takes the types of its matrices
-as arguments. The simulator uses NumPy. Not yet run on a GPU.
+as arguments. It is called through `cublas.py`, or by CuPy where that finds no library. The
+simulator uses NumPy. Not yet run on a GPU.
 """
 
 from typing import Any
@@ -18,10 +19,19 @@ import numpy as np
 
 from layers.device import Device
 from layers.fast.bfloat16 import from_bits, round_tf32, to_bits
+from layers.fast.cublas import cublas_of
 from layers.fast.host import threads
 from layers.fast.precision import BITS
 
-ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
+ONES, ZEROS = (
+    {kind: make(1, kind) for kind in (np.dtype(np.float32), np.dtype(np.float64))}
+    for make in (np.ones, np.zeros)
+)
+KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, BITS: 14}
+"""cudaDataType: CUDA_R_32F, CUDA_R_64F, CUDA_R_16BF."""
+NORMAL, TRANSPOSED, ANY_ALGORITHM = 0, 1, -1
+SUMS_32, SUMS_64, SUMS_32_OF_TF32 = 68, 70, 77
+"""cublasComputeType_t."""
 
 
 def multiply(device: Device, *triples: tuple[Any, Any, Any], precision: str = "fp32") -> None:
@@ -29,14 +39,19 @@ def multiply(device: Device, *triples: tuple[Any, Any, Any], precision: str = "f
 
     out is C-contiguous, a and b are, or their transposes. No product may need another's result.
     """
-    if precision == "fp32" or not device.is_cuda:
+    if not device.is_cuda or (device.is_simulated and precision == "fp32"):
         threads.multiply(device, *triples)
         return
+    library = cublas_of(device)
     for a, b, out in triples:
         if device.is_simulated:
             _simulated(a, b, out)
+        elif library is not None:
+            library.gemm_ex(*_arguments(a, b, out, precision))
         else:
-            _tensor_cores(device.xp, a, b, out)
+            cuda = device.xp.cuda
+            handle = cuda.device.get_cublas_handle()
+            cuda.cublas.gemmEx(handle, *_arguments(a, b, out, precision))
 
 
 def _simulated(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
@@ -49,28 +64,28 @@ def _simulated(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     out[...] = to_bits(values) if out.dtype == BITS else values
 
 
-def _tensor_cores(cupy: Any, a: Any, b: Any, out: Any) -> None:
-    cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
-
-    def kind(array: Any) -> Any:
-        return runtime.CUDA_R_16BF if array.dtype == BITS else runtime.CUDA_R_32F
+def _arguments(a: Any, b: Any, out: Any, precision: str) -> tuple[int, ...]:
+    """What cublasGemmEx takes after its handle."""
 
     def layout(array: Any) -> tuple[int, int]:
         # cuBLAS is column-major: it reads the transpose of a C-contiguous array.
         if array.flags.c_contiguous:
-            return cublas.CUBLAS_OP_N, array.shape[1]
+            return NORMAL, array.shape[1]
         if array.T.flags.c_contiguous:
-            return cublas.CUBLAS_OP_T, array.shape[0]
+            return TRANSPOSED, array.shape[0]
         raise ValueError(f"product: an operand of {array.shape} is not contiguous; copy it first")
 
     # outᵀ = bᵀ · aᵀ: column-major that is out, row-major.
     (rows, depth), columns = a.shape, b.shape[1]
     (of_a, stride_a), (of_b, stride_b) = layout(a), layout(b)
-    only_bits = a.dtype == BITS
-    compute = cublas.CUBLAS_COMPUTE_32F if only_bits else cublas.CUBLAS_COMPUTE_32F_FAST_TF32
-    cublas.gemmEx(
-        *(cupy.cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth),
-        *(ONE.ctypes.data, b.data.ptr, kind(b), stride_b, a.data.ptr, kind(a), stride_a),
-        *(ZERO.ctypes.data, out.data.ptr, kind(out), columns),
-        *(compute, cublas.CUBLAS_GEMM_DEFAULT),
+    sums = SUMS_32_OF_TF32 if precision == "tf32" else SUMS_32
+    number = np.dtype(np.float32)
+    if a.dtype == np.float64:
+        sums, number = SUMS_64, a.dtype
+    return (
+        *(of_b, of_a, columns, rows, depth),
+        *(ONES[number].ctypes.data, b.data.ptr, KINDS[b.dtype], stride_b),
+        *(a.data.ptr, KINDS[a.dtype], stride_a),
+        *(ZEROS[number].ctypes.data, out.data.ptr, KINDS[out.dtype], columns),
+        *(sums, ANY_ALGORITHM),
     )

@@ -1,4 +1,4 @@
-"""A training step recorded once and replayed: CUDA graphs, with matrix products in between.
+"""A training step recorded once and replayed: CUDA graphs.
 
 A launch from Python costs tens of microseconds of host time, many times what a small kernel takes.
 A CUDA graph is a list of launches that the driver keeps and starts with one call. It is made by
@@ -10,9 +10,11 @@ kernel, its grid, and its arguments: numbers by value, arrays by address. So
   the key of the dropout masks, the labels;
 * nothing in between may wait for the GPU or read a result.
 
-CuPy captures kernels and refuses to capture cuBLAS (CuPy 14). So a recording is cut at each matrix
-product: a graph, a product, a graph, and so on; a step multiplies by calling `products` below.
-AlexNet's three fully connected layers make six cuts, hence seven graphs.
+A step multiplies by calling `products` below. With one_graph cuBLAS is captured like every kernel,
+by way of `cublas.py`. CuPy itself refuses to capture it (CuPy 14): without that library, or if the
+capture fails, a recording is cut at each matrix product: a graph, a product, a graph, and so on.
+AlexNet's three fully connected layers make six cuts, hence seven graphs. Products are the same
+calls in either.
 
 In the simulator there is no driver; a recording is then the list of launches (kernel, grid, block,
 arguments by reference), and a replay runs them again. That shows, without a GPU, whether a replay
@@ -26,6 +28,7 @@ from functools import partial
 from typing import Any
 
 from layers.device import Device
+from layers.fast.cublas import cublas_of
 from layers.fast.gemm import multiply
 from layers.simulator import recorded_launches
 
@@ -36,14 +39,15 @@ class Recording:
     """The launches of `work` on `device`, ready to be replayed.
 
     They do not run while they are recorded. `replay()` queues all of them; `pieces` are the
-    functions that it calls, in order. Whatever `work` raises ends the recording and is raised
-    again.
+    functions that it calls, in order. one_graph: capture products, too, where `cublas.py` can; a
+    GPU then has one piece. Whatever `work` raises ends the recording and is raised again.
     """
 
-    def __init__(self, device: Device, work: Callable[[], Any]) -> None:
+    def __init__(self, device: Device, work: Callable[[], Any], one_graph: bool = False) -> None:
         if not device.is_cuda:
             raise ValueError(f"Recording: {device.name} launches no kernels to record")
         self.device = device
+        self.one_graph = one_graph and cublas_of(device) is not None
         self.pieces: list[Callable[[], Any]] = []
         self._stream: Any = None
         self._begin, self._end = (
@@ -104,7 +108,7 @@ def products(device: Device, *triples: tuple[Any, Any, Any], precision: str = "f
     """out = a · b for each (a, b, out), as `multiply` does; recorded if a recording is on."""
     call = partial(multiply, device, *triples, precision=precision)
     recording = getattr(_this_thread, "recording", None)
-    if recording is None:
+    if recording is None or recording.one_graph:
         call()
     else:
         recording.cut(call)

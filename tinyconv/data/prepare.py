@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
+from tinyconv.data.bar import tqdm
 from tinyconv.data.decode import BATCH, decode_in_order
 from tinyconv.data.listing import Listing, Skipped, SourceError, quoted
 from tinyconv.data.prepare_progress import Progress, beside, replace_file

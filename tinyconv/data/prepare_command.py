@@ -22,9 +22,8 @@ import sys
 import time
 from functools import partial
 
-from tqdm import tqdm
-
 from tinyconv.data import commands
+from tinyconv.data.bar import tqdm
 from tinyconv.data.listing import Skipped, SourceError, printable
 from tinyconv.data.photos import square_for
 from tinyconv.data.prepare import prepare, skipped_file

@@ -26,8 +26,7 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
-from tqdm import tqdm
-
+from tinyconv.data.bar import tqdm
 from tinyconv.parallel.communicator import LOST, MPI, SLOT, CommunicatorError, SharedMemory
 from tinyconv.parallel.rank import Explain, Work, cores, device_of, run_rank
 from tinyconv.parallel.replicas import Replica

@@ -11,14 +11,16 @@ or a recording does. The first step of a batch shape is made plainly: it compile
 makes the buffers. At the second the step is recorded, and from then on replayed. docs/graph.md says
 what has to be in device memory for that, and why.
 
-If CuPy or the driver refuses to record, one line on standard error says so, and steps are made
-plainly. On a GPU the recorded way has not been run yet.
+One graph is tried first, products and all, and then one that is cut at products. If CuPy or the
+driver refuses both, one line on standard error says so, and steps are made plainly. On a GPU the
+recorded way has not been run yet.
 """
 
 import sys
 from typing import Any
 
 from layers import Dropout, Linear
+from layers.fast.cublas import cublas_of
 from layers.fast.graph import Recording
 from tinyconv.train import SingleStep
 
@@ -26,17 +28,22 @@ from tinyconv.train import SingleStep
 class GraphStep(SingleStep):
     """`SingleStep` for a GPU and kernels "fast"; loss and hits are `Pending` numbers.
 
-    graph: record the step and replay it; else launch each kernel by itself. Attribute `replayed`:
-    whether the last step was a replay.
+    graph: record the step and replay it; else launch each kernel by itself. one_graph: try to
+    capture products as well. Attributes: `replayed`, whether the last step was a replay; `pieces`,
+    how many calls the last recording is replayed by.
 
     After a replay the loss is that of its batch; the layers' `y` may be of another. Weights may be
     changed in place at any time; call `forget()` after any other change of the net that
     `forward_backward` cannot notice. Once a loss was not finite, no update follows: training ends.
     """
 
-    def __init__(self, net: Any, optimizer: Any, graph: bool = True) -> None:
+    def __init__(
+        self, net: Any, optimizer: Any, graph: bool = True, one_graph: bool = True
+    ) -> None:
         super().__init__(net, optimizer)
-        self.graph, self.replayed = graph, False
+        self.graph = graph
+        self.one_graph = one_graph and cublas_of(net.device) is not None
+        self.replayed, self.pieces = False, 0
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
         self._classes: dict[tuple[int, ...], int] = {}  # by shape of a batch seen: its logits'
 
@@ -83,16 +90,27 @@ class GraphStep(SingleStep):
         if recorded is not None and recorded.takes(x):
             return recorded
         self.loss.load_labels(labels, (len(x), self._classes[x.shape]))
-        try:
-            # Another array than last time: from now on x is copied to a place of its own.
-            recorded = _Recorded(self, x, copies=recorded is not None)
-        except Exception as error:  # whatever CuPy, Numba or the driver makes of it
-            self.graph = False
-            reason = str(error).partition("\n")[0]
-            print(f"no CUDA graph, each kernel is launched by itself: {reason}", file=sys.stderr)
-            return None
-        self._recorded[x.shape] = recorded
+        # Another array than last time: from now on x is copied to a place of its own.
+        copies = recorded is not None
+        recorded = self._record(x, copies)
+        if recorded is not None:
+            self._recorded[x.shape] = recorded
+            self.pieces = len(recorded.recording.pieces)
         return recorded
+
+    def _record(self, x: Any, copies: bool) -> "_Recorded | None":
+        """One graph, else one cut at products, else None and a line that says why."""
+        while self.graph:
+            try:
+                return _Recorded(self, x, copies)
+            except Exception as error:  # whatever CuPy, Numba or the driver makes of it
+                reason = str(error).partition("\n")[0]
+                if self.one_graph:
+                    self.one_graph, said = False, "the CUDA graph is cut at products"
+                else:
+                    self.graph, said = False, "no CUDA graph, each kernel is launched by itself"
+                print(f"{said}: {reason}", file=sys.stderr)
+        return None
 
 
 class _Recorded:
@@ -109,7 +127,7 @@ class _Recorded:
         def work() -> None:
             step._pass(net.forward(self.x, train=True))
 
-        self.recording = Recording(net.device, work)
+        self.recording = Recording(net.device, work, step.one_graph)
         loss = self.loss
         names = ("y", "probabilities", "losses", "hits", "dlogits")
         self.results = {name: vars(loss)[name] for name in names if name in vars(loss)}

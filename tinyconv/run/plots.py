@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,22 @@ def _figure(**options: Any) -> Figure:
     return figure
 
 
+def _drawn(draw: Callable[..., None]) -> Callable[..., None]:
+    """The same; without matplotlib one line on standard error instead, as a run must not fail."""
+
+    @wraps(draw)
+    def drawn(what: Any, path: str | Path) -> None:
+        try:
+            draw(what, path)
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("matplotlib"):
+                raise
+            print(f"no {path}: matplotlib is not installed", file=sys.stderr)
+
+    return drawn
+
+
+@_drawn
 def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
     """Loss and top-1 accuracy of training and validation, epoch by epoch, as a PNG."""
     epochs = [e.epoch for e in history]
@@ -44,6 +62,7 @@ def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+@_drawn
 def plot_filters(weight: np.ndarray, path: str | Path) -> None:
     """Filters (K, R, S, 3) as coloured squares, as a PNG: conv1, the paper's figure 3.
 
@@ -68,6 +87,7 @@ def plot_filters(weight: np.ndarray, path: str | Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+@_drawn
 def plot_column_filters(weight: np.ndarray, path: str | Path) -> None:
     """conv1's filters (K, R, S, 3), those of column 0 above those of column 1, as a PNG.
 

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from layers import Device, DeviceError
 from layers.fast.plan import simple_note
 from layers.fast.precision import described
 from tinyconv.alexnet import SMALLEST_IMAGE
+from tinyconv.data.bar import tqdm
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.data.photos import crop_for, square_for
 from tinyconv.parallel.columns import two_devices

@@ -3,8 +3,7 @@
 import sys
 import time
 
-from tqdm import tqdm
-
+from tinyconv.data.bar import tqdm
 from tinyconv.train import Training
 
 EVERY = 60.0

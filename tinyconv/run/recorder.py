@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from layers import Device
+from tinyconv.data.bar import tqdm
 from tinyconv.parallel.columns import Columns
 from tinyconv.run.closing import look_lines, next_lines
 from tinyconv.run.diagnose import first_loss_note, stuck_note

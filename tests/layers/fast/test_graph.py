@@ -84,10 +84,6 @@ class FakeCupy:
         self.current = self.home
         self.cuda = SimpleNamespace(Stream=self.Stream, get_current_stream=lambda: self.current)
 
-    def matmul(self, a, b, out):
-        self.said.append(f"product on {self.current.name}")
-        np.matmul(a, b, out=out)
-
     def Stream(self, non_blocking=False, name=None):
         cupy = self
 
@@ -116,7 +112,7 @@ def fake_gpu(**settings):
     return SimpleNamespace(is_cuda=True, is_simulated=False, xp=FakeCupy(**settings), name="fake")
 
 
-def test_a_capture_is_cut_at_a_product_and_replayed_in_order():
+def test_a_capture_is_cut_at_a_product_and_replayed_in_order(library):
     gpu, out = fake_gpu(), np.zeros((2, 2))
     said = gpu.xp.said
 
@@ -135,6 +131,40 @@ def test_a_capture_is_cut_at_a_product_and_replayed_in_order():
     recording.replay()
     assert said == ["launch on home", "product on home", "launch on home"]
     assert out.trace() == 2
+
+
+@pytest.fixture(params=[False, True], ids=["CuPy's products", "a library"])
+def library(request, monkeypatch):
+    """Whether `cublas.py` has one; either way a product is NumPy's, and noted."""
+
+    def multiply(gpu, *triples, precision):
+        gpu.xp.said.append(f"product on {gpu.xp.current.name}")
+        for a, b, out in triples:
+            np.matmul(a, b, out=out)
+
+    monkeypatch.setattr(graph, "multiply", multiply)
+    monkeypatch.setattr(graph, "cublas_of", lambda device: request.param or None)
+    return request.param
+
+
+def test_one_graph_holds_the_products_where_a_library_can_be_captured(library):
+    gpu, out = fake_gpu(), np.zeros((2, 2))
+    said = gpu.xp.said
+
+    def work():
+        products(gpu, (np.eye(2), np.eye(2), out))
+        said.append(f"launch on {gpu.xp.current.name}")
+
+    recording = Recording(gpu, work, one_graph=True)
+    captured = ["begin", "product", "launch", "end"]
+    cut = ["begin", "end", "begin", "launch", "end"]
+    assert [line.split()[0] for line in said] == (captured if library else cut)
+    assert all(line.endswith("on non-blocking") for line in said)
+    said.clear()
+    recording.replay()
+    assert len(said) == len(recording.pieces) == (1 if library else 3)
+    products(gpu, (np.eye(2), np.eye(2), out))  # afterwards at once again
+    assert said[-1] == "product on home"
 
 
 @pytest.mark.parametrize("refuse", ["begin", "end"])

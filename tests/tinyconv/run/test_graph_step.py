@@ -204,12 +204,33 @@ def test_on_the_host_steps_are_plain_and_those_of_the_loop_written_out():
     np.testing.assert_array_equal(mine[1], optimizer.values)
 
 
+def test_if_products_are_not_captured_the_recording_is_cut_there(cuda_device, monkeypatch, capsys):
+    plain = make(cuda_device, graph=False)
+    monkeypatch.setattr("tinyconv.run.graph_step.cublas_of", lambda device: True)
+    recorded, tried = make(cuda_device), []
+
+    def refuse_one(device, work, one_graph):
+        tried.append(one_graph)
+        recording = Recording(device, work)
+        if one_graph:
+            raise RuntimeError("cublasGemmEx failed with status 14")
+        return recording
+
+    monkeypatch.setattr("tinyconv.run.graph_step.Recording", refuse_one)
+    mine, right = after(recorded, batches(3)), after(plain, batches(3))
+    assert mine[0] == right[0] and recorded.replayed
+    assert tried == [True, False, False]  # the last one copies its input
+    np.testing.assert_array_equal(mine[1], right[1])
+    said = capsys.readouterr().err
+    assert said == "the CUDA graph is cut at products: cublasGemmEx failed with status 14\n"
+
+
 def test_if_recording_is_refused_one_line_says_so_and_training_goes_on(
     cuda_device, monkeypatch, capsys
 ):
     recorded, plain = make(cuda_device), make(cuda_device, graph=False)
 
-    def refuse(device, work):
+    def refuse(device, work, one_graph):
         Recording(device, work)  # goes through all of the step, and fails at its end
         raise NotImplementedError("this cannot be captured\nsecond line")
 

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from layers import (
+    AvgPool2D,
     Conv2D,
     Dropout,
     Flatten,
     Layer,
     Linear,
+    LocallyConnected2D,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
@@ -83,6 +85,12 @@ def gradient_cases() -> Iterator[tuple[str, Layer | Sequential, np.ndarray, np.n
     yield "Conv2D 3×3, 3 groups, padding 1", grouped, rng.standard_normal((2, 4, 5, 6)), None
     yield "MaxPool2D 3, stride 2", MaxPool2D(3, 2), without_ties(rng, SHAPE), None
     yield "MaxPool2D 2, stride 3", MaxPool2D(2, 3), without_ties(rng, SHAPE), None
+    hanging = MaxPool2D(3, 2, ceil=True)
+    yield "MaxPool2D 3, stride 2, over the edge", hanging, without_ties(rng, SHAPE), None
+    yield "AvgPool2D 3, stride 2, over the edge", AvgPool2D(3, 2, ceil=True), normal, None
+    for title, rest in {"3×3, padding 1": (4, 3, 1, 1), "2×2, stride 3": (2, 2, 3)}.items():
+        local = with_weights(LocallyConnected2D(SHAPE[1:], *rest), rng)
+        yield f"LocallyConnected2D {title}", local, normal, None
     for size, k, alpha, beta, groups in (
         (5, 2.0, 0.5, 0.75, 1),
         (3, 1.0, 0.9, 1.3, 5),

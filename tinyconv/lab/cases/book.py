@@ -5,21 +5,25 @@ from typing import Any
 import numpy as np
 
 from layers import (
+    AvgPool2D,
     Conv2D,
     Dropout,
+    LocallyConnected2D,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
     Tanh,
     activation,
+    avg_pool,
     conv,
     dropout,
+    locally_connected,
     lrn,
     max_pool,
     softmax_cross_entropy,
 )
-from tinyconv.lab.cases.case import KernelCase, KernelGroup
-from tinyconv.lab.cases.runs import loss, of_layers
+from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
+from tinyconv.lab.cases.runs import Run, both_ways, loss, of_layers
 
 IMAGES = (2, 6, 7, 5)
 POOLED = IMAGES, (1, 3, 3, 1), (2, 9, 4, 33)
@@ -44,6 +48,15 @@ def lrn_backward_operations(
 ) -> int:
     """A ·, / and + for each neighbour; then the power, dy ·, 2αβ ·, x ·, −."""
     return 3 * in_windows(x, width, half) + 5 * x.size
+
+
+def local(shape: Shape, dtype: str) -> dict[str, Run]:
+    """Both ways through locally connected layers, which belong to a shape of image."""
+    layers = {
+        "LocallyConnected2D 3×3, padding 1": LocallyConnected2D(shape[1:], 4, 3, padding=1),
+        "LocallyConnected2D 2×2, stride 3": LocallyConnected2D(shape[1:], 2, 2, 3),
+    }
+    return {title: both_ways(layer, shape, dtype) for title, layer in layers.items()}
 
 
 GROUPS = {
@@ -84,6 +97,7 @@ GROUPS = {
             lambda channels: {
                 "MaxPool2D 3, stride 2": MaxPool2D(3, 2),
                 "MaxPool2D 2, stride 3": MaxPool2D(2, 3),
+                "MaxPool2D 3, stride 2, over the edge": MaxPool2D(3, 2, ceil=True),
             }
         ),
         shapes=POOLED,
@@ -97,6 +111,41 @@ GROUPS = {
                 "number[4] int32[4] number[4] 2*int64",
                 "dx",
                 (0, 0),
+            ),
+        ),
+    ),
+    "avg_pool": KernelGroup(
+        runs=of_layers(
+            lambda channels: {
+                "AvgPool2D 3, stride 2, over the edge": AvgPool2D(3, 2, ceil=True),
+                "AvgPool2D 2, stride 3": AvgPool2D(2, 3),
+            }
+        ),
+        shapes=POOLED,
+        small=(1, 7, 9, 8),
+        cases=(
+            KernelCase(
+                *(avg_pool.avg_pool_forward_kernel, "2*number[4] 2*int64", "y"),
+                operations=lambda x, y, size, stride: y.size * size * size,
+            ),
+            KernelCase(
+                *(avg_pool.avg_pool_backward_kernel, "2*number[4] 2*int64", "dx"),
+                operations=lambda dy, dx, size, stride: 2 * dy.size * size * size,
+            ),
+        ),
+    ),
+    "locally_connected": KernelGroup(
+        runs=local,
+        shapes=(IMAGES, (1, 3, 3, 1), (3, 4, 3, 2)),
+        small=(1, 5, 6, 8),
+        largest=5_000,
+        cases=(
+            KernelCase(
+                *(locally_connected.unfold_kernel, "number[4] number[6] 2*int64", "u"),
+            ),
+            KernelCase(
+                *(locally_connected.fold_kernel, "number[6] number[4] 2*int64", "dx"),
+                operations=lambda du, *_: du.size,
             ),
         ),
     ),

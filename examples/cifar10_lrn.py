@@ -17,7 +17,6 @@ resumes.
 import sys
 
 from tinyconv import evaluate
-from tinyconv.data.augment import Augment
 from tinyconv.models import cifar10_net
 from tinyconv.recipes import CIFAR10
 from tinyconv.run.experiment import draw_lines, epochs_of, mean_and_spread, parser, run, table
@@ -30,13 +29,11 @@ NETS = {"13pct": ("without LRN", "13"), "11pct": ("with LRN", "11")}
 
 def work(experiment):
     options = experiment.options
-    if options.quick:
-        options.epochs = 3
     tenth = max(1, options.epochs // 10)  # of --epochs, but one epoch at least
     drops = [options.epochs - 2 * tenth + 1, options.epochs - tenth + 1]
     errors = {kind: [] for kind in NETS}
     histories = {}
-    with experiment.open_data(32, quick=512) as data:
+    with experiment.open_data(32) as data:
         for seed in range(options.seeds):
             for kind in NETS:
                 name = f"{kind}-{seed}"
@@ -46,7 +43,7 @@ def work(experiment):
                 if options.only not in (None, kind):
                     continue
                 net = cifar10_net(kind, len(data.class_names), CROP, seed=seed)
-                augment = Augment(data.mean_image, CROP, CIFAR10.input_divisor, seed)
+                augment = experiment.augment(data, CROP, CIFAR10, seed)
                 histories[name] = experiment.train(
                     *(name, net, data, augment, CIFAR10),
                     lr=LR,

@@ -11,7 +11,7 @@ from layers import Layer, SoftmaxCrossEntropy
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = sorted((ROOT / "layers").glob("*.py"))
 MOST_LINES = 2050
-"""With the layers of the nets for CIFAR-10, average pooling and locally connected (1,700 without)."""
+"""1,700 of AlexNet; the others are average pooling and locally connected layers, for CIFAR-10."""
 TOP = sorted((ROOT / "tinyconv").glob("*.py"))
 MOST_LINES_ON_TOP, MOST_FILES_ON_TOP = 1650, 14  # models.py: the nets for CIFAR-10
 

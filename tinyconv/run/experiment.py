@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from layers import Device
-from tinyconv.data.augment import Augment
+from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.data.photos import PhotoSet
 from tinyconv.data.training_data import TrainingData
@@ -36,13 +36,16 @@ from tinyconv.run.run_folder import RunFolder
 from tinyconv.run.sealed import replace_file
 from tinyconv.run.stop import StopSignals
 from tinyconv.run.training import step_for
-from tinyconv.schedule import Schedule
+from tinyconv.schedule import Schedule, Steps
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
 from tinyconv.train import Epoch, Training
 
 CHECKPOINT_SECONDS = 300
 """Between checkpoints within an epoch; there is one after each epoch as well."""
+
+QUICK = {"epochs": 3, "seeds": 1, "width": 0.05, "image_size": 64, "images": 240}
+"""What --quick sets, of the options that an experiment has."""
 
 MAY_CHANGE = {"data", "out", "device", "report", "only"}
 """Options that a resumed experiment may be given anew."""
@@ -58,8 +61,17 @@ def parser(description: str | None, *, epochs: int, seeds: int = 1) -> argparse.
     add("--out", metavar="FOLDER", required=True, help="for all results; the same one resumes")
     add("--quick", action="store_true", help="a minute on few pictures: shows how, proves nothing")
     add("--epochs", type=int, default=epochs, help=f"of each training (default {epochs})")
+    add("--images", type=int, help="use so many of each set, evenly spaced (default: all)")
     add("--seeds", type=int, default=seeds, help=f"trainings of each kind (default {seeds})")
     add("--device", default="auto", help="cpu, cuda:0, or auto (default)")
+    return made
+
+
+def of_alexnet(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """`made` with the options of experiments that train AlexNet."""
+    made.add_argument("--width", type=float, default=0.25, help="of the paper's (default 0.25)")
+    made.add_argument("--image-size", type=int, default=96, help="side of crops (default 96)")
+    made.add_argument("--lr", type=float, default=0.01, help="first learning rate (default 0.01)")
     return made
 
 
@@ -114,20 +126,24 @@ class Experiment:
             raise ValueError(f"{options.out} is not empty and no experiment's: name another --out")
         else:
             replace_file(begun, json.dumps(kept).encode())
+        if options.quick:
+            for name in QUICK.keys() & vars(options).keys():
+                setattr(options, name, QUICK[name])
 
-    def open_data(self, square: int, quick: int = 400) -> Data:
-        """The photos of --data, or drawn ones; with --quick the first `quick` of each set's mix.
+    def open_data(self, square: int | None = None) -> Data:
+        """The photos of --data, or drawn ones, in memory if --images asks for a part of them.
 
-        square: side in pixels of a folder's or of drawn photos.
+        square: side in pixels of a folder's or of drawn photos (None: 8/7 of --image-size).
         """
-        path = self.options.data
+        path, count = self.options.data, self.options.images
         prepared = path is not None and Path(path).is_file()
+        square = square or round(self.options.image_size * 256 / 224)
         data = open_data(path, None if prepared else square)
-        if not self.options.quick:
+        if count is None:
             return data
         with data:
-            small = [some(photos, quick) for photos in (data.train, data.val)]
-            return Data.of_photos(*small, f"{quick} of {data.source}")
+            parts = [some(photos, count) for photos in (data.train, data.val)]
+            return Data.of_photos(*parts, f"{count} of each set of {data.source}")
 
     def train(
         self,
@@ -210,6 +226,11 @@ class Experiment:
             folder.finish(net, augment.mean, settings, history)
         return history
 
+    def augment(self, data: Data, crop: int, recipe: Recipe, seed: int) -> Augment:
+        """What makes batches by the recipe."""
+        colour = colour_axes(data.eigenvalues, data.eigenvectors, recipe.colour)
+        return Augment(data.mean_image, crop, recipe.input_divisor, seed, colour)
+
     def measured(self, name: str, compute: Callable[[], Any]) -> Any:
         """compute(), JSON values, or what it returned when it was first called for `name`."""
         path = self.folder / f"{name}.json"
@@ -222,6 +243,19 @@ class Experiment:
         text = "\n\n".join(parts) + "\n"
         replace_file(self.folder / "report.md", text.encode())
         print(f"\n{text}\nreport and picture are in {self.folder}")
+
+
+class Centre(Augment):
+    """Always the central crop as it is: training without augmentation."""
+
+    def random(self, images: Any, ids: np.ndarray, epoch: int) -> Any:
+        """`centre(images)`."""
+        return self.centre(images)
+
+
+def steps_down(epochs: int) -> Schedule:
+    """A tenth of the learning rate in the last third of the epochs, if there are three."""
+    return Steps([epochs - epochs // 3 + 1]) if epochs >= 3 else Schedule()
 
 
 def epochs_of(path: Path) -> list[Epoch]:
@@ -264,4 +298,18 @@ def draw_lines(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def draw_bars(path: Path, bars: Mapping[str, Sequence[float]], label: str) -> None:
+    """A PNG with a bar for each name: the mean of its values (shares) in percent, each as a dot."""
+    figure = new_figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(bars.values()):
+        percent = 100 * np.asarray(values)
+        axes.barh(place, percent.mean(), color="C0", alpha=0.6)
+        axes.plot(percent, [place] * len(percent), "k.")
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set(xlabel=label)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from layers import (
+    AvgPool2D,
     Conv2D,
     Dropout,
     Flatten,
     Linear,
+    LocallyConnected2D,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
@@ -57,6 +59,23 @@ class OurDropout(nn.Module):
         return x * torch.from_numpy(kept).to(x) / (1 if paper else 1 - p)
 
 
+class LocalByUnfold(nn.Module):
+    """A locally connected layer: PyTorch has none, but has its windows, by `unfold`."""
+
+    def __init__(self, layer: LocallyConnected2D) -> None:
+        super().__init__()
+        self.stride, self.padding = layer.stride, layer.padding
+        # As `channels_first` gives them: (P, C, Q, K, R, S).
+        self.weight = nn.Parameter(channels_first(layer.weight.value))
+        self.bias = nn.Parameter(torch.from_numpy(layer.bias.value.copy()))
+
+    def forward(self, x):
+        rows, channels, columns, filters, size, _ = self.weight.shape
+        u = nn.functional.unfold(x, size, padding=self.padding, stride=self.stride)
+        u = u.unflatten(2, (rows, columns)).unflatten(1, (channels, size, size))
+        return torch.einsum("ncrspq,pcqkrs->nkpq", u, self.weight) + self.bias.permute(2, 0, 1)
+
+
 def _pads_apart(layer) -> bool:
     """Whether the padding is a module of its own: PyTorch's Conv2d pads all sides alike."""
     return isinstance(layer, Conv2D) and layer.before != layer.after
@@ -83,7 +102,11 @@ def modules_of(layer, our_masks: bool) -> list[nn.Module]:
         # PyTorch divides alpha by the size of the window.
         return [nn.LocalResponseNorm(layer.size, layer.alpha * layer.size, layer.beta, layer.k)]
     if isinstance(layer, MaxPool2D):
-        return [nn.MaxPool2d(layer.kernel_size, layer.stride)]
+        return [nn.MaxPool2d(layer.kernel_size, layer.stride, ceil_mode=layer.ceil)]
+    if isinstance(layer, AvgPool2D):
+        return [nn.AvgPool2d(layer.kernel_size, layer.stride, ceil_mode=layer.ceil)]
+    if isinstance(layer, LocallyConnected2D):
+        return [LocalByUnfold(layer)]
     if isinstance(layer, Dropout):
         return [OurDropout(layer) if our_masks else nn.Dropout(layer.p)]
     return [{ReLU: nn.ReLU, Tanh: nn.Tanh, Flatten: ChannelsLastFlatten}[type(layer)]()]
@@ -117,4 +140,4 @@ def by_step(net, module: nn.Sequential) -> dict[str, nn.Sequential]:
 
 def learned(module: nn.Module) -> list[nn.Module]:
     """The modules with weights, in order: the twins of our layers with parameters."""
-    return [m for m in module if isinstance(m, nn.Conv2d | nn.Linear)]
+    return [m for m in module if isinstance(m, nn.Conv2d | nn.Linear | LocalByUnfold)]

@@ -14,9 +14,13 @@ its winner, would let two threads write to one place at once. On the host one th
 so it can scatter, which is shorter. Both add in the same order, row by row: the same bits.
 
 Shapes: x, dx (N, H, W, C); y, dy, winner (N, P, Q, C) with P = (H − K) // stride + 1, Q likewise;
-rows and columns beyond the last whole window are not read (AlexNet has none). float32 or float64.
-A NaN in a window wins, so that it reaches the loss and is noticed.
+rows and columns beyond the last whole window are not read (AlexNet has none). With `ceil`, as in
+the 2012 code, the division rounds up: the last windows hang over the right and bottom edge and hold
+only what is inside (24 pixels, windows 3/2: 12 outputs instead of 11). float32 or float64. A NaN in
+a window wins, so that it reaches the loss and is noticed.
 """
+
+import math
 
 from numba import njit, prange
 
@@ -34,8 +38,8 @@ def max_pool_forward_host(x, y, winner, size, stride):
                 for c in range(y.shape[3]):
                     best = x[n, p * stride, q * stride, c]
                     place = p * stride * x.shape[2] + q * stride
-                    for h in range(p * stride, p * stride + size):
-                        for w in range(q * stride, q * stride + size):
+                    for h in range(p * stride, min(p * stride + size, x.shape[1])):
+                        for w in range(q * stride, min(q * stride + size, x.shape[2])):
                             value = x[n, h, w, c]
                             if value > best or value != value:
                                 best = value
@@ -77,8 +81,8 @@ def max_pool_forward_kernel(x, y, winner, size, stride):
     n = index // (y.shape[3] * y.shape[2] * y.shape[1])
     best = x[n, p * stride, q * stride, c]
     place = p * stride * x.shape[2] + q * stride
-    for h in range(p * stride, p * stride + size):
-        for w in range(q * stride, q * stride + size):
+    for h in range(p * stride, min(p * stride + size, x.shape[1])):
+        for w in range(q * stride, min(q * stride + size, x.shape[2])):
             value = x[n, h, w, c]
             if value > best or value != value:
                 best = value
@@ -107,19 +111,21 @@ def max_pool_backward_kernel(dy, winner, dx, size, stride):
 # --- layer
 
 
-class MaxPool2D(Layer):
-    """Maximum over windows of kernel_size × kernel_size, `stride` apart (paper §3.4).
+class Pool2D(Layer):
+    """What all pooling layers share: square windows of kernel_size, `stride` apart, and shapes.
 
-    ValueError if a size is below 1 or an image is smaller than the window.
+    ceil: windows may hang over the right and bottom edge. ValueError if a size is below 1 or an
+    image is smaller than the window.
     """
 
-    def __init__(self, kernel_size=3, stride=2):
+    def __init__(self, kernel_size=3, stride=2, ceil=False):
         super().__init__()
         if kernel_size < 1 or stride < 1:
             raise ValueError(
-                f"MaxPool2D: kernel_size and stride must be at least 1, not {kernel_size}, {stride}"
+                f"{type(self).__name__}: kernel_size and stride must be at least 1, not "
+                f"{kernel_size}, {stride}"
             )
-        self.kernel_size, self.stride = kernel_size, stride
+        self.kernel_size, self.stride, self.ceil = kernel_size, stride, ceil
 
     def output_shape(self, input_shape):
         """(H, W, C) -> (P, Q, C)."""
@@ -128,12 +134,16 @@ class MaxPool2D(Layer):
                 f"{self.name}: an image of shape {input_shape} has no whole window of "
                 f"{self.kernel_size}x{self.kernel_size}; expected (H, W, C)"
             )
-        height, width, channels = input_shape
-        return (
-            (height - self.kernel_size) // self.stride + 1,
-            (width - self.kernel_size) // self.stride + 1,
-            channels,
-        )
+        *sides, channels = input_shape
+        steps = [(side - self.kernel_size) / self.stride for side in sides]
+        if self.ceil:  # but every window begins inside the image
+            last = [(side - 1) // self.stride for side in sides]
+            steps = [min(math.ceil(step), most) for step, most in zip(steps, last, strict=True)]
+        return *(int(step) + 1 for step in steps), channels
+
+
+class MaxPool2D(Pool2D):
+    """Maximum over windows of kernel_size × kernel_size, `stride` apart (paper §3.4)."""
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, C)."""

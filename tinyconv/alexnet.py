@@ -43,12 +43,14 @@ def alexnet(
     recipe: str | Recipe = "authors",
     seed: int = 0,
     init: bool = True,
+    sixth_conv: bool = False,
 ) -> Sequential:
     """AlexNet with initial weights, on the host in float32; `net.to(device)` moves it.
 
     width scales the number of filters and of fully connected units; image_size is the side of the
     square input in pixels; recipe: "paper", "authors" or "robust". The result has
     `input_shape` (image_size, image_size, 3) and takes (N, H, W, 3), giving logits (N, classes).
+    sixth_conv adds conv6 after pool5 (the paper's CNN*, §6, which names no sizes: here 256 of 3×3).
     init=False skips `initialize`: parameters are 0, learning multipliers 1; enough for counting.
 
     ValueError for fewer than 1 class, a width or image size too small, an unknown recipe.
@@ -80,6 +82,9 @@ def alexnet(
     first_block = {"relu1": ReLU(), "norm1": lrn(), "pool1": pool()}
     if recipe.relu_after_pool1:
         first_block["relu1"] = first_block.pop("relu1")
+    sixth: dict[str, Layer] = {}
+    if sixth_conv:
+        sixth = {"conv6": Conv2D(wide(256), wide(256), 3, padding=1), "relu_conv6": ReLU()}
     features: dict[str, Layer] = {
         "conv1": conv1,
         **first_block,
@@ -94,6 +99,7 @@ def alexnet(
         "conv5": Conv2D(wide(384), wide(256), 3, padding=1, groups=2),
         "relu5": ReLU(),
         "pool5": pool(),
+        **sixth,
         "flatten": Flatten(),
     }
     input_shape = (image_size, image_size, 3)

@@ -5,7 +5,7 @@ draws from a stream of its own (its place in the net), so the first weights of a
 on its device, on its dtype, or on how many weights come before.
 """
 
-from layers import Conv2D, Linear, Parameter
+from layers import Conv2D, Linear, LocallyConnected2D, Parameter
 from tinyconv.data.random_arrays import normal
 from tinyconv.recipes import Recipe, get_recipe
 from tinyconv.sequential import Sequential
@@ -21,11 +21,11 @@ def initialize(net: Sequential, recipe: str | Recipe = "robust", seed: int = 0) 
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed {seed}: must be from 0 to 2**64 - 1")
     for stream, layer in enumerate(net.layers):
-        if isinstance(layer, Conv2D | Linear):
-            shape = layer.weight.value.shape
-            fan_in = layer.weight.value.size // shape[0]
-            std = recipe.weight_std(layer.name, fan_in)
-            _assign(layer.weight, normal(shape, std, seed, stream))
+        if isinstance(layer, Conv2D | Linear | LocallyConnected2D):
+            weight = layer.weight.value
+            std = recipe.weight_std(layer.name, weight.size // layer.bias.value.size)
+            _assign(layer.weight, normal(weight.shape, std, seed, stream))
+            layer.weight.decay_multiplier = 0.0 if layer.name in recipe.undecayed else 1.0
             layer.bias.value[...] = recipe.bias(layer.name)
             layer.bias.lr_multiplier = recipe.bias_lr_multiplier
             layer.bias.decay_multiplier = recipe.bias_decay_multiplier

@@ -131,8 +131,8 @@ class MaxPoolRows(Step):
 
     @staticmethod
     def fits(pool):
-        """Whether these are the paper's windows."""
-        return (pool.kernel_size, pool.stride) == (3, 2)
+        """Whether these are the paper's windows, all of them whole."""
+        return (pool.kernel_size, pool.stride, pool.ceil) == (3, 2, False)
 
     def forward(self, x, train=True):
         """x (N, H, W, C) -> y (N, P, Q, C)."""

@@ -56,5 +56,15 @@ POOL = {
     "a window of four, stride 3": ((1, 10, 8, 7), 4, 3),
 }
 
+# Windows that hang over the right and bottom edge; and none that would begin outside.
+POOL_CEIL = {
+    "over both edges": ((2, 6, 8, 5), 3, 2),
+    "over the right edge": ((2, 7, 10, 3), 3, 2),
+    "one pixel inside": ((1, 5, 4, 130), 4, 3),
+    "nothing hangs over": ((2, 7, 9, 5), 3, 2),
+    "gaps: the last window would begin outside": ((2, 8, 9, 2), 2, 3),
+    "one pixel in every third": ((2, 6, 5, 2), 1, 3),
+}
+
 # images, in, out
 LINEAR = [(3, 7, 5), (1, 7, 5), (4, 1, 3), (4, 3, 1), (70, 3, 33)]

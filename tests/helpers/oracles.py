@@ -5,6 +5,7 @@ a layer gathers (each output asks who contributes), the loops here scatter (each
 it belongs), so that one mistake in index arithmetic cannot be made twice.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -72,16 +73,39 @@ def conv(x, w, b, dy, stride, before, after, groups):
     return y, dx, dw, db
 
 
-def max_pool(x, dy, size, stride):
+def windows_along(side, size, stride, ceil):
+    """Where pooling windows begin and end along a side; with `ceil` also those that hang over."""
+    found = [(at, min(at + size, side)) for at in range(0, side, stride)]
+    # Of windows that reach the edge only the first adds something.
+    whole = [window for window in found if window[0] + size <= side]
+    return found[: len(whole) + 1] if ceil and whole[-1][1] < side else whole
+
+
+def avg_pool(x, dy, size, stride, ceil):
+    """y, dx of average pooling over what is inside the image; dy: a function of y's shape."""
+    rows, columns = (windows_along(side, size, stride, ceil) for side in x.shape[1:3])
+    y = np.zeros((len(x), len(rows), len(columns), x.shape[3]))
+    dy, dx = dy(y.shape), np.zeros(x.shape)
+    for (p, (top, bottom)), (q, (left, right)) in itertools.product(
+        enumerate(rows), enumerate(columns)
+    ):
+        count = (bottom - top) * (right - left)
+        y[:, p, q] = x[:, top:bottom, left:right].sum(axis=(1, 2), dtype=np.float64) / count
+        dx[:, top:bottom, left:right] += dy[:, p, q][:, None, None] / count
+    return y, dx
+
+
+def max_pool(x, dy, size, stride, ceil=False):
     """y, dx of max pooling; dy: a function of y's shape. The first of equals wins."""
     images, height, width, channels = x.shape
-    y = np.zeros((images, (height - size) // stride + 1, (width - size) // stride + 1, channels))
+    rows, columns = (windows_along(side, size, stride, ceil) for side in (height, width))
+    y = np.zeros((images, len(rows), len(columns), channels))
     dy, dx = dy(y.shape), np.zeros(x.shape)
     for n, p, q, c in np.ndindex(y.shape):
         window = [
             (float(x[n, h, w, c]), h, w)
-            for h in range(p * stride, p * stride + size)
-            for w in range(q * stride, q * stride + size)
+            for h in range(*rows[p])
+            for w in range(*columns[q])
         ]
         best = max(value for value, _, _ in window)
         h, w = next((h, w) for value, h, w in window if value == best)

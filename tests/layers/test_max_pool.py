@@ -3,7 +3,7 @@
 import numpy as np
 import oracles
 import pytest
-from layer_cases import POOL as CASES
+from layer_cases import POOL, POOL_CEIL
 from tiers import both_tiers, computing
 
 from layers import MaxPool2D
@@ -11,9 +11,14 @@ from layers import MaxPool2D
 pytestmark = pytest.mark.first_read
 
 
-def pooling(tier, device, dtype=np.float64, size=3, stride=2):
+CASES = {title: (*case, False) for title, case in POOL.items()} | {
+    f"ceil: {title}": (*case, True) for title, case in POOL_CEIL.items()
+}
+
+
+def pooling(tier, device, dtype=np.float64, size=3, stride=2, ceil=False):
     """The layer, or the step that computes it."""
-    return computing(MaxPool2D(size, stride).to(device, dtype), tier)
+    return computing(MaxPool2D(size, stride, ceil).to(device, dtype), tier)
 
 
 def without_ties(rng, shape, dtype):
@@ -26,7 +31,7 @@ def without_ties(rng, shape, dtype):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("title", CASES)
 def test_forward_and_gradient_follow_the_formula(title, dtype, tier, device):
-    shape, size, stride = CASES[title]
+    shape, size, stride, ceil = CASES[title]
     rng = np.random.default_rng(3)
     x = without_ties(rng, shape, dtype)
     drawn = []
@@ -35,8 +40,8 @@ def test_forward_and_gradient_follow_the_formula(title, dtype, tier, device):
         drawn.append(rng.standard_normal(y_shape).astype(dtype))
         return drawn[0]
 
-    y, dx = oracles.max_pool(x, draw, size, stride)
-    mine_y, mine_dx = oracles.run(pooling(tier, device, dtype, size, stride), x, drawn[0])
+    y, dx = oracles.max_pool(x, draw, size, stride, ceil)
+    mine_y, mine_dx = oracles.run(pooling(tier, device, dtype, size, stride, ceil), x, drawn[0])
     np.testing.assert_array_equal(mine_y, y)  # a maximum is one of the inputs: no rounding
     oracles.assert_close(mine_dx, dx, dtype)
     assert mine_y.dtype == mine_dx.dtype == dtype
@@ -114,6 +119,20 @@ def test_what_no_window_holds_gets_no_gradient(tier, device):
     assert not dx[:, 2].any()
     assert not dx[:, 5].any()
     assert not dx[:, :, [2, 5, 6]].any()
+
+
+def test_the_2012_code_makes_12_windows_of_24_pixels():
+    assert MaxPool2D(3, 2, ceil=True).output_shape((24, 24, 64)) == (12, 12, 64)
+    assert MaxPool2D(3, 2).output_shape((24, 24, 64)) == (11, 11, 64)
+
+
+@both_tiers
+def test_of_two_nans_in_a_window_over_the_edge_the_last_wins(tier, device):
+    x = np.zeros((1, 4, 4, 1))
+    x[0, 3, 2, 0] = x[0, 3, 3, 0] = np.nan
+    _, dx = oracles.run(pooling(tier, device, ceil=True), x, np.ones((1, 2, 2, 1)))
+    assert dx[0, 3, 3, 0] == 1  # only the last window holds it
+    assert dx[0, 3, 2, 0] == 1  # the one to its left
 
 
 @pytest.mark.parametrize(("size", "stride"), [(0, 1), (2, 0), (-1, 2), (3, -2)])

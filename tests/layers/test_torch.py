@@ -9,11 +9,13 @@ import torch_twin  # noqa: E402  (imports torch)
 from tiers import both_tiers, loss_of  # noqa: E402
 
 from layers import (  # noqa: E402
+    AvgPool2D,
     Conv2D,
     Device,
     Dropout,
     Flatten,
     Linear,
+    LocallyConnected2D,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
@@ -35,6 +37,12 @@ LAYERS = {
     "Conv2D, 1x1": (Conv2D(5, 4, 1), SHAPE),
     "MaxPool2D": (MaxPool2D(3, 2), SHAPE),
     "MaxPool2D with gaps": (MaxPool2D(2, 3), (2, 9, 7, 5)),
+    "MaxPool2D over the edge": (MaxPool2D(3, 2, ceil=True), SHAPE),
+    "MaxPool2D, stride 3, over the edge": (MaxPool2D(2, 3, ceil=True), (2, 8, 7, 5)),
+    "AvgPool2D": (AvgPool2D(3, 2), (2, 8, 7, 5)),
+    "AvgPool2D over the edge": (AvgPool2D(4, 3, ceil=True), (2, 9, 8, 5)),
+    "LocallyConnected2D": (LocallyConnected2D(SHAPE[1:], 4, 3, padding=1), SHAPE),
+    "LocallyConnected2D, stride 3": (LocallyConnected2D(SHAPE[1:], 3, 2, 3, 2), SHAPE),
     "LocalResponseNorm": (LocalResponseNorm(5, 2.0, 0.5, 0.75), SHAPE),
     "LocalResponseNorm, the paper's": (LocalResponseNorm(), (2, 3, 4, 17)),
     "LocalResponseNorm, size 3": (LocalResponseNorm(3, 1.0, 0.9, 1.3), SHAPE),

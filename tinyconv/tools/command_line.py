@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": ("data.prepare_command", "decode photos once, into one file for training"),
     "gradcheck": ("tools.gradcheck_command", "compare every derivative with central differences"),
     "plan": ("tools.plan_command", "which file computes which layer, by what kernel or library"),
+    "features": ("tools.features_command", "write what a layer computes for each photo"),
     "draw": ("tools.draw_command", "the net as boxes and arrows, or its first filters"),
     "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),
     "traffic": ("lab.traffic_command", "count a kernel's memory accesses by source line"),

@@ -24,20 +24,23 @@ def larger_of(best, place, value, at):
 @njit(parallel=True, cache=True)
 def max_pool_vectorized_forward_host(x, y, winner, size, stride):
     images, rows, columns, channels = y.shape
-    width, last = x.shape[2], size * size - 1
+    height, width = x.shape[1:3]
     for n_p in prange(images * rows):
         n, p = n_p // rows, n_p % rows
         pixels = x[n].reshape(-1, channels)
+        down = min(size, height - p * stride)  # less where the window hangs over the edge
         for q in range(columns):
+            across = min(size, width - q * stride)
+            last = down * across - 1
             best, places = y[n, p, q], winner[n, p, q]
             corner = p * stride * width + q * stride
             # All channels at a time, of three pixels of the window, so that `best` is seldom read.
             # Where it has no three more the last one is looked at again, which changes nothing.
             for k in range(0, last + 1, 3):
                 k_1, k_2 = min(k + 1, last), min(k + 2, last)
-                at_0 = np.int32(corner + k // size * width + k % size)
-                at_1 = np.int32(corner + k_1 // size * width + k_1 % size)
-                at_2 = np.int32(corner + k_2 // size * width + k_2 % size)
+                at_0 = np.int32(corner + k // across * width + k % across)
+                at_1 = np.int32(corner + k_1 // across * width + k_1 % across)
+                at_2 = np.int32(corner + k_2 // across * width + k_2 % across)
                 x_0, x_1, x_2 = pixels[at_0], pixels[at_1], pixels[at_2]
                 if k == 0:
                     for c in range(channels):

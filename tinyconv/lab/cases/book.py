@@ -6,25 +6,29 @@ from typing import Any
 import numpy as np
 
 from layers import (
+    AvgPool2D,
     Conv2D,
     Dropout,
     Flatten,
     Layer,
     Linear,
+    LocallyConnected2D,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
     Tanh,
     activation,
+    avg_pool,
     conv,
     dropout,
+    locally_connected,
     lrn,
     max_pool,
     softmax_cross_entropy,
 )
 from tinyconv.initialize import initialize
-from tinyconv.lab.cases.case import KernelCase, KernelGroup
-from tinyconv.lab.cases.runs import loss, of_layers
+from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
+from tinyconv.lab.cases.runs import Run, both_ways, loss, of_layers
 from tinyconv.sequential import Sequential
 
 IMAGES = (2, 6, 7, 5)
@@ -50,6 +54,15 @@ def lrn_backward_operations(
 ) -> int:
     """A ·, / and + for each neighbour; then the power, dy ·, 2αβ ·, x ·, −."""
     return 3 * in_windows(x, width, half) + 5 * x.size
+
+
+def local(shape: Shape, dtype: str) -> dict[str, Run]:
+    """Both ways through locally connected layers, which belong to a shape of image."""
+    layers = {
+        "LocallyConnected2D 3×3, padding 1": LocallyConnected2D(shape[1:], 4, 3, padding=1),
+        "LocallyConnected2D 2×2, stride 3": LocallyConnected2D(shape[1:], 2, 2, 3),
+    }
+    return {title: both_ways(layer, shape, dtype) for title, layer in layers.items()}
 
 
 GROUPS = {
@@ -90,6 +103,7 @@ GROUPS = {
             lambda channels: {
                 "MaxPool2D 3, stride 2": MaxPool2D(3, 2),
                 "MaxPool2D 2, stride 3": MaxPool2D(2, 3),
+                "MaxPool2D 3, stride 2, over the edge": MaxPool2D(3, 2, ceil=True),
             }
         ),
         shapes=POOLED,
@@ -103,6 +117,41 @@ GROUPS = {
                 "number[4] int32[4] number[4] 2*int64",
                 "dx",
                 (0, 0),
+            ),
+        ),
+    ),
+    "avg_pool": KernelGroup(
+        runs=of_layers(
+            lambda channels: {
+                "AvgPool2D 3, stride 2, over the edge": AvgPool2D(3, 2, ceil=True),
+                "AvgPool2D 2, stride 3": AvgPool2D(2, 3),
+            }
+        ),
+        shapes=POOLED,
+        small=(1, 7, 9, 8),
+        cases=(
+            KernelCase(
+                *(avg_pool.avg_pool_forward_kernel, "2*number[4] 2*int64", "y"),
+                operations=lambda x, y, size, stride: y.size * size * size,
+            ),
+            KernelCase(
+                *(avg_pool.avg_pool_backward_kernel, "2*number[4] 2*int64", "dx"),
+                operations=lambda dy, dx, size, stride: 2 * dy.size * size * size,
+            ),
+        ),
+    ),
+    "locally_connected": KernelGroup(
+        runs=local,
+        shapes=(IMAGES, (1, 3, 3, 1), (3, 4, 3, 2)),
+        small=(1, 5, 6, 8),
+        largest=5_000,
+        cases=(
+            KernelCase(
+                *(locally_connected.unfold_kernel, "number[4] number[6] 2*int64", "u"),
+            ),
+            KernelCase(
+                *(locally_connected.fold_kernel, "number[6] number[4] 2*int64", "dx"),
+                operations=lambda du, *_: du.size,
             ),
         ),
     ),
@@ -244,6 +293,12 @@ def gradient_cases() -> Iterator[tuple[str, Layer | Sequential, np.ndarray, np.n
     yield "Conv2D 3×3, 3 groups, padding 1", grouped, rng.standard_normal((2, 4, 5, 6)), None
     yield "MaxPool2D 3, stride 2", MaxPool2D(3, 2), without_ties(rng, IMAGES), None
     yield "MaxPool2D 2, stride 3", MaxPool2D(2, 3), without_ties(rng, IMAGES), None
+    hanging = MaxPool2D(3, 2, ceil=True)
+    yield "MaxPool2D 3, stride 2, over the edge", hanging, without_ties(rng, IMAGES), None
+    yield "AvgPool2D 3, stride 2, over the edge", AvgPool2D(3, 2, ceil=True), normal, None
+    for title, rest in {"3×3, padding 1": (4, 3, 1, 1), "2×2, stride 3": (2, 2, 3)}.items():
+        local = with_weights(LocallyConnected2D(IMAGES[1:], *rest), rng)
+        yield f"LocallyConnected2D {title}", local, normal, None
     for size, k, alpha, beta, groups in (
         (5, 2.0, 0.5, 0.75, 1),
         (3, 1.0, 0.9, 1.3, 5),

@@ -4,7 +4,8 @@ This is the only place where anything faster than the book (`layers/*.py`) is ch
 AlexNet's layers do little arithmetic for each number that they read and write; on a GPU each is
 also a launch. So layers that follow each other share a step:
 
-    host    Conv2D(, ReLU)              host/im2col.py      im2col and BLAS
+    host    Conv2D(, ReLU)              host/winograd.py    Winograd's algorithm and BLAS
+            the rest of them            host/im2col.py      im2col and BLAS
             Linear(, ReLU(, Dropout))   linear.py           BLAS, one pass after the product
             LocalResponseNorm           host/lrn.py         vectorized
             MaxPool2D                   host/max_pool.py    vectorized
@@ -38,6 +39,7 @@ from layers.fast.host.im2col import Im2colConv
 from layers.fast.host.lrn import LRNByDistance
 from layers.fast.host.max_pool import MaxPoolVectorized
 from layers.fast.host.softmax import SoftmaxVectorized
+from layers.fast.host.winograd import WinogradConv
 from layers.fast.linear import LinearStep
 from layers.fast.lrn import LRNRows
 from layers.fast.max_pool import MaxPoolRows
@@ -130,7 +132,9 @@ def _on_host(
     if kinds[0] is Conv2D:
         if _algorithm(first, device, dtype, precision) == "direct":
             return 1, None
-        return (2 if kinds[1:2] == (ReLU,) else 1), Im2colConv
+        winograd = precision == "fp32" and WinogradConv.fits(first)
+        step = WinogradConv if winograd else Im2colConv
+        return (2 if kinds[1:2] == (ReLU,) else 1), step
     if kinds[0] is Linear:
         return _linear(layers), LinearStep
     if kinds[0] is LocalResponseNorm:

@@ -29,9 +29,21 @@ def net():
 def test_sizes(net):
     assert stated(r"# squares of 256×256×3 bytes") == TRAIN + VAL
     assert stated(r"prepared file \(# GB") == round((TRAIN + VAL) * 256 * 256 * 3 / 1e9)
-    assert stated(r"The disk: the archives \(# GB") >= 138 + 6.3
+    assert stated(r"the archives \(# GB") >= 138 + 6.3
     parameters = sum(p.value.size for p in net.parameters())
+    outputs = sum(np.prod(shape) for shape in net.output_shapes(net.input_shape))
+    assert stated(r"More than # GB") == round(4 * (3 * parameters + 2 * 128 * outputs) / 1e9, 1)
     assert stated(r"best are kept, # GB") == round(2 * 4 * parameters / 1e9, 1)
+
+
+def test_hours_and_disk():
+    limits = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    table = limits.split("printed: totals -->")[1].split("<!-- end")[0].splitlines()
+    names, rates = ([cell.strip() for cell in line.split("|")] for line in (table[1], table[-1]))
+    for name, pattern in (("H200, TF32", r"# hours on an H200"), ("T4", r"to # on a T4")):
+        hours = 90 * TRAIN / float(rates[names.index(name)].replace(",", "")) / 3600
+        assert stated(pattern) == pytest.approx(hours, rel=0.12)
+    assert stated("disk needs # GB") == stated(r"archives \(# GB") + stated(r"file \(# GB")
 
 
 def test_steps_and_operations(net):

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -18,6 +20,7 @@ from stores import new_store, write_store
 from tinyconv import RECIPES, alexnet, evaluate
 from tinyconv.data.augment import Augment
 from tinyconv.data.folder import read_folder
+from tinyconv.data.prepare import prepare
 from tinyconv.run.checkpoint import load_model, save_weights
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
@@ -92,6 +95,31 @@ def test_one_net_on_a_folder(photos, tmp_path, capsys):
         assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
         assert (found["top1"], found["top5"]) == (expected.top1, expected.top5)
         assert f"{expected.loss:.4f}" in printed.out
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_photos_to_evaluate_with_are_enough(photos, tmp_path, monkeypatch, capsys, prepared):
+    net, data = weights(tmp_path / "w.h5"), photos
+    (photos / "val").rename(photos / "Test")
+    for path in (photos / "train").rglob("*.png"):
+        path.write_bytes(b"not read")  # and named, if it were
+    if prepared:
+        data = tmp_path / "test.h5"
+        prepare(photos, data, size=73, only_val=True)
+    shutil.rmtree(photos / "train")
+    assert script.main([net, "--data", str(data), *HOST]) == 0
+    printed = capsys.readouterr()
+    assert "7 photos of val, 2 classes" in printed.out and printed.err == ""
+    assert script.main([net, "--data", str(data), "--split", "train", *HOST]) == 2
+    assert re.search("no folder 'train'|the set has no photos", capsys.readouterr().err)
+
+
+def test_a_share_of_a_folder_of_classes(photos, tmp_path, capsys):
+    net = weights(tmp_path / "w.h5")
+    assert script.main([net, "--data", str(photos / "val"), *HOST]) == 2
+    assert "add --val-share 0.2" in capsys.readouterr().err
+    assert script.main([net, "--data", str(photos / "val"), "--val-share", "0.3", *HOST]) == 0
+    assert "2 photos of val" in capsys.readouterr().out
 
 
 def test_the_precision_is_said_and_changes_little(photos, tmp_path, capsys):

@@ -311,7 +311,7 @@ def test_small_crops_of_a_prepared_file_are_pointed_out(tmp_path, capsys):
     assert main(["--data", str(tmp_path / "large.h5"), "--out", str(out), *SMALL]) == 0
     said = capsys.readouterr().out
     assert "each epoch leaves out 2 of them, less than a batch of 4\n" in said
-    assert "note: crops of 64 pixels show 25% of a photo of 128: prepare with --size 73\n" in said
+    assert "note: crops of 64 pixels show 25% of a photo of 128: prepare with --image-s" in said
 
 
 def test_photos_that_have_moved_are_named_with_the_option(photos, tmp_path, capsys):

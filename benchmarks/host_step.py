@@ -37,7 +37,9 @@ sys.path[:0] = [str(ROOT)]
 WARM_UP = 2
 OURS = "tinyconv"
 SIMPLE = "tinyconv, simple"
-CONTESTANTS = OURS, "PyTorch", "PyTorch, channels_last"
+EAGER = "PyTorch", "PyTorch, channels_last"
+COMPILED = tuple(f"{name}, compiled" for name in EAGER)
+CONTESTANTS = OURS, *EAGER, *COMPILED
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 
 
@@ -101,17 +103,23 @@ def torch_step(name, options):
     torch.set_num_threads(options.threads)
     net, x, labels = make(options)
     module = twin(net, our_masks=False)
-    named = by_step(net, module)
-    del net
     x, labels = channels_first(x), torch.from_numpy(labels)
-    if name != "PyTorch":
+    if "channels_last" in name:
         module = module.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
+    named = by_step(net, module)
+    del net
+    run = module
+    if name in COMPILED:
+        # The whole net at once for the step; for a row what the row has.
+        torch._dynamo.config.cache_size_limit = 64
+        run = torch.compile(module)
+        named = {name: torch.compile(part) for name, part in named.items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
     cross_entropy = torch.nn.functional.cross_entropy
 
     def step():
-        loss = cross_entropy(module(x), labels)
+        loss = cross_entropy(run(x), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

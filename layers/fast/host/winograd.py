@@ -305,9 +305,7 @@ class Geometry:
     def group_slices(self) -> list[tuple[slice, slice]]:
         """The channels and the filters of each group."""
         c, k = self.channels // self.groups, self.filters // self.groups
-        return [
-            (slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(self.groups)
-        ]
+        return [(slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(self.groups)]
 
     def image_parts(self, images: int) -> list[slice]:
         """All images at once; after space-to-depth a few at a time, as they are a copy."""
@@ -450,9 +448,7 @@ class WinogradConv(Step):
         work = self.buffer("w", (geometry.r**2, *sides))
         u = self.buffer("u", (geometry.points, *sides))
         flat = geometry.filters_of(w, order, work).reshape(geometry.r**2, -1)
-        multiply(
-            self.device, (geometry.transforms["GG"], flat, u.reshape(geometry.points, -1))
-        )
+        multiply(self.device, (geometry.transforms["GG"], flat, u.reshape(geometry.points, -1)))
         return u
 
     def forward(self, x, train=True):

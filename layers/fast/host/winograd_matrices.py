@@ -20,8 +20,10 @@ POINTS = (
     (0, 1, -1, HALF, -HALF, -2),
     (0, 1, -1, HALF, -HALF, 2, -2),
 )
-"""The points beside infinity for n = 4 (the worked example), 6, 7 and 8: small numbers and their reciprocals, since powers of
-other points differ so much in size that float32 loses digits."""
+"""The points beside infinity for n = 4 (the worked example), 6, 7 and 8.
+
+Small numbers and their reciprocals: powers of other points differ so much in size that float32
+loses digits."""
 
 Matrix = list[list[Fraction]]
 

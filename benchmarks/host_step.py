@@ -8,10 +8,11 @@ Forward, loss, backward and SGD of one AlexNet (recipe robust: ReLU, LRN, groups
 float32. Each contestant has a process of its own with the same number of threads, and only one of
 them works at a time: they take turns, several rounds of them, and medians are compared. PyTorch's
 net is built from its own modules with our weights; that both give the same logits is checked before
-anything is timed. PyTorch runs twice: with channels first, as its modules expect, and with its
-`channels_last` memory format, which is our order. The second table goes through the net as
-`Sequential` does: layers that share a step are one row, beside the sum of PyTorch's, and each ratio
-is against the faster of its two. Without PyTorch only ours is timed. `--simple` times the step of
+anything is timed. PyTorch runs four times: with channels first, as its modules expect, and with its
+`channels_last` memory format, which is our order; each as it comes and by `torch.compile` (which
+needs a C++ compiler). The second table goes through the net as `Sequential` does: layers that share
+a step are one row, beside the sum of PyTorch's or the same layers compiled together, and each ratio
+is against the fastest of its four. Without PyTorch only ours is timed. `--simple` times the step of
 the book (`layers/*.py`, kernels="simple") in turn with the others.
 
 Each median is printed with the lower and the upper quartile; "both" is a layer's forward and
@@ -37,7 +38,9 @@ sys.path[:0] = [str(ROOT)]
 WARM_UP = 2
 OURS = "tinyconv"
 SIMPLE = "tinyconv, simple"
-CONTESTANTS = OURS, "PyTorch", "PyTorch, channels_last"
+EAGER = "PyTorch", "PyTorch, channels_last"
+COMPILED = tuple(f"{name}, compiled" for name in EAGER)
+CONTESTANTS = OURS, *EAGER, *COMPILED
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 
 
@@ -101,17 +104,23 @@ def torch_step(name, options):
     torch.set_num_threads(options.threads)
     net, x, labels = make(options)
     module = twin(net, our_masks=False)
-    named = by_step(net, module)
-    del net
     x, labels = channels_first(x), torch.from_numpy(labels)
-    if name != "PyTorch":
+    if "channels_last" in name:
         module = module.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
+    named = by_step(net, module)
+    del net
+    run = module
+    if name in COMPILED:
+        # The whole net at once for the step; for a row what the row has.
+        torch._dynamo.config.cache_size_limit = 64
+        run = torch.compile(module)
+        named = {name: torch.compile(part) for name, part in named.items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
     cross_entropy = torch.nn.functional.cross_entropy
 
     def step():
-        loss = cross_entropy(module(x), labels)
+        loss = cross_entropy(run(x), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -141,11 +150,13 @@ READY = []
 
 
 def prepare(name, options):
-    """In a new process: make the step and warm up."""
+    """In a new process: make the step and warm up. Returns the seconds of its first run."""
     os.environ.update(dict.fromkeys(THREADS, str(options.threads)))
     READY[:] = (our_step if name in (OURS, SIMPLE) else torch_step)(name, options)
+    first = seconds(READY[0])
     for _ in range(WARM_UP):
         turn(1)
+    return first
 
 
 def turn(steps):
@@ -174,7 +185,10 @@ def check(options):
 
 
 def measure(contestants, options):
-    """By contestant and by what was timed, the seconds of every step of every round."""
+    """By contestant and by what was timed, the seconds of every step of every round.
+
+    And by contestant the seconds of its first step, which compiles what no cache has.
+    """
     with ExitStack() as stack:
 
         def process():
@@ -182,14 +196,15 @@ def measure(contestants, options):
 
         if "PyTorch" in contestants:
             process().submit(check, options).result()
-        turns = {}
+        turns, first = {}, {}
         for name in contestants:
             pool = process()
-            pool.submit(prepare, name, options).result()
+            first[name] = pool.submit(prepare, name, options).result()
             turns[name] = lambda pool=pool: pool.submit(turn, options.steps).result()
         found = in_turns(turns, options.rounds)
     steps = {name: [step for one in turns for step in one] for name, turns in found.items()}
-    return {name: {x: [step[x] for step in each] for x in each[0]} for name, each in steps.items()}
+    times = {name: {x: [step[x] for step in each] for x in each[0]} for name, each in steps.items()}
+    return times, first
 
 
 # --- tables; `times`: what `measure` returns
@@ -244,7 +259,7 @@ def main(arguments=None):
         contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
     try:
-        times = measure((*contestants, *[SIMPLE] * options.simple), options)
+        times, first = measure((*contestants, *[SIMPLE] * options.simple), options)
     except (ValueError, BrokenProcessPool) as error:
         parser.error(str(error))
     print(
@@ -253,6 +268,8 @@ def main(arguments=None):
         f"{options.rounds * options.steps} steps each, in {options.rounds} turns\n"
         f"{machine('numba', 'numpy', 'torch')}\n\n{step_table(times, options.batch_size)}"
     )
+    took = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())
+    print(f"\nThe first step, with what no cache held compiled: {took}")
     times.pop(SIMPLE, None)  # it goes through the net in other steps
     print(f"\n{part_table(times)}")
     return 0

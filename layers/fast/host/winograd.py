@@ -305,9 +305,7 @@ class Geometry:
     def group_slices(self) -> list[tuple[slice, slice]]:
         """The channels and the filters of each group."""
         c, k = self.channels // self.groups, self.filters // self.groups
-        return [
-            (slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(self.groups)
-        ]
+        return [(slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(self.groups)]
 
     def image_parts(self, images: int) -> list[slice]:
         """All images at once; after space-to-depth a few at a time, as they are a copy."""
@@ -317,10 +315,14 @@ class Geometry:
             count = max(1, 2 * SMALL_BLOCK // size)
         return [slice(i, min(i + count, images)) for i in range(0, images, count)]
 
-    def tile_parts(self, images: int, wanted: int) -> list[tuple[int, int]]:
-        """The tiles of `images` images in blocks of about `wanted` bytes: first and count."""
-        tiles = images * self.rows * self.columns
+    def tiles_at_once(self, images: int, wanted: int) -> int:
+        """Of `images` images, whose V and M are about `wanted` bytes."""
         limit = max(1, min(max(wanted, SMALL_BLOCK), LARGE_BLOCK) // self.tile_bytes)
+        return min(images * self.rows * self.columns, limit)
+
+    def tile_parts(self, images: int, limit: int) -> list[tuple[int, int]]:
+        """The tiles of `images` images in blocks of at most `limit`: first and count."""
+        tiles = images * self.rows * self.columns
         parts = -(-tiles // limit)
         ends = [tiles * part // parts for part in range(parts + 1)]
         return [(start, stop - start) for start, stop in zip(ends, ends[1:], strict=False)]
@@ -345,7 +347,7 @@ def winograd_forward(geometry, x, u, b, y, relu):
     parts = g.image_parts(len(x))
     most = parts[0].stop
     wanted = g.u_size * g.dtype.itemsize // 2
-    tiles = max(count for _, count in g.tile_parts(most, wanted))
+    tiles = g.tiles_at_once(most, wanted)
     blocks, v_flat, m_flat = g.arrays(
         g.block_shape(most), (g.points * tiles * g.channels,), (g.points * tiles * g.filters,)
     )
@@ -354,7 +356,7 @@ def winograd_forward(geometry, x, u, b, y, relu):
         if g.stride > 1:
             image, before = blocks[: len(image)], 0
             space_to_depth(x[part], image, g.stride, g.before, False)
-        for first, count in g.tile_parts(len(image), wanted):
+        for first, count in g.tile_parts(len(image), tiles):
             v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
             products = m_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
             where = g.rows, g.columns, first
@@ -370,7 +372,7 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
     parts = g.image_parts(len(x))
     most = parts[0].stop
     wanted = 4 * g.u_size * g.dtype.itemsize
-    tiles = max(count for _, count in g.tile_parts(most, wanted))
+    tiles = g.tiles_at_once(most, wanted)
     du_shape = g.points, g.filters, g.channels // g.groups
     copies = g.block_shape(most)
     blocks, d_blocks, v_flat, z_flat, du, more = g.arrays(
@@ -389,7 +391,7 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
             d_image = None if dx is None else d_blocks[: len(image)]
         if d_image is not None:
             d_image[...] = 0
-        for first, count in g.tile_parts(len(image), wanted):
+        for first, count in g.tile_parts(len(image), tiles):
             v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
             z = z_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
             where = g.rows, g.columns, first
@@ -446,9 +448,7 @@ class WinogradConv(Step):
         work = self.buffer("w", (geometry.r**2, *sides))
         u = self.buffer("u", (geometry.points, *sides))
         flat = geometry.filters_of(w, order, work).reshape(geometry.r**2, -1)
-        multiply(
-            self.device, (geometry.transforms["GG"], flat, u.reshape(geometry.points, -1))
-        )
+        multiply(self.device, (geometry.transforms["GG"], flat, u.reshape(geometry.points, -1)))
         return u
 
     def forward(self, x, train=True):

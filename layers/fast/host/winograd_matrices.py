@@ -14,9 +14,16 @@ computes: y[i] = Σ_j w[j] x[i + j] = Aᵀ[(G w) ⊙ (Bᵀ x)] with Bᵀ = (E⁻
 from fractions import Fraction
 
 HALF = Fraction(1, 2)
-POINTS = (0, 1, -1, HALF, -2), (0, 1, -1, HALF, -HALF, -2), (0, 1, -1, HALF, -HALF, 2, -2)
-"""The points beside infinity for n = 6, 7, 8: small numbers and their reciprocals, since powers of
-other points differ so much in size that float32 loses digits."""
+POINTS = (
+    (0, 1, -1),
+    (0, 1, -1, HALF, -2),
+    (0, 1, -1, HALF, -HALF, -2),
+    (0, 1, -1, HALF, -HALF, 2, -2),
+)
+"""The points beside infinity for n = 4 (the worked example), 6, 7 and 8.
+
+Small numbers and their reciprocals: powers of other points differ so much in size that float32
+loses digits."""
 
 Matrix = list[list[Fraction]]
 
@@ -49,7 +56,7 @@ def matrices(m: int, r: int) -> dict[str, Matrix]:
     """
     points = next((some for some in POINTS if len(some) == m + r - 2), None)
     if points is None:
-        raise ValueError(f"no points for m={m}, r={r}: m + r - 1 must be 6, 7 or 8")
+        raise ValueError(f"no points for m={m}, r={r}: m + r - 1 must be 4, 6, 7 or 8")
     a, g, b = values(points, m), values(points, r), inverse(values(points, m + r - 1))
     # b is E⁻¹, whose transpose is Bᵀ: so it is B.
     for i in range(len(b)):

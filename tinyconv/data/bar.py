@@ -1,6 +1,6 @@
-"""tqdm's progress bar; where tqdm is not installed, an object of its interface that draws nothing.
+"""The progress bar of tqdm; without tqdm, an object of its interface that draws nothing.
 
-A machine with a GPU often has no network, and a bar is no reason not to run there.
+A machine with a GPU often has no network, and training does not need a bar.
 """
 
 from __future__ import annotations

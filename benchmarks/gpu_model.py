@@ -39,8 +39,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
-os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # the simulator has no compiler
-
 import numpy as np  # noqa: E402
 import sass  # noqa: E402
 from hot_path import Path as HotPath  # noqa: E402
@@ -631,4 +629,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # the simulator has no compiler
     sys.exit(main())

@@ -2,12 +2,12 @@
 
     python benchmarks/kernel_report.py [--arch 75,80,90,120] [--only conv] [--json] [--write]
 
-Needs no GPU: the kernels are compiled for each architecture, for float32, or for bfloat16 if they
-take nothing else, and disassembled (`sass.py`). Prints Markdown tables for each architecture, those
-for tensor cores from sm_80 on; `--json` prints all numbers instead, `--write` writes
-benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler, which are wheels:
-without them it prints which to install, and exits with 2. Exits with 1 if a kernel does not
-compile.
+Needs no GPU: the kernels are compiled as a launch on each architecture compiles them, for float32,
+or for bfloat16 if they take nothing else, and disassembled (`sass.py`). Prints Markdown tables for
+each architecture, those for tensor cores from sm_80 on; `--json` prints all numbers instead,
+`--write` writes benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler,
+which are wheels: without them it prints which to install, and exits with 2. Exits with 1 if a
+kernel does not compile.
 
 The numbers do not predict time. Occupancy is how many warps a multiprocessor can hold at once, out
 of its maximum; the share of FFMA is of the instructions in the loop, each counted once (also in a
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import sass
+from hot_path import hot_path
 from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,12 +76,16 @@ def described(
     """The row of one kernel, a KernelCase."""
     threads = case.threads
     blocks, share = sass.occupancy(architecture, threads, used["registers"], used["shared"])
+    path = hot_path(listing)
     return sass.Kernel(
         name=case.full_name,
         architecture=architecture,
         **used,
         loop=sass.main_loop(listing),
         doubles=sass.doubles_in(listing),
+        path=round(path.instructions),
+        moved=round(path.moved),
+        divisions=path.divisions,
         threads=threads,
         blocks=blocks,
         occupancy=share,
@@ -94,7 +99,8 @@ TENSOR = "HMMA", "LDGSTS", "LDSM, LDS", "HMMA : shared loads : others"
 
 def head(*of_loop: str) -> str:
     """The first two lines of a table, with these columns for what the loop consists of."""
-    names = ["kernel", "registers", "shared", "spills", "warps", "loop", *of_loop]
+    names = ["kernel", "registers", "shared", "spills", "warps", "path", "bytes", "divisions"]
+    names += ["loop", *of_loop]
     rule = "|---|" + "---:|" * (len(names) - 1)
     return f"| {' | '.join(names)} | loads, stores | f64 |\n{rule}---|---|"
 
@@ -121,6 +127,7 @@ def row(kernel: sass.Kernel) -> str:
         f"{kernel.shared:,}",
         f"{kernel.spills or (f'stack {kernel.stack}' if kernel.stack else 0)}",
         f"{kernel.occupancy:.0%}",
+        *(f"{kernel.path:,}", f"{kernel.moved:,}", f"{kernel.divisions or ''}"),
         *of_loop,
         ", ".join(f"{count} {name}" for name, count in loop.memory.items()) if loop else "",
         ", ".join(kernel.doubles) or "none",
@@ -150,12 +157,13 @@ def tables(kernels: list[sass.Kernel], failed: list[str]) -> str:
 
 EXPLAINED = """\
 Registers of a thread; bytes of shared memory of a block; bytes spilled (or of a stack, where an
-array did not fit registers); warps that a multiprocessor can hold, of the most it can; the
-innermost loop with the most multiply-adds: its instructions, the share of FFMA among them, its
-memory instructions by width in bits of a thread; instructions that compute in float64, anywhere in
-the kernel. Kernels for tensor cores stand apart: the shares of HMMA (products of fragments), LDGSTS
-(copies from global to shared memory) and LDSM or LDS (loads from shared memory), and what there is
-for each HMMA. Printed by `benchmarks/kernel_report.py`; nothing was run."""
+array did not fit registers); warps that a multiprocessor can hold, of the most it can; instructions
+of a thread's hot path, each loop once (`hot_path.py`), the bytes of global memory that they move,
+and divisions in 64 bits; the innermost loop with the most multiply-adds: its instructions, the
+share of FFMA among them, its memory instructions by width in bits of a thread; instructions that
+compute in float64, anywhere in the kernel. Kernels for tensor cores stand apart: the shares of
+HMMA (products of fragments), LDGSTS (copies from global to shared memory) and LDSM or LDS (loads
+from shared memory), and what there is for each HMMA. Printed by `benchmarks/kernel_report.py`; nothing was run."""
 
 
 def architectures_in(text: str) -> list[tuple[int, int]]:

@@ -108,6 +108,12 @@ class Kernel:
     loop: Loop | None = None
     doubles: list[str] = field(default_factory=list)
     """Instructions that compute in float64, anywhere in the kernel."""
+    path: int = 0
+    """Instructions of a thread, each loop counted once (`hot_path.py`)."""
+    moved: int = 0
+    """Bytes of global memory on that path."""
+    divisions: int = 0
+    """Divisions in 64 bits."""
     threads: int = 0
     blocks: int = 0
     occupancy: float = 0.0

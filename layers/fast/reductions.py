@@ -60,12 +60,12 @@ def whole_fours(columns, *arrays):
 #
 # First pass, of flat x: thread (lane, r) of a block adds up rows r, r + blockDim.y, ... of the
 # block's part, two at a time, in four columns; neighbouring lanes read neighbouring elements, by 16
-# bytes at a time where rows are `whole_fours`: coalesced. The sums of a column are written
-# to shared memory, where thread (lane, 0) adds them in order. Second pass: one thread for four
-# columns, over the parts in order, coalesced; of many parts warp w of a block adds w, w + 32, ..., and warp
-# 0 the sums of the warps. Totals: one block; thread t adds losses and hits t, t + 128, ..., then
-# the sums are added pairwise; thread 0 sets `skip` if the mean loss is not finite, and nothing
-# clears it. All orders are fixed: deterministic.
+# bytes at a time where rows are `whole_fours`: coalesced. The sums of a column are written to
+# shared memory, where thread (lane, 0) adds them in order. Second pass: one thread for four
+# columns, over the parts in order, coalesced; of many parts warp w of a block adds w, w + 32, ...,
+# and warp 0 the sums of the warps. Totals: one block; thread t adds losses and hits t, t + 128,
+# ..., then the sums are added pairwise; thread 0 sets `skip` if the mean loss is not finite, and
+# nothing clears it. All orders are fixed: deterministic.
 
 
 @cuda.jit(device=True, inline="always")

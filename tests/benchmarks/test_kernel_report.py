@@ -154,6 +154,7 @@ def kernel(**changes):
     loop = sass.Loop(10, {"FFMA": 8}, {"LDS.128": 1})
     values = {
         **{"name": "layers.a.b_kernel", "architecture": (8, 0), "registers": 20, "shared": 1024},
+        **{"path": 1200, "moved": 48, "divisions": 2},
         **{"stack": 0, "spills": 0, "loop": loop, "occupancy": 0.5, **changes},
     }
     return sass.Kernel(**values)
@@ -161,10 +162,12 @@ def kernel(**changes):
 
 def test_a_row_shows_every_number():
     assert kernel_report.row(kernel()) == (
-        "| b_kernel | 20 | 1,024 | 0 | 50% | 10 | 80.0% | 1 LDS.128 | none |"
+        "| b_kernel | 20 | 1,024 | 0 | 50% | 1,200 | 48 | 2 | 10 | 80.0% | 1 LDS.128 | none |"
     )
     shown = kernel_report.row(kernel(loop=None, stack=256, doubles=["DADD", "DFMA"]))
-    assert shown == "| b_kernel | 20 | 1,024 | stack 256 | 50% |  |  |  | DADD, DFMA |"
+    assert shown == (
+        "| b_kernel | 20 | 1,024 | stack 256 | 50% | 1,200 | 48 | 2 |  |  |  | DADD, DFMA |"
+    )
 
 
 def test_kernels_for_tensor_cores_have_a_table_of_their_own():
@@ -177,8 +180,8 @@ def test_kernels_for_tensor_cores_have_a_table_of_their_own():
     assert "| HMMA | LDGSTS | LDSM, LDS | HMMA : shared loads : others |" in header
     assert header.count("|") == rule.count("|") == row.count("|")
     assert row == (
-        "| tensor_kernel | 20 | 1,024 | 0 | 50% | 96 | 33.3% | 4.2% | 16.7% | 1 : 0.5 : 1.5 "
-        "| 4 LDGSTS.128, 4 LDS.32, 12 LDSM.128 | none |"
+        "| tensor_kernel | 20 | 1,024 | 0 | 50% | 1,200 | 48 | 2 | 96 | 33.3% | 4.2% "
+        "| 16.7% | 1 : 0.5 : 1.5 | 4 LDGSTS.128, 4 LDS.32, 12 LDSM.128 | none |"
     )
 
 

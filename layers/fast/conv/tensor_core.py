@@ -271,6 +271,8 @@ KERNELS = {
     for kind, product in PRODUCTS.items()
     for tile, bn in TILES.items()
 }
+# By name as well, like every other kernel.
+globals().update({kernel.__name__: kernel for kernel in KERNELS.values()})
 
 
 # --- launches

@@ -70,7 +70,12 @@ def _answered(verdict: Verdict) -> Future[Verdict]:
 
 @functools.lru_cache(256)
 def _submit(kernel: Any, types: tuple[Any, ...]) -> Future[Verdict]:
-    return _worker().submit(_ask, kernel, types)
+    try:
+        # Here and now: while the kernel runs, its `cuda` is the simulator's.
+        request = _pickled((kernel.py_func, types))
+    except Exception as error:  # of a global that has no place in another process
+        return _answered(Verdict({"unable": f"{type(error).__name__}: {error}"}, kernel))
+    return _worker().submit(_ask, kernel, request)
 
 
 def _type_of(value: Any) -> Any:
@@ -106,13 +111,12 @@ def _process() -> Any:
     return process
 
 
-def _ask(kernel: Any, types: tuple[Any, ...]) -> Verdict:
+def _ask(kernel: Any, request: bytes) -> Verdict:
     try:
-        request = _pickled((kernel.py_func, types))
         process = _process()
         send(process.stdin, request)
         answer = receive(process.stdout)
-    except Exception as error:  # what cannot be pickled, or a process that has ended
+    except OSError as error:  # of a process that has ended
         return Verdict({"unable": f"{type(error).__name__}: {error}"}, kernel)
     if answer is None:
         return Verdict({"unable": "the compiler's process has ended"}, kernel)

@@ -121,14 +121,15 @@ def mark(
 
 def tell(issues: list[Issue], wrong: list[str]) -> None:
     """Print the issues, the most telling first, each with its hint, and wrong results."""
-    told = [issue for kind in ORDER for issue in issues if issue.kind == kind]
-    for issue in told[:3]:
+    told = {issue.kind: issue for issue in reversed(issues) if issue.kind in ORDER}
+    for kind in [kind for kind in ORDER if kind in told][:3]:
+        issue = told[kind]
         print(indented(issue))
-        shared = issue.kind == "race" and not issue.array.isidentifier()
-        if hint := HINTS.get("shared race" if shared else issue.kind):
-            print(f"  hint: {hint}")
+        shared = kind == "race" and not issue.array.isidentifier()
+        if hint := HINTS.get("shared race" if shared else kind):
+            print(textwrap.fill(f"hint: {hint}", 90, initial_indent="  ", subsequent_indent="  "))
     # Wrong results of a race are no riddle of their own.
-    if not any(issue.kind in ("race", "unwritten", "compile") for issue in told):
+    if not {"race", "unwritten", "compile"} & set(told):
         print("\n".join(wrong))
 
 

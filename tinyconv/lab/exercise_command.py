@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     if options.exercise is None:
         for number, file in files.items():
             title = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
-            print(f"{number:2}  {title.partition('. ')[2]:62} {file.name}")
+            print(f"{number:2}  {title.partition('. ')[2]:68} {file.name}")
         print("mark one: python -m tinyconv exercise 1")
         return 0
     file = Path(options.exercise)

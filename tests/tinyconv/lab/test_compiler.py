@@ -1,11 +1,14 @@
 """What runs in the simulator and on no GPU is named, with the compiler's words at its line."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import planted
 import pytest
 from numba import cuda, float32
 from simulated import line_of
 
+from layers import simulator
 from tinyconv.lab import compiler
 from tinyconv.lab.cases import CASES, launches
 from tinyconv.lab.checks import check_kernel
@@ -121,5 +124,33 @@ def test_a_compiler_that_dies_is_no_fault_of_the_kernel(compiles, monkeypatch):
         return None
 
     monkeypatch.setattr(compiler, "receive", ended)
-    verdict = compiler._ask(planted.append, ())
+    verdict = compiler._ask(planted.append, b"")
     assert verdict.unable and not verdict.issues
+
+
+def test_a_request_is_complete_before_the_kernel_runs(compiles, monkeypatch):
+    """While it runs its globals are the simulator's, which are not those of the compiler."""
+
+    class Late:
+        """A worker that is busy until the answer is needed."""
+
+        def submit(self, function, *arguments):
+            future = Future()
+            future.result = lambda: function(*arguments)
+            return future
+
+    monkeypatch.setattr(compiler, "_worker", Late)
+    answers = []
+    monkeypatch.setattr(simulator.scheduler.Launch, "run", lambda self: (
+        self.patch_cuda(self.fn), answers.append(pending.result())))  # fmt: skip
+    pending = compiler.submit(planted.append_atomically, (X, X, X.astype(np.int32)))
+    original = planted.append_atomically.fn.__globals__["cuda"]
+    planted.append_atomically[1, 8](X, X, X)
+    planted.append_atomically.fn.__globals__["cuda"] = original
+    assert answers[0].unable is None
+
+
+def test_a_global_that_cannot_go_to_another_process(compiles):
+    with open(__file__, encoding="utf-8") as file:
+        kernel = cuda.jit(lambda x: file.read())
+        assert "TypeError" in compiler.submit(kernel, (X,)).result().unable

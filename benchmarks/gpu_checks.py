@@ -568,7 +568,8 @@ def predictions(batches: tuple[int, ...]) -> dict[str, dict[str, float]]:
 
     settings = ("tf32", batches[0]), ("bf16", batches[-1])
     names = [f"{precision} {batch}" for precision, batch in settings]
-    return {name: gpu_model.predicted(name) for name in names}
+    predicted = getattr(gpu_model, "predicted", None)
+    return {name: predicted(name) for name in names} if predicted else {}
 
 
 def best_medians(results: list[Result]) -> dict[str, dict[str, float]]:

@@ -41,7 +41,7 @@ LONGEST = (
     "layers/fast/conv/test_tiled.py",
     "layers/fast/test_agreement.py",
     "tinyconv/parallel/test_replicas.py",
-    "benchmarks/test_gpu_report.py",
+    "benchmarks/test_gpu_day.py",
     "tinyconv/run/test_closing.py",  # overfits a batch of the first command
     "tinyconv/test_sequential.py",
     "tinyconv/lab/test_cases.py",

@@ -49,9 +49,17 @@ def multiply(device: Device, *triples: tuple[Any, Any, Any], precision: str = "f
         elif library is not None:
             library.gemm_ex(*_arguments(a, b, out, precision))
         else:
-            cuda = device.xp.cuda
-            handle = cuda.device.get_cublas_handle()
-            cuda.cublas.gemmEx(handle, *_arguments(a, b, out, precision))
+            _by_cupy(device.xp, a, b, out, precision)
+
+
+def _by_cupy(cupy: Any, a: Any, b: Any, out: Any, precision: str) -> None:
+    if precision == "fp32":
+        cupy.matmul(a, b, out=out)
+        return
+    cublas, tf32 = cupy.cuda.cublas, precision == "tf32"
+    sums = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
+    *arguments, _, algorithm = _arguments(a, b, out, precision)
+    cublas.gemmEx(cupy.cuda.device.get_cublas_handle(), *arguments, sums, algorithm)
 
 
 def _simulated(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

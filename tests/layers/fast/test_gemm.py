@@ -110,13 +110,20 @@ class FakeCupy:
     def __init__(self):
         self.calls, self.stream = [], 256
         self.cuda = SimpleNamespace(
-            cublas=SimpleNamespace(gemmEx=self.gemm),
+            cublas=SimpleNamespace(
+                gemmEx=self.gemm, CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_FAST_TF32=77
+            ),
             device=SimpleNamespace(get_cublas_handle=lambda: 4711),
             get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
         )
 
     def empty(self, shape, dtype):
         return np.empty(shape, dtype).view(FakeArray)
+
+    def matmul(self, a, b, out):
+        kind = FLOAT if a.dtype == np.float32 else DOUBLE
+        self.calls.append((68 if kind == FLOAT else 70, kind, kind))
+        np.matmul(np.asarray(a), np.asarray(b), out=np.asarray(out))
 
     def device(self):
         """A `Device` whose CuPy this is."""
@@ -223,7 +230,7 @@ def test_cublas_is_told_where_the_matrices_lie_and_what_they_are(title, transpos
 
 
 def test_an_operand_that_is_not_contiguous_is_refused(fake):
-    a = np.zeros((4, 6), np.float32).view(FakeArray)[::2, ::2]
+    a = np.zeros((4, 6), np.float32).view(FakeArray)[::2, ::2]  # CuPy's matmul would take it
     out = np.zeros((2, 2), np.float32).view(FakeArray)
     with pytest.raises(
         ValueError, match=r"an operand of \(2, 3\) is not contiguous; copy it first"

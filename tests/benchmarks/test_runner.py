@@ -1,10 +1,10 @@
-"""benchmarks/gpu_runner.py: cases are guarded, repeated, and kept within their minutes."""
+"""benchmarks/runner.py: cases are guarded, repeated, and kept within their time."""
 
 import sys
 from types import SimpleNamespace
 
 import numpy as np
-from gpu_runner import LEAST_REPEATS, Case, GpuClock, Job, run_sections
+from runner import LEAST_REPEATS, Case, Dropped, GpuClock, Job, Result, run_cases
 
 
 class FakeClock:
@@ -31,12 +31,12 @@ def case(name, run=lambda: None, **work):
     return Case("layers", name, "we", lambda: Job(run, **work))
 
 
-def run(*sections, minutes=60.0, one=1.0):
+def run(cases, minutes=60.0, one=1.0):
     clock = FakeClock(one)
-    sections = [(1, lambda cases=cases: cases) for cases in sections]
-    results = run_sections(sections, clock, minutes, now=clock.now)
-    dropped = sum(r.why.startswith("dropped") for r in results)
-    assert clock.freed == len(results) - dropped + len(sections)
+    said = list(run_cases(cases, clock, 60 * minutes, clock.now))
+    begun, results = said[::2], said[1::2]
+    assert begun == cases and all(isinstance(each, Result) for each in results)
+    assert clock.freed == sum(not r.why.startswith("dropped: out of time") for r in results)
     return results
 
 
@@ -57,10 +57,13 @@ def test_a_case_that_fails_is_reported_and_the_next_ones_run():
     def cannot_be_made():
         raise ValueError("wrong by 3")
 
-    before, made, broken, after = run(
-        [case("a"), Case("layers", "b", "we", cannot_be_made), case("c", breaks), case("d")]
-    )
+    def not_here():
+        raise Dropped("there is no tool")
+
+    cases = [Case("layers", "b", "we", cannot_be_made), Case("layers", "c", "we", not_here)]
+    before, made, dropped, broken, after = run([case("a"), *cases, case("d", breaks), case("e")])
     assert made.why == "failed: ValueError: wrong by 3" and not made.seconds
+    assert dropped.why == "dropped: there is no tool"
     assert broken.why == "failed: RuntimeError: out of memory" and not broken.seconds
     assert before.seconds and after.seconds and not before.why and not after.why
 
@@ -77,15 +80,8 @@ def test_short_of_time_repeats_are_dropped_first_and_then_cases():
     assert {r.why for r in results if not r.seconds} == {"dropped: out of time"}
 
 
-def test_a_slow_section_leaves_the_next_one_its_share():
-    slow, quick = [case(name) for name in "abcdef"], [case("g")]
-    results = run(slow, quick, minutes=2, one=10.0)
-    assert results[5].why == "dropped: out of time"
-    assert len(results[6].seconds) >= LEAST_REPEATS
-
-
 def test_a_case_without_a_run_has_notes_and_no_times():
-    (result,) = run([Case("agreement", "a", "we", lambda: Job(notes=lambda: {"found": 1}))])
+    (result,) = run([Case("losses", "a", "we", lambda: Job(notes=lambda: {"found": 1}))])
     assert result.notes == {"found": 1} and not result.seconds and not result.why
 
 

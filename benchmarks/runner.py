@@ -1,4 +1,4 @@
-"""The cases of `gpu_report.py` in order: each guarded, repeated, within a budget of minutes.
+"""Cases that are timed in order: each guarded, repeated, within a budget of seconds.
 
 A case creates its arrays, checks its result, and only then is timed. An error in one case is
 written into its result, and the other cases still run. When time is short a case is repeated less
@@ -9,7 +9,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,6 +42,10 @@ class Case(NamedTuple):
     make: Callable[[], Job]
 
 
+class Dropped(Exception):
+    """Raised by a case that cannot run here, which is no failure: the reason."""
+
+
 @dataclass
 class Result:
     """The outcome of a case: `seconds` of every repeat, or `why` there are none."""
@@ -63,11 +67,14 @@ class Result:
         return statistics.median(self.seconds)
 
 
+# --- clocks
+
+
 class HostClock:
     """Times work that is done when the call returns, on the host or simulated: for rehearsals."""
 
     flushed = "nothing is flushed"
-    warm_up, most_repeats = 1, 1  # a graph is recorded in the second run
+    warm_up, most_repeats = 0, 1
 
     def __call__(self, run: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of one run, and seconds that the host was busy with it: here the same."""
@@ -122,6 +129,7 @@ def run_case(case: Case, clock: Any, budget: float) -> Result:
         with job.around():
             gc.disable()  # it would start in the middle of a run
             if job.run is not None:
+                one = 0.0
                 for _ in range(clock.warm_up):
                     one, _ = clock(job.run)
                     if one * LEAST_REPEATS > budget:
@@ -135,37 +143,28 @@ def run_case(case: Case, clock: Any, budget: float) -> Result:
             result.notes = job.notes()
     except Exception as error:  # of any library: a broken case must not end the report
         lines = str(error).strip().splitlines() or [""]
-        result.why = f"failed: {type(error).__name__}: {lines[0][:200]}"
+        what = "dropped" if isinstance(error, Dropped) else f"failed: {type(error).__name__}"
+        result.why = f"{what}: {lines[0][:200]}"
         result.seconds.clear()
     finally:
         gc.enable()
     return result
 
 
-def run_sections(
-    sections: list[tuple[float, Callable[[], Iterable[Case]]]],
-    clock: Any,
-    minutes: float,
-    on_result: Callable[[Result], None] = lambda result: None,
-    now: Callable[[], float] = time.monotonic,
-) -> list[Result]:
-    """The results of all sections, each of which has its share of the minutes.
+def run_cases(
+    cases: Iterable[Case], clock: Any, limit: float, now: Callable[[], float] = time.monotonic
+) -> Iterator[Case | Result]:
+    """Each case, when it begins, and its result; all within `limit` seconds.
 
-    sections: (weight, function that gives the cases). What one does not need the next ones have.
+    Of the time that is left each has its share; what one does not need the next ones have.
     """
-    results, end = [], now() + 60 * minutes
-    for place, (weight, make_cases) in enumerate(sections):
-        share = weight / sum(later for later, _ in sections[place:])
-        until = now() + share * (end - now())
-        cases = list(make_cases())
-        for number, case in enumerate(cases):
-            budget = (until - now()) / (len(cases) - number)
-            if budget > 0:
-                result = run_case(case, clock, budget)
-                clock.free()
-            else:
-                result = Result(*case[:3], why="dropped: out of time")
-            results.append(result)
-            on_result(result)
-        clock.free()
-    return results
+    until = now() + limit
+    cases = list(cases)
+    for number, case in enumerate(cases):
+        budget = (until - now()) / (len(cases) - number)
+        yield case
+        if budget > 0:
+            yield run_case(case, clock, budget)
+            clock.free()
+        else:
+            yield Result(*case[:3], why="dropped: out of time")

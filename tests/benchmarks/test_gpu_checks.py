@@ -1,0 +1,210 @@
+"""benchmarks/gpu_checks.py and gpu_cases.py: what is wrong is found, on the host and simulated."""
+
+import json
+
+import gpu_cases
+import gpu_checks
+import numpy as np
+import pytest
+from gpu_cases import Bench, compare
+from runner import Result
+
+from layers import Conv2D, Device, Linear, LocalResponseNorm, ReLU, lrn
+from layers.fast.bfloat16 import to_bits
+from layers.fast.conv import tile_table
+from layers.fast.host.im2col import Im2colConv
+
+HOST = {"kernels": "fast", "algorithm": "host"}
+CONV = [Conv2D(4, 6, 3, padding=1, groups=2), ReLU()]
+
+
+def bench_on(name, seed=3):
+    return gpu_checks.bench_and_clock("b", name, True, seed)[0]
+
+
+def test_compare_is_relative_to_the_largest_element_and_refuses_nan():
+    right = np.array([1000.0, 1.0])
+    compare("it", right + 0.05, right)
+    for error, found in ((0.2, "0.2, its largest element is 1e"), (np.nan, "nan")):
+        with pytest.raises(ValueError, match=rf"it is wrong by {found}.* the first \(0,\)"):
+            compare("it", right + error, right)
+    # What is stored as bfloat16 has been rounded once more.
+    right = np.float32([1.0, 3.0])
+    bits = to_bits(right)
+    compare("it", bits, right + 0.02)
+    compare("it", bits + np.uint16(1), right)
+    for ours in (bits + np.uint16(3), right + np.float32(0.02)):
+        with pytest.raises(ValueError, match="it is wrong by"):
+            compare("it", ours, right)
+
+
+@pytest.mark.parametrize("result", ["y", "dx", "dw", "db"])
+def test_a_wrong_result_is_found(result, monkeypatch):
+    forward, backward = Im2colConv.forward, Im2colConv.backward
+
+    def wrong_forward(self, x, train=True):
+        y = forward(self, x, train)
+        y[0, 0, 0, 0] += 0.01 * (result == "y" and self.dtype == np.float32)
+        return y
+
+    def wrong_backward(self, dy):
+        dx = backward(self, dy)
+        w, b = self.layers[0].parameters()
+        wrong = {"dx": dx, "dw": w.grad, "db": b.grad}.get(result)
+        if wrong is not None and self.dtype == np.float32:
+            wrong.reshape(-1)[1] += 0.01 * np.abs(wrong).max()
+        return dx
+
+    bench = bench_on("cpu", seed=5)
+    gpu_checks.check(bench, CONV, (2, 5, 4, 4), **HOST)
+    monkeypatch.setattr(Im2colConv, "forward", wrong_forward)
+    monkeypatch.setattr(Im2colConv, "backward", wrong_backward)
+    with pytest.raises(ValueError, match=rf"^{result} is wrong by 0\."):
+        gpu_checks.check(bench, CONV, (2, 5, 4, 4), **HOST)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("layers", [CONV, [Linear(7, 5), ReLU()]], ids=["conv", "linear"])
+def test_factors_that_are_not_rounded_are_found(precision, layers, monkeypatch):
+    bench = bench_on("cpu", seed=7)
+    options = {"kernels": "fast", "precision": precision}
+    shape = (2, 5, 4, 4) if layers is CONV else (3, 7)
+    monkeypatch.setattr(gpu_checks, "BY_CUBLAS", gpu_cases.TOLERANCE)  # the host rounds
+    gpu_checks.check(bench, layers, shape, **options)
+    monkeypatch.setattr(Bench, "rounded", lambda self, array, _: array.astype(float))
+    with pytest.raises(ValueError, match="y is wrong by"):
+        gpu_checks.check(bench, layers, shape, **options)
+
+
+def test_an_element_that_no_thread_writes_is_found(cuda_device, monkeypatch):
+    """Without poison the zeros of a fresh array might be right."""
+    bench = bench_on("cuda:0")
+    run = {"kernels": "simple"}
+    launch = lrn.lrn_forward_kernel
+
+    class LeavesOutTheLast:
+        def __getitem__(self, configuration):
+            def few(x, y, scale, *rest):
+                launch[configuration](x[:-1], y[:-1], scale[:-1], *rest)
+
+            return few
+
+    layers, shape = [LocalResponseNorm(3, alpha=0.5)], (2, 3, 2, 5)
+    with gpu_checks.poisoned():
+        gpu_checks.check(bench, layers, shape, **run)
+    monkeypatch.setattr(lrn, "lrn_forward_kernel", LeavesOutTheLast())
+    with gpu_checks.poisoned(), pytest.raises(ValueError, match="y is wrong by nan"):
+        gpu_checks.check(bench, layers, shape, **run)
+
+
+def test_the_launches_within_are_noted_by_name(cuda_device):
+    bench = bench_on("cuda:0")
+    with gpu_checks.launches_seen() as seen:
+        gpu_checks.check(bench, [ReLU()], (1, 3), kernels="simple")
+        gpu_checks.check(bench, [Linear(3, 2), ReLU()], (2, 3), kernels="fast")
+    expected = {"relu_forward_kernel", "relu_backward_kernel", "bias_relu_kernel", "product"}
+    assert seen == expected | {"masked_gradient_kernel", "sum_parts_kernel"}
+
+
+def test_each_launch_is_timed_in_order(cuda_device):
+    made = gpu_cases.launches_of_a_step(bench_on("cuda:0"), "fp32", 2)
+    names = [name for name, seconds in made.notes()["launches"] if seconds > 0]
+    assert names.count("product") == 4 and names[-1] == "sgd_kernel"
+    assert names.index("softmax_rows_kernel") < names.index("masked_gradient_kernel")
+
+
+def test_losses_that_part_are_found():
+    agree = gpu_checks.Losses.agree
+    assert agree([2.0, 1.0], [2.0, 1.001], 2e-3).notes()["largest difference"] < 1e-3
+    for wrong in (1.01, np.nan):
+        with pytest.raises(ValueError, match="the loss of step 2 differs by "):
+            agree([2.0, wrong], [2.0, 1.0], 2e-3)
+
+
+def test_an_old_gpu_is_measured_in_float32_alone(monkeypatch):
+    bench = bench_on("cpu")
+    assert bench.precisions == ["fp32", "tf32", "bf16"]
+    monkeypatch.setattr("layers.fast.precision.capability", lambda device: (7, 5))
+    bench.device = Device("cpu")
+    bench.device.is_cuda = True
+    assert bench.precisions == ["fp32"]
+    assert [who for who, _ in gpu_cases.ways_of(bench, CONV)] == ["direct", "shared", "tiled"]
+
+
+def test_data_repeat_what_is_drawn_and_differ_by_the_seed(monkeypatch):
+    monkeypatch.setattr(gpu_cases, "DRAWN", 7)
+    x, same, other = (bench_on("cpu", seed).random(3, 5) for seed in (1, 1, 2))
+    assert np.array_equal(x.reshape(-1)[:7], x.reshape(-1)[7:14]) and len(np.unique(x)) == 7
+    assert np.array_equal(x, same) and not np.array_equal(x, other)
+
+
+def test_the_full_net_is_drawn_once_and_copied(monkeypatch):
+    drawn = gpu_checks.one_tile_net()
+    monkeypatch.setattr(gpu_checks, "drawn_net", lambda: drawn)
+    net = gpu_checks.full_net()
+    for ours, theirs in zip(net.parameters(), drawn.parameters(), strict=True):
+        assert np.array_equal(ours.value, theirs.value) and ours.value is not theirs.value
+    net.to("cpu", precision="bf16").forward(np.ones((1, 5, 4, 8), np.float32))
+
+
+# --- tiles
+
+KEY = "bf16 forward 2x5x4x8 3x2x2x8 stride 1 before 0 groups 1"
+LARGE, SMALL = tile_table.TILES
+
+
+def found(what, large, small=None):
+    times = {LARGE: large, SMALL: small}
+    return [Result("tiles", what, tile, each) for tile, each in times.items() if each]
+
+
+TIMED = [
+    *found("a", large=[3.0, 1.0, 2.0], small=[2.5]),
+    *found("a", large=[9.0], small=[1.5, 1.5]),
+    *found("b", large=[1.0], small=[1.0]),
+    *found("c", large=[1.0]),
+    Result("tiles", "c", SMALL, why="failed: ValueError: other bits"),
+]
+
+
+def test_the_best_of_the_medians_joins_what_was_known(tmp_path, monkeypatch):
+    assert gpu_checks.best_medians(TIMED) == {
+        "a": {LARGE: 2.0, SMALL: 1.5},
+        "b": {LARGE: 1.0, SMALL: 1.0},
+    }
+    path = tmp_path / "tiles.json"
+    path.write_text(json.dumps({"sm_80": {"a": LARGE}, "sm_90": {"a": LARGE, "z": SMALL}}))
+    monkeypatch.setattr(gpu_checks, "PATH", path)
+    monkeypatch.setattr(gpu_checks, "capability", lambda device: (9, 0))
+    gpu_checks.write_tiles(TIMED, bench_on("cpu"))
+    expected = {"sm_80": {"a": LARGE}, "sm_90": {"a": SMALL, "b": LARGE, "z": SMALL}}
+    assert tile_table.read(path) == expected
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="is not a table of tiles"):
+        gpu_checks.with_tiles(TIMED, "sm_90", path)
+
+
+@pytest.fixture
+def one_tile(cuda_device):
+    return gpu_checks.bench_and_clock("j", "cuda:0", True, 8)
+
+
+def test_both_tiles_take_turns_for_every_product_of_a_step(one_tile):
+    cases = list(gpu_cases.tile_cases(one_tile[0], (2, 3)))
+    keys = list(dict.fromkeys(case.what for case in cases))
+    assert KEY in keys and len(keys) == 2 * 2 * 2  # no dL/dx of the first layer
+    of_one = [case.who for case in cases if case.what == KEY]
+    assert of_one == [LARGE, SMALL] * gpu_cases.ROUNDS
+
+
+def test_tiles_that_disagree_are_not_timed(one_tile, monkeypatch):
+    forward = gpu_cases.tensor_forward
+
+    def wrong(*arguments, tile, **options):
+        forward(*arguments, tile=tile, **options)
+        arguments[3][0, 0, 0, 0] += tile == SMALL
+
+    monkeypatch.setattr(gpu_cases, "tensor_forward", wrong)
+    case = next(case for case in gpu_cases.tile_cases(one_tile[0], (2,)) if case.what == KEY)
+    with pytest.raises(ValueError, match="the two tiles give different bits"):
+        case.make()

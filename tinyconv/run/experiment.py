@@ -3,7 +3,7 @@
 An experiment trains several nets, measures them, and writes a table and a picture into --out:
 
     OUT/<name>/        the run folder of each training (`run_folder.py`)
-    OUT/results.json   what has been measured so far
+    OUT/<name>.json    what has been measured so far
     OUT/report.md      the table; OUT/*.png the picture
 
 Started again with the same --out it goes through the same steps: trainings that are done are read,
@@ -235,7 +235,11 @@ class Experiment:
         colour = colour_axes(data.eigenvalues, data.eigenvectors, recipe.colour)
         return Augment(data.mean_image, crop, recipe.input_divisor, seed, colour)
 
-    def measured(self, name: str, compute: Callable[[], Any]) -> Any:
+    def has(self, name: str) -> bool:
+        """Whether `name` has been measured."""
+        return (self.folder / f"{name}.json").exists()
+
+    def measured(self, name: str, compute: Callable[[], Any] = dict) -> Any:
         """compute(), JSON values, or what it returned when it was first called for `name`."""
         path = self.folder / f"{name}.json"
         if not path.exists():

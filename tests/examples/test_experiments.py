@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,11 @@ QUICK = {
                   "ablations.png"),
 }  # fmt: skip
 """Of each experiment rows of its tables, by their first cell, and its picture."""
+
+
+@pytest.fixture(autouse=True)
+def examples_are_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
 
 
 def rows_of(report):

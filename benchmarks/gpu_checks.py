@@ -78,7 +78,7 @@ from tinyconv import SGD, Sequential, alexnet
 from tinyconv.data.augment import Augment
 from tinyconv.initialize import initialize
 from tinyconv.lab.cases import CASES
-from tinyconv.tools.gradient_cases import gradient_cases, small_net
+from tinyconv.lab.cases.book import gradient_cases, small_net
 
 BY_CUBLAS = 5e-3
 """The tolerance of a Linear in TF32: how cuBLAS converts float32 is not documented. If it cuts bits

@@ -31,14 +31,16 @@ def work(experiment):
     options = experiment.options
     tenth = max(1, options.epochs // 10)  # of --epochs, but one epoch at least
     drops = [options.epochs - 2 * tenth + 1, options.epochs - tenth + 1]
-    errors = {kind: [] for kind in NETS}
+    errors = {kind: {} for kind in NETS}  # by seed
     histories = {}
     with experiment.open_data(32) as data:
         for seed in range(options.seeds):
             for kind in NETS:
                 name = f"{kind}-{seed}"
-                if options.report:  # whatever there is: no training, no ten views
+                if options.report:  # whatever there is
                     histories[name] = epochs_of(experiment.folder / name)
+                    if experiment.has(f"{name}-ten-views"):
+                        errors[kind][seed] = experiment.measured(f"{name}-ten-views")
                     continue
                 if options.only not in (None, kind):
                     continue
@@ -51,13 +53,11 @@ def work(experiment):
                     seed=seed,
                     settings={"model": f"cifar10-{kind}"},
                 )
-                errors[kind].append(
-                    experiment.measured(
-                        f"{name}-ten-views",
-                        lambda net=net, augment=augment: (
-                            1 - evaluate(net, data.val, augment, 500, views="ten").top1
-                        ),
-                    )
+                errors[kind][seed] = experiment.measured(
+                    f"{name}-ten-views",
+                    lambda net=net, augment=augment: (
+                        1 - evaluate(net, data.val, augment, 500, views="ten").top1
+                    ),
                 )
         source, count = data.source, len(data.train)
     rows = []
@@ -65,11 +65,12 @@ def work(experiment):
         last = [h[-1] for name, h in histories.items() if name.startswith(kind) and h]
         if last:
             centre = mean_and_spread([1 - epoch.val_top1 for epoch in last])
-            ten = mean_and_spread(errors[kind]) if errors[kind] else "not yet"
+            ten = mean_and_spread(list(errors[kind].values())) if errors[kind] else "not yet"
             done = ", ".join(str(epoch.epoch) for epoch in last)
             rows.append([title, done, len(last), centre, ten, paper])
-    if all(errors.values()):
-        gains = [a - b for a, b in zip(errors["13pct"], errors["11pct"], strict=True)]
+    both = sorted(errors["13pct"].keys() & errors["11pct"].keys())
+    if both:
+        gains = [errors["13pct"][seed] - errors["11pct"][seed] for seed in both]
         rows.append(["gain, in points", "", len(gains), "", mean_and_spread(gains), "2"])
     experiment.report(
         "# Error on CIFAR-10 without and with LRN (§3.3)",

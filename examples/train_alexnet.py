@@ -17,9 +17,10 @@ bits. The loop itself is in tinyconv/train.py, and written out in examples/train
 
 import sys
 
-from tinyconv import RECIPES, SGD, alexnet
+from tinyconv import SGD
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.training_data import TrainingData
+from tinyconv.models import MODELS
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep, begin_together
@@ -39,9 +40,10 @@ def train(options, replica=None):
     device = open_device(options, replica)
     with open_folder(options, replica) as folder, load_photos(options, device) as data:
         # The net with its initial weights (paper §3), on the device.
-        recipe = RECIPES[options.recipe]
+        model = MODELS[options.model]
+        recipe = model.recipe(options.recipe)
         classes = len(data.class_names)
-        net = alexnet(classes, options.width, options.image_size, recipe, options.seed)
+        net = model.make(classes, options.width, options.image_size, recipe, options.seed)
         if options.parallel == "columns":
             net = Columns(net, options.device)
             device = net.devices
@@ -57,13 +59,14 @@ def train(options, replica=None):
             return overfit(net, data.train, augment, options.batch_size, options.lr)
 
         # Momentum SGD (§5), and one step: on one device, in two columns, or by several replicas.
+        sgd, decay = (net.parameters(), options.lr), {"weight_decay": recipe.weight_decay}
         if options.parallel == "columns":
             augment = ColumnAugment(augment, net)
-            step = step_for(net, ColumnSGD(net.parameters(), options.lr), graph=False)
+            step = step_for(net, ColumnSGD(*sgd, **decay), graph=False)
         elif replica:
-            step = ReplicaStep(net, SGD(net.parameters(), options.lr), replica)
+            step = ReplicaStep(net, SGD(*sgd, **decay), replica)
         else:
-            step = step_for(net, SGD(net.parameters(), options.lr), graph=not options.no_graph)
+            step = step_for(net, SGD(*sgd, **decay), graph=not options.no_graph)
 
         share = (replica.rank, replica.size) if replica else (0, 1)
         training = Training(

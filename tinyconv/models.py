@@ -16,7 +16,8 @@ second and third followed by average pooling.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 from layers import (
     AvgPool2D,
@@ -29,7 +30,7 @@ from layers import (
     MaxPool2D,
     ReLU,
 )
-from tinyconv.alexnet import alexnet
+from tinyconv.alexnet import SMALLEST_IMAGE, alexnet
 from tinyconv.initialize import initialize
 from tinyconv.recipes import CIFAR10, Recipe, get_recipe
 from tinyconv.sequential import Sequential
@@ -105,17 +106,34 @@ def cifar10_net(
     return initialize(net, recipe, seed) if init else net
 
 
-MODELS = "alexnet", *(f"cifar10-{kind}" for kind in KINDS)
-"""The names of all nets, for --model."""
+@dataclass(frozen=True)
+class Model:
+    """A net that can be asked for by its name, and what goes with it."""
+
+    name: str
+    make: Callable[..., Sequential]
+    """make(num_classes, width, image_size, recipe, seed): AlexNet's arguments."""
+    crop: int | None
+    """Side of its input unless told otherwise; None: as the device allows."""
+    smallest: int
+    photo: float
+    """Side of the photos that crops are taken from, relative to the crop."""
+    own_recipe: Recipe | None = None
+
+    def recipe(self, name: str) -> Recipe:
+        """Its own recipe, or that of the name."""
+        return self.own_recipe or get_recipe(name)
 
 
-def model_named(model: str, width: float = 1.0) -> Callable[..., Sequential]:
-    """The function that makes the net of that name: (num_classes, image_size, recipe, seed=).
+def _cifar10(kind: str) -> Model:
+    def make(classes: int, _: float, *rest: Any) -> Sequential:
+        return cifar10_net(kind, classes, *rest)
 
-    width: of AlexNet; the other nets have one. ValueError lists the names.
-    """
-    if model not in MODELS:
-        raise ValueError(f"model {model!r}: choose one of {', '.join(MODELS)}")
-    if model == "alexnet":
-        return lambda classes, size, recipe, **rest: alexnet(classes, width, size, recipe, **rest)
-    return partial(cifar10_net, model.removeprefix("cifar10-"))
+    return Model(f"cifar10-{kind}", make, 24, 8, 32 / 24, CIFAR10)
+
+
+MODELS = {
+    "alexnet": Model("alexnet", alexnet, None, SMALLEST_IMAGE, 256 / 224),
+    **{f"cifar10-{kind}": _cifar10(kind) for kind in KINDS},
+}
+"""All nets by name, for --model."""

@@ -16,9 +16,10 @@ also a launch. So layers that follow each other share a step:
     loss    SoftmaxCrossEntropy         host/softmax.py, softmax.py
 
 A layer without a faster step runs from the book: float64 convolutions on a GPU, Tanh, Dropout that
-does not follow Linear and ReLU. Subclasses are never replaced, as they may compute something else.
-In the simulator float32 convolutions run from the book as well: there a tile takes equally long for
-an image of one pixel. `Conv2D(algorithm=...)` selects a certain step.
+does not follow Linear and ReLU, average pooling, locally connected layers. Subclasses are never
+replaced, as they may compute something else. In the simulator float32 convolutions run from the
+book as well: there a tile takes equally long for an image of one pixel. `Conv2D(algorithm=...)`
+selects a certain step.
 
 In bf16 conversions are inserted between steps that take bfloat16 and layers that take float32
 (`conversions.py`).

@@ -102,11 +102,7 @@ def max_pool(x, dy, size, stride, ceil=False):
     y = np.zeros((images, len(rows), len(columns), channels))
     dy, dx = dy(y.shape), np.zeros(x.shape)
     for n, p, q, c in np.ndindex(y.shape):
-        window = [
-            (float(x[n, h, w, c]), h, w)
-            for h in range(*rows[p])
-            for w in range(*columns[q])
-        ]
+        window = [(float(x[n, h, w, c]), h, w) for h in range(*rows[p]) for w in range(*columns[q])]
         best = max(value for value, _, _ in window)
         h, w = next((h, w) for value, h, w in window if value == best)
         y[n, p, q, c] = best

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from layers import Device
-from tinyconv.alexnet import alexnet
+from tinyconv.models import MODELS
 from tinyconv.recipes import Recipe
 from tinyconv.run.sealed import SealError, open_sealed, read_json, write_json, write_sealed
 from tinyconv.sequential import Sequential
@@ -145,7 +145,9 @@ def load_model(
         settings = read_json(file, "settings")
         try:
             classes, recipe = len(settings["class_names"]), Recipe(**settings["recipe"])
-            net = alexnet(classes, settings["width"], settings["image_size"], recipe)
+            model = MODELS[settings.get("model", "alexnet")]
+            width = settings["width"] if model.name == "alexnet" else 1.0
+            net = model.make(classes, width, settings["image_size"], recipe)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not say which AlexNet it is ({error})") from None
         mean_image, _ = _load_weights(path, file, net)
@@ -160,7 +162,7 @@ def _complete(stored: dict[str, Any]) -> dict[str, Any]:
     recipe = stored.get("recipe")
     if isinstance(recipe, dict) and "default_std" in recipe:
         new = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
-        stored["recipe"] = new | recipe
+        stored["recipe"] = json.loads(json.dumps(new)) | recipe
     return stored
 
 

@@ -3,7 +3,7 @@
 An experiment trains several nets, measures them, and writes a table and a picture into --out:
 
     OUT/<name>/        the run folder of each training (`run_folder.py`)
-    OUT/results.json   what has been measured so far
+    OUT/<name>.json    what has been measured so far
     OUT/report.md      the table; OUT/*.png the picture
 
 Started again with the same --out it goes through the same steps: trainings that are done are read,
@@ -109,6 +109,8 @@ class Experiment:
             raise ValueError(
                 f"--epochs and --seeds must be at least 1, not {options.epochs} and {options.seeds}"
             )
+        if options.images is not None and options.images < 1:
+            raise ValueError(f"--images must be at least 1, not {options.images}")
         self.options, self.stop = options, stop
         self.device = Device(options.device)
         self.folder = Path(options.out)
@@ -142,8 +144,8 @@ class Experiment:
         if count is None:
             return data
         with data:
-            parts = [some(photos, count) for photos in (data.train, data.val)]
-            return Data.of_photos(*parts, f"{count} of each set of {data.source}")
+            train, val = some(data.train, count), some(data.val, count)
+            return Data.of_photos(train, val, f"{count} of each set of {data.source}")
 
     def train(
         self,
@@ -187,6 +189,8 @@ class Experiment:
             "seed": seed,
             "network": net.table(computed=False).splitlines(),
         } | (settings or {})
+        if hasattr(self.options, "width"):
+            settings["width"] = self.options.width  # with it, `load_model` can build the net
         path = self.folder / name
         begun = (path / "run.json").exists()
         with RunFolder.reopen(path) if begun else RunFolder(path) as folder:
@@ -231,7 +235,11 @@ class Experiment:
         colour = colour_axes(data.eigenvalues, data.eigenvectors, recipe.colour)
         return Augment(data.mean_image, crop, recipe.input_divisor, seed, colour)
 
-    def measured(self, name: str, compute: Callable[[], Any]) -> Any:
+    def has(self, name: str) -> bool:
+        """Whether `name` has been measured."""
+        return (self.folder / f"{name}.json").exists()
+
+    def measured(self, name: str, compute: Callable[[], Any] = dict) -> Any:
         """compute(), JSON values, or what it returned when it was first called for `name`."""
         path = self.folder / f"{name}.json"
         if not path.exists():
@@ -291,7 +299,7 @@ def draw_lines(
 ) -> None:
     """A PNG of one value for each epoch, a line for each name; styles: Matplotlib's, by name."""
     figure = new_figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     for name, values in lines.items():
         axes.plot(range(1, len(values) + 1), values, styles[name], label=name)
     axes.set(xlabel="epoch", ylabel=label)

@@ -17,7 +17,7 @@ def features(
 
     With the ReLU (and the dropout, in test mode) that follow the layer. net and augment on one
     device; photos: a PhotoSet or a store's StoredPhotos. ValueError names the layers if there is no
-    such one, or if a step of the fast tier covers it with a later layer.
+    such one.
     """
     names = [each.name for each in net]
     if layer not in names:

@@ -19,7 +19,7 @@ recorded way has not been run yet.
 import sys
 from typing import Any
 
-from layers import Dropout, Linear
+from layers import Dropout, Linear, LocallyConnected2D
 from layers.fast.cublas import cublas_of
 from layers.fast.graph import Recording
 from tinyconv.train import SingleStep
@@ -77,8 +77,9 @@ class GraphStep(SingleStep):
         self.net.backward(self.loss.backward())
 
     def _may_record(self) -> bool:
-        # A Linear of the book does not go through `graph.products`, where a recording is cut.
-        return self.graph and not any(isinstance(step, Linear) for step in self.net.steps)
+        # Products of the book do not go through `graph.products`, where a recording is cut.
+        products = Linear, LocallyConnected2D
+        return self.graph and not any(isinstance(step, products) for step in self.net.steps)
 
     def _recording_for(self, x: Any, labels: Any) -> "_Recorded | None":
         """What to replay for this batch, recorded now if need be; None: make a plain step."""

@@ -16,6 +16,7 @@ from layers.fast.plan import KERNELS
 from layers.fast.precision import PRECISIONS
 from tinyconv.data import commands
 from tinyconv.data.open_data import Data
+from tinyconv.models import MODELS
 from tinyconv.recipes import RECIPES
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
@@ -54,6 +55,8 @@ def parse(
         "improving (the paper's rule), or never")  # fmt: skip
     add("--drops", metavar="EPOCHS", help="for steps: such as 23,51,78 (default: the last third)")
     add("--patience", type=int, default=5, help="for plateau: epochs without a new best (5)")
+    add("--model", choices=MODELS, default="alexnet", help="alexnet (default), or one of the 2012 "
+        "authors' nets for CIFAR-10, with its own recipe (and --lr 0.001)")  # fmt: skip
     add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
     add("--no-graph", action="store_true",
         help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
@@ -110,8 +113,9 @@ def make_schedule(options: argparse.Namespace) -> Schedule:
 
 def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[str, Any]:
     """What a checkpoint has to agree with: network, recipe, data, and every choice of the run."""
-    recipe = RECIPES[options.recipe]
-    return {
+    recipe = MODELS[options.model].recipe(options.recipe)
+    named = {} if options.model == "alexnet" else {"model": options.model}
+    return named | {
         "width": options.width,
         "image_size": options.image_size,
         "input_divisor": recipe.input_divisor,

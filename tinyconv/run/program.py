@@ -14,10 +14,9 @@ from typing import Any
 from layers import Device, DeviceError
 from layers.fast.plan import simple_note
 from layers.fast.precision import described
-from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data.bar import tqdm
 from tinyconv.data.open_data import Data, open_data
-from tinyconv.data.photos import crop_for, square_for
+from tinyconv.models import MODELS
 from tinyconv.parallel.columns import two_devices
 from tinyconv.parallel.launch import join, spawn, under_mpi
 from tinyconv.parallel.rank import device_names
@@ -101,12 +100,13 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
     prepared = options.data is not None and Path(options.data).is_file()
     if options.resume and options.data and not Path(options.data).exists():
         raise ValueError(f"{options.data} does not exist any more: add --data with its new place")
+    model = MODELS[options.model]
     if options.image_size is None and not prepared:
-        options.image_size = 224 if device.is_cuda else 96
-    if options.image_size is not None and options.image_size < SMALLEST_IMAGE:
-        raise ValueError(f"--image-size must be at least {SMALLEST_IMAGE} pixels")
+        options.image_size = model.crop or (224 if device.is_cuda else 96)
+    if options.image_size is not None and options.image_size < model.smallest:
+        raise ValueError(f"--image-size must be at least {model.smallest} pixels")
     # As the paper cuts 224-pixel crops out of 256-pixel squares: 256/224 of the crop.
-    square = None if prepared else square_for(options.image_size)
+    square = None if prepared else round(options.image_size * model.photo)
     data = open_data(
         options.data,
         square,
@@ -117,9 +117,9 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
     )
     square = len(data.mean_image)
     if options.image_size is None:
-        options.image_size = crop_for(square)
+        options.image_size = round(square / model.photo)
     print(f"data: {data.source}")
-    if options.image_size < WHOLE * square:
+    if model.crop is None and options.image_size < WHOLE * square:
         part = (options.image_size / square) ** 2
         print(
             f"note: crops of {options.image_size} pixels show {part:.0%} of a photo of {square}: "

@@ -9,6 +9,7 @@ from layers import (
     Dropout,
     Flatten,
     Linear,
+    LocallyConnected2D,
     LocalResponseNorm,
     MaxPool2D,
     ReLU,
@@ -187,6 +188,33 @@ def test_simple_kernels_are_launched_one_by_one(cuda_device):
     step = make(cuda_device, kernels="simple")
     after(step, batches(3))
     assert type(step) is SingleStep
+
+
+def test_a_net_with_locally_connected_layers_is_not_recorded(cuda_device):
+    """Their products are the book's: a recording would leave them out."""
+
+    def made(device):
+        net = Sequential(
+            {
+                "local1": LocallyConnected2D(SHAPE, 3, 3),
+                "relu1": ReLU(),
+                "flatten": Flatten(),
+                "fc2": Linear(5 * 4 * 3, 4),
+            },
+            SHAPE,
+        )
+        initialize(net, "robust", seed=2).to(device, "float64")
+        return step_for(net, SGD(net.parameters(), lr=0.1))
+
+    step, host = made(cuda_device), made("cpu")
+    for number, (x, labels) in enumerate(batches(4)):
+        learn(step, cuda_device.array(x), labels, number)
+        learn(host, x, labels, number)
+        assert not step.replayed
+    # Sums in another order, in float64.
+    np.testing.assert_allclose(
+        cuda_device.to_host(step.optimizer.values), host.optimizer.values, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_on_the_host_steps_are_plain_and_those_of_the_loop_written_out():

@@ -11,9 +11,9 @@ net is built from its own modules with our weights; that both give the same logi
 anything is timed. PyTorch runs four times: with channels first, as its modules expect, and with its
 `channels_last` memory format, which is our order; each as it comes and by `torch.compile` (which
 needs a C++ compiler). The second table goes through the net as `Sequential` does: layers that share
-a step are one row, beside the sum of PyTorch's or the same layers compiled together, and each ratio
-is against the fastest of its four. Without PyTorch only ours is timed. `--simple` times the step of
-the book (`layers/*.py`, kernels="simple") in turn with the others.
+a step are one row, beside the sum of PyTorch's as it comes, and each ratio is against the faster of
+its two; a net compiled as a whole has no rows. Without PyTorch only ours is timed. `--simple` times
+the step of the book (`layers/*.py`, kernels="simple") in turn with the others.
 
 Each median is printed with the lower and the upper quartile; "both" is a layer's forward and
 backward pass added up, step by step.
@@ -112,10 +112,7 @@ def torch_step(name, options):
     del net
     run = module
     if name in COMPILED:
-        # The whole net at once for the step; for a row what the row has.
-        torch._dynamo.config.cache_size_limit = 64
         run = torch.compile(module)
-        named = {name: torch.compile(part) for name, part in named.items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
     cross_entropy = torch.nn.functional.cross_entropy
 
@@ -126,19 +123,21 @@ def torch_step(name, options):
         optimizer.step()
 
     def by_part(watch):
+        if name in COMPILED:
+            return  # a net compiled as a whole has no parts
         optimizer.zero_grad(set_to_none=True)
         y, passed = x, []
-        for name, part in named.items():
+        for part_name, part in named.items():
             # Cut off from the layer before, so that its backward pass is this layer's alone.
             start = y.detach().requires_grad_(bool(passed))
-            y = watch.timed(f"{name} forward", part, start)
-            passed.append((name, start, y))
+            y = watch.timed(f"{part_name} forward", part, start)
+            passed.append((part_name, start, y))
         start = y.detach().requires_grad_()
         loss = watch.timed("loss forward", cross_entropy, start, labels)
         watch.timed("loss backward", loss.backward)
         dy = start.grad
-        for name, start, y in reversed(passed):
-            watch.timed(f"{name} backward", y.backward, dy)
+        for part_name, start, y in reversed(passed):
+            watch.timed(f"{part_name} backward", y.backward, dy)
             dy = start.grad
         watch.timed("sgd", optimizer.step)
 
@@ -228,6 +227,7 @@ def quartiles(took):
 
 def part_table(times):
     """Every layer or pair, each pass and both; the loss; the optimizer. Views are left out."""
+    times = {name: each for name, each in times.items() if name not in COMPILED}
     rows, with_others = [], len(times) > 1
     for what in times[OURS]:
         if what == "step" or what.startswith("flatten"):

@@ -133,7 +133,8 @@ def _on_host(
     if kinds[0] is Conv2D:
         if _algorithm(first, device, dtype, precision) == "direct":
             return 1, None
-        winograd = precision == "fp32" and WinogradConv.fits(first)
+        chosen = first.algorithm == "auto" and precision == "fp32"
+        winograd = chosen and WinogradConv.fits(first)
         step = WinogradConv if winograd else Im2colConv
         return (2 if kinds[1:2] == (ReLU,) else 1), step
     if kinds[0] is Linear:

@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
             settle_tier(kernels, precision, Device("cpu"), np.float32)
     else:
         kernels, precision = settle_tier(kernels, precision, device, np.float32)
-    net = alexnet(1000, recipe=options.recipe, width=0.05)
+    net = alexnet(1000, recipe=options.recipe, width=0.25)
     print(f"{device}; kernels {kernels}; precision {described(precision, device)}\n")
     rows = [("", "file", "computed by", "replaces"), *plan_rows(net, device, kernels, precision)]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

@@ -193,6 +193,7 @@ def test_what_the_plan_takes_it_for():
     assert kind(4, 384, 3, 1, 1) == kind(64, 64, 3, 1, 1, 16) == "Im2colConv"  # too few channels
     assert kind(64, 64, 3, 2, 1, 2) == kind(64, 64, 5, 2, 1, 2) == "Im2colConv"
     assert kind(64, 64, 3, 1, 1, algorithm="direct") == "Conv2D"
+    assert kind(64, 64, 3, 1, 1, algorithm="host") == "Im2colConv"
 
 
 # --- docs/winograd.md

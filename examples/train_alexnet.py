@@ -24,6 +24,7 @@ from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep, begin_together
 from tinyconv.run.diagnose import losses_explained, overfit
+from tinyconv.run.fine_tune import begin_from
 from tinyconv.run.first_use import compilation_announced
 from tinyconv.run.options import describe, make_schedule, parse
 from tinyconv.run.program import load_photos, open_device, open_folder, run
@@ -42,6 +43,7 @@ def train(options, replica=None):
         recipe = RECIPES[options.recipe]
         classes = len(data.class_names)
         net = alexnet(classes, options.width, options.image_size, recipe, options.seed)
+        begin_from(net, options)  # --init-from, --freeze, --lr-multiplier
         if options.parallel == "columns":
             net = Columns(net, options.device)
             device = net.devices

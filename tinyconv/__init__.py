@@ -14,8 +14,10 @@ from tinyconv.run.training import train
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
 from tinyconv.train import Training
+from tinyconv.weights.model import Model, load_model, save_model
 
 __all__ = [
+    "Model",
     "RECIPES",
     "SGD",
     "Recipe",
@@ -25,5 +27,7 @@ __all__ = [
     "check_gradients",
     "evaluate",
     "initialize",
+    "load_model",
+    "save_model",
     "train",
 ]

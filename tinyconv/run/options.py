@@ -50,6 +50,10 @@ def parse(
     add("--drops", metavar="EPOCHS", help="for steps: such as 23,51,78 (default: the last third)")
     add("--patience", type=int, default=5, help="for plateau: epochs without a new best (5)")
     add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
+    add("--init-from", metavar="NET", help="begin with a trained net's weights: every layer that "
+        "fits; the folder of a run, or a weights file")  # fmt: skip
+    add("--freeze", metavar="LAYERS", help="leave these layers as they are: conv1,conv2")
+    add("--lr-multiplier", metavar="RATES", help="such as fc8=10: multiply rates of layers")
     add("--no-graph", action="store_true",
         help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
@@ -102,7 +106,9 @@ def make_schedule(options: argparse.Namespace) -> Schedule:
 def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[str, Any]:
     """What a checkpoint has to agree with: network, recipe, data, and every choice of the run."""
     recipe = RECIPES[options.recipe]
-    return {
+    names = "init_from", "freeze", "lr_multiplier"
+    tuning = {name: value for name in names if (value := getattr(options, name))}
+    return tuning | {
         "width": options.width,
         "image_size": options.image_size,
         "input_divisor": recipe.input_divisor,

@@ -72,7 +72,9 @@ def _safetensors(model: Model) -> bytes:
 
 
 def _npz(model: Model) -> bytes:
-    arrays = {p.name: np.array(Device.to_host(p.value)) for p in model.net.parameters()}
+    arrays: dict[str, Any] = {
+        p.name: np.array(Device.to_host(p.value)) for p in model.net.parameters()
+    }
     arrays["mean_image"] = model.mean_image
     arrays["tinyconv"] = np.frombuffer(json.dumps(metadata_of(model)).encode(), np.uint8)
     memory = io.BytesIO()

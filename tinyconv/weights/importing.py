@@ -176,7 +176,7 @@ def _of_caffe(content: bytes, path: Path, mean: np.ndarray, classes: list[str] |
     outputs = blobs["fc8"][1].size
     crop = 227 if len(mean) >= 227 else len(mean)
     net = caffe_net(outputs, blobs["conv1"][1].size / 96, crop)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for each in placed(net):
         weight, bias = blobs[each.layer.name]
         if weight.ndim == 4 and weight.shape[:2] == (1, 1):  # old files: (1, 1, out, in)

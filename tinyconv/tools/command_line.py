@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": ("weights.predict_command", "the likeliest classes of photos, or their features"),
     "export": ("weights.export", "trained weights as .safetensors, .onnx or .npz"),
     "import": ("weights.importing", "weights of PyTorch or Caffe, or exported ones, as a run"),
+    "report": ("weights.report", "a page that shows what a net has learned"),
     "plan": ("tools.plan_command", "which file computes which layer, by what kernel or library"),
     "draw": ("tools.draw_command", "the net as boxes and arrows, or its first filters"),
     "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),

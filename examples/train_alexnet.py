@@ -33,6 +33,7 @@ from tinyconv.run.recorder import Recorder, in_turn
 from tinyconv.run.stop import StopSignals
 from tinyconv.run.training import step_for
 from tinyconv.train import Training
+from tinyconv.weights.live import watched
 
 
 def train(options, replica=None):
@@ -87,10 +88,11 @@ def train(options, replica=None):
             StopSignals(replica) as stop,
             ProgressBar(training, recorder.prints) as bar,
             losses_explained(training, replica),
+            watched(options, folder, data, recorder.on_epoch) as on_epoch,
         ):
             done = training.run(
                 on_step=in_turn(bar.on_step, recorder.on_step),
-                on_epoch=recorder.on_epoch,
+                on_epoch=on_epoch,
                 should_stop=stop.asked,
             )
 

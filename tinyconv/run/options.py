@@ -23,7 +23,7 @@ from tinyconv.sequential import Sequential, settle_tier
 
 MAY_CHANGE = {
     *("data", "device", "precision", "kernels", "parallel", "no_graph", "epochs", "resume"),
-    *("checkpoint_minutes", "checkpoint_steps"),
+    *("checkpoint_minutes", "checkpoint_steps", "watch", "tensorboard"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
 
@@ -71,6 +71,9 @@ def parse(
     add("--checkpoint-minutes", type=float, default=10, help="time between checkpoints (default "
         "10); one is written after every epoch as well")  # fmt: skip
     add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
+    add("--watch", type=int, nargs="?", const=8127, metavar="PORT",
+        help="serve the report page on 127.0.0.1, anew after each epoch (port 8127)")  # fmt: skip
+    add("--tensorboard", action="store_true", help="write event files for TensorBoard")
     add("--overfit-one-batch", action="store_true",
         help="only test whether the net can memorize a single batch")  # fmt: skip
     unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))

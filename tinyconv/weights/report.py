@@ -117,7 +117,7 @@ def _filters(model: Model) -> list[dict[str, Any]]:
     convs = [layer for layer in model.net if isinstance(layer, Conv2D)]
     columns = convs[1].groups if len(convs) > 1 else 1
     return [
-        {"count": len(part), "image": _image(_tiles(part, 12))}
+        {"count": len(part), "image": _image(_tiles(part, 8))}
         for part in np.array_split(pixels, columns)
     ]
 
@@ -245,10 +245,13 @@ def _walk(model: Model, square: np.ndarray) -> list[dict[str, Any]]:
             "strongest": [[int(c), float(f"{largest[c]:.4g}")] for c in strongest[:5]],
         }
         if y.ndim == 3:
-            maps = np.moveaxis(y[..., strongest], -1, 0)
-            low, high = maps.min(), maps.max()
-            scaled = 255 * (maps - low) / (high - low if high > low else 1)
-            stage["image"] = _image(_tiles(scaled.astype(np.uint8), 8))
+            maps, across = np.moveaxis(y[..., strongest], -1, 0), 8
+        else:  # every unit, 64 in a row, as maps of one pixel
+            maps, across = y.reshape(-1, 1, 1), 64
+        low, high = maps.min(), maps.max()
+        scaled = (255 * (maps - low) / (high - low if high > low else 1)).astype(np.uint8)
+        if len(scaled) > 1:
+            stage["image"] = _image(_tiles(scaled, min(across, len(scaled))))
         stages.append(stage)
     net.to(net.device)  # the book's buffers are freed
     return stages

@@ -1,12 +1,16 @@
 """Weights taken over, frozen layers, rates of their own: exact, and without wasted work."""
 
+import argparse
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from small import random_photos
 
-from tinyconv import SGD, alexnet, train
+from tinyconv import RECIPES, SGD, alexnet, train
 from tinyconv.data.augment import Augment
-from tinyconv.run.fine_tune import freeze, rates_of, set_rates, take
+from tinyconv.run.checkpoint import save_weights
+from tinyconv.run.fine_tune import begin_from, freeze, rates_of, set_rates, take
 
 
 def net(classes=3, seed=0, width=0.05, size=64):
@@ -104,3 +108,33 @@ def test_rates_multiply_those_of_the_recipe():
 def test_what_does_not_fit_is_said(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+def options(**given):
+    names = ("init_from", "resume", "freeze", "lr_multiplier")
+    return argparse.Namespace(**{"recipe": "robust", **dict.fromkeys(names), **given})
+
+
+def test_the_options_of_a_run(tmp_path, capsys):
+    source, tuned = net(5, seed=1), net(3, seed=2)
+    recipe = asdict(RECIPES["robust"])
+    settings = {"width": 0.05, "image_size": 64, "recipe": recipe, "input_divisor": 32.0}
+    path = tmp_path / "weights.h5"
+    save_weights(path, source, np.zeros((73, 73, 3)), settings | {"class_names": list("abcde")})
+    drawn = values(tuned)
+    given = options(init_from=str(path), freeze="conv1, conv2", lr_multiplier="fc8=10")
+    begin_from(tuned, given)
+    assert capsys.readouterr().out == (
+        f"weights of {path}: conv1, conv2, conv3, conv4, conv5, fc6, fc7; drawn anew: fc8\n"
+    )
+    np.testing.assert_array_equal(tuned["conv4"].weight.value, source["conv4"].weight.value)
+    np.testing.assert_array_equal(tuned["fc8"].weight.value, drawn["fc8.weight"])
+    assert (tuned["conv2"].weight.lr_multiplier, tuned["fc8"].weight.lr_multiplier) == (0, 10)
+    assert tuned["conv3"].input_gradient is False
+    other = net(3, seed=2)
+    begin_from(other, options(init_from="not there any more", resume="runs/001"))
+    np.testing.assert_array_equal(other["conv4"].weight.value, drawn["conv4.weight"])
+    with pytest.raises(ValueError, match="divided by 32, those of --recipe authors by 1.1"):
+        begin_from(net(), options(init_from=str(path), recipe="authors"))
+    with pytest.raises(ValueError, match=r"--init-from .*: no layer has the same name and shapes"):
+        begin_from(net(width=0.1), options(init_from=str(path)))

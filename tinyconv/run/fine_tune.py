@@ -40,7 +40,7 @@ def take(net: Sequential, source: Sequential) -> tuple[list[str], list[str]]:
 def freeze(net: Sequential, names: Iterable[str]) -> None:
     """Exclude these layers from training; call it before `SGD(net.parameters())`.
 
-    ValueError for a name that is no layer with weights, or if none is left that learns.
+    ValueError for a name that isn't a layer with weights, or if none is left that learns.
     """
     set_rates(net, dict.fromkeys(names, 0.0))
     for layer in learning(net):
@@ -53,7 +53,7 @@ def freeze(net: Sequential, names: Iterable[str]) -> None:
 def set_rates(net: Sequential, rates: Mapping[str, float]) -> None:
     """Multiply the learning rates of these layers; call it before `SGD(net.parameters())`.
 
-    ValueError for a name that is no layer with weights, or a rate below 0.
+    ValueError for a name that isn't a layer with weights, or a rate below 0.
     """
     known = {layer.name: layer for layer in learning(net)}
     for name, rate in rates.items():

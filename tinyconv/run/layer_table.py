@@ -1,6 +1,6 @@
 """A net as a table of layers that JSON can hold, and the net of such a table.
 
-With it a weights file says how its net is built, also one that is no `alexnet(...)`: a net of
+With it a weights file says how its net is built, also one that isn't `alexnet(...)`: a net of
 one's own, or one that was imported (`tinyconv/weights/`). A table holds no code.
 
     [["conv1", "Conv2D", [3, 64, 11, 4, [2, 1], 1]], ["relu1", "ReLU", []], ...]

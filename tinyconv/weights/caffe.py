@@ -59,7 +59,7 @@ def parsed(name: str, content: bytes, path: Any) -> Any:
     try:
         found.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError, by its implementation
-        raise ValueError(f"{path}: is no {name} of Caffe ({error})") from None
+        raise ValueError(f"{path}: cannot be read as a {name} of Caffe ({error})") from None
     return found
 
 

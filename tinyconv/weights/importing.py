@@ -78,7 +78,7 @@ def _safetensors(content: bytes, path: Path) -> tuple[dict[str, np.ndarray], Any
         header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         return tensors, json.loads(header["tinyconv"]) if "tinyconv" in header else None
     except Exception as error:  # of the library, or a damaged header
-        raise ValueError(f"{path}: is no safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
 
 
 def _torch_file(path: Path) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ def _of_npz(content: bytes, path: Path) -> Model:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = dict(file)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: is no .npz of tinyconv ({error})") from None
+        raise ValueError(f"{path}: not an .npz of tinyconv ({error})") from None
     if "tinyconv" not in arrays or "mean_image" not in arrays:
         raise ValueError(f"{path}: has no tinyconv and mean_image; expected a file of `export`")
     stored = json.loads(arrays["tinyconv"].tobytes())

@@ -82,7 +82,7 @@ class Model:
     def squares(self, photos: Any) -> np.ndarray:
         """One photo or a list of them as uint8 (N, S, S, 3), the squares that crops are cut from.
 
-        A uint8 array (N, S, S, 3) is taken as it is. PhotoError for what is no photo.
+        A uint8 array (N, S, S, 3) is taken as it is. PhotoError for anything else.
         """
         size = len(self.mean_image)
         if not isinstance(photos, str | os.PathLike) and isinstance(photos, list | tuple):
@@ -153,7 +153,7 @@ class Model:
         """A model for other classes: all weights but those of the last layer, which are drawn.
 
         The first step of fine-tuning. Its net is new, on the same device. ValueError if the last
-        layer is no Linear.
+        layer isn't a Linear.
         """
         table = layer_table(self.net)
         name, kind, arguments = table[-1]

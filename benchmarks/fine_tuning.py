@@ -3,8 +3,8 @@
     python benchmarks/fine_tuning.py imagenette-mini
 
 The argument is a folder {train,val}/<class>/ of ten classes. A net is trained on the first five.
-Then nets are trained on 20 photos of each other class: with `--init-from`, conv1 and conv2 frozen and
-half the rate, and from drawn weights, each with two seeds. Prints validation accuracy and seconds.
+Then nets are trained on 20 photos of each other class: with `--init-from`, conv1 and conv2 frozen
+and half the rate, and from drawn weights, each with two seeds. Prints accuracy and seconds.
 """
 
 import argparse

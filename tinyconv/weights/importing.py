@@ -155,7 +155,12 @@ def _of_torchvision(tensors: dict[str, np.ndarray], path: Path, classes: list[st
             "features.0.weight (64, 3, 11, 11) to classifier.6.weight (1000, 4096)"
         )
     names = _names(classes, len(last), path)
-    net = one_column(len(last), len(first) / 64, init=False)
+    names_of_weights = [f"features.{i}.weight" for i in (0, 3, 6, 8, 10)]
+    names_of_weights += ["classifier.1.weight", "classifier.4.weight"]
+    if missing := [name for name in names_of_weights if name not in tensors]:
+        raise ValueError(f"{path}: {missing[0]} is missing; expected torchvision's AlexNet")
+    units = tuple(len(tensors[name]) for name in names_of_weights)
+    net = one_column(len(last), init=False, units=units)
     _fill(net, tensors, path)
     scale = SPREAD / (255 * np.array(IMAGENET_STD))
     net["conv1"].parameters()[0].value *= scale.astype(np.float32)

@@ -18,6 +18,9 @@ IMAGENET_MEAN = 0.485, 0.456, 0.406
 IMAGENET_STD = 0.229, 0.224, 0.225
 """Of red, green and blue on the scale 0 to 1: what torchvision's weights expect."""
 
+UNITS = 64, 192, 384, 256, 256, 4096, 4096
+"""Filters and units of torchvision's net, from conv1 to fc7."""
+
 
 def one_column(
     num_classes: int = 1000,
@@ -25,32 +28,32 @@ def one_column(
     image_size: int = 224,
     seed: int = 0,
     init: bool = True,
+    units: tuple[int, ...] = UNITS,
 ) -> Sequential:
     """The one-column net, (N, image_size, image_size, 3) to logits (N, num_classes).
 
-    width scales filters and units; init=False leaves the weights zero. ValueError below 64 pixels.
+    units: filters of conv1 to conv5, units of fc6 and fc7; width scales them; init=False leaves the weights zero. ValueError below 64 pixels.
     Source: torchvision's `alexnet`; its weights are read by `python -m tinyconv import`.
     """
     if image_size < SMALLEST_IMAGE:
         raise ValueError(f"one_column: image_size must be at least {SMALLEST_IMAGE} pixels")
 
-    def wide(units: int) -> int:
-        return max(1, round(units * width))
+    k1, k2, k3, k4, k5, u6, u7 = (max(1, round(each * width)) for each in units)
 
     # torchvision pads both sides by 2; rows that no window reaches are left out here.
     after = 2 - (image_size + 4 - 11) % 4
     features: dict[str, Layer] = {
-        "conv1": Conv2D(3, wide(64), 11, stride=4, padding=(2, max(0, after))),
+        "conv1": Conv2D(3, k1, 11, stride=4, padding=(2, max(0, after))),
         "relu1": ReLU(),
         "pool1": MaxPool2D(3, 2),
-        "conv2": Conv2D(wide(64), wide(192), 5, padding=2),
+        "conv2": Conv2D(k1, k2, 5, padding=2),
         "relu2": ReLU(),
         "pool2": MaxPool2D(3, 2),
-        "conv3": Conv2D(wide(192), wide(384), 3, padding=1),
+        "conv3": Conv2D(k2, k3, 3, padding=1),
         "relu3": ReLU(),
-        "conv4": Conv2D(wide(384), wide(256), 3, padding=1),
+        "conv4": Conv2D(k3, k4, 3, padding=1),
         "relu4": ReLU(),
-        "conv5": Conv2D(wide(256), wide(256), 3, padding=1),
+        "conv5": Conv2D(k4, k5, 3, padding=1),
         "relu5": ReLU(),
         "pool5": MaxPool2D(3, 2),
         "flatten": Flatten(),
@@ -61,12 +64,12 @@ def one_column(
         {
             **features,
             "drop5": Dropout(0.5, mode="inverted"),
-            "fc6": Linear(flat, wide(4096)),
+            "fc6": Linear(flat, u6),
             "relu6": ReLU(),
             "drop6": Dropout(0.5, mode="inverted"),
-            "fc7": Linear(wide(4096), wide(4096)),
+            "fc7": Linear(u6, u7),
             "relu7": ReLU(),
-            "fc8": Linear(wide(4096), num_classes),
+            "fc8": Linear(u7, num_classes),
         },
         shape,
     )

@@ -32,7 +32,8 @@ def one_column(
 ) -> Sequential:
     """The one-column net, (N, image_size, image_size, 3) to logits (N, num_classes).
 
-    units: filters of conv1 to conv5, units of fc6 and fc7; width scales them; init=False leaves the weights zero. ValueError below 64 pixels.
+    units: filters of conv1 to conv5, units of fc6 and fc7; width scales them. init=False leaves
+    the weights zero. ValueError below 64 pixels.
     Source: torchvision's `alexnet`; its weights are read by `python -m tinyconv import`.
     """
     if image_size < SMALLEST_IMAGE:

@@ -25,6 +25,7 @@ from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep, begin_together
 from tinyconv.run.diagnose import losses_explained, overfit
+from tinyconv.run.fine_tune import begin_from
 from tinyconv.run.first_use import compilation_announced
 from tinyconv.run.options import describe, make_schedule, parse
 from tinyconv.run.program import load_photos, open_device, open_folder, run
@@ -33,6 +34,7 @@ from tinyconv.run.recorder import Recorder, in_turn
 from tinyconv.run.stop import StopSignals
 from tinyconv.run.training import step_for
 from tinyconv.train import Training
+from tinyconv.weights.live import watched
 
 
 def train(options, replica=None):
@@ -44,6 +46,7 @@ def train(options, replica=None):
         recipe = model.recipe(options.recipe)
         classes = len(data.class_names)
         net = model.make(classes, options.width, options.image_size, recipe, options.seed)
+        begin_from(net, options)  # --init-from, --freeze, --lr-multiplier
         if options.parallel == "columns":
             net = Columns(net, options.device)
             device = net.devices
@@ -88,10 +91,11 @@ def train(options, replica=None):
             StopSignals(replica) as stop,
             ProgressBar(training, recorder.prints) as bar,
             losses_explained(training, replica),
+            watched(options, folder, data, recorder.on_epoch) as on_epoch,
         ):
             done = training.run(
                 on_step=in_turn(bar.on_step, recorder.on_step),
-                on_epoch=recorder.on_epoch,
+                on_epoch=on_epoch,
                 should_stop=stop.asked,
             )
 

@@ -18,8 +18,10 @@ from tinyconv.run.training import train
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import SGD
 from tinyconv.train import Training
+from tinyconv.weights.model import Model, load_model, save_model
 
 __all__ = [
+    "Model",
     "RECIPES",
     "SGD",
     "Recipe",
@@ -30,5 +32,7 @@ __all__ = [
     "cifar10_net",
     "evaluate",
     "initialize",
+    "load_model",
+    "save_model",
     "train",
 ]

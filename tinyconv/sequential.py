@@ -13,6 +13,7 @@ from typing import Any
 from layers import Device, Layer, Parameter, SoftmaxCrossEntropy
 from layers.fast.plan import KERNELS, plan, plan_loss
 from layers.fast.precision import settle
+from tinyconv.data.arrays import array_on, check_channels_last
 from tinyconv.summary import summary
 
 
@@ -132,7 +133,9 @@ class Sequential:
         return SoftmaxCrossEntropy().to(self.device, self.dtype)
 
     def forward(self, x: Any, train: bool = True) -> Any:
-        """x (N, ...) -> the last layer's output."""
+        """x (N, ...), an array or anything with `__dlpack__` there -> the last layer's output."""
+        x = array_on(self.device, x)
+        check_channels_last(x.shape, self.input_shape)
         for step in self.steps:
             x = step.forward(x, train)
         return x
@@ -149,11 +152,13 @@ class Sequential:
     def backward(self, dy: Any) -> Any:
         """dL/d output -> dL/dx; fills every parameter's `grad`.
 
-        None if the first layer's `input_gradient` is off: nothing learns from the gradient with
-        respect to the photo, and for AlexNet it is a fourteenth of the backward pass.
+        None if a layer's `input_gradient` is off: the pass ends there. In training that is the
+        first layer (for AlexNet, dL/d photo is a fourteenth of the pass), or the first that is
+        not frozen (`run/fine_tune.py`).
         """
         for step in reversed(self.steps):
-            dy = step.backward(dy)
+            if (dy := step.backward(dy)) is None:
+                break
         return dy
 
     def check_input(self, x: Any) -> Any:

@@ -156,7 +156,7 @@ def test_there_is_a_layer_of_each_kind():
 
 # --- tinyconv: the rooms
 
-UP = {"run", "tools", "parallel", "lab"}
+UP = {"run", "tools", "parallel", "lab", "weights"}
 """Folders of tinyconv that import its top level, which imports none of them."""
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from layers import Device
 from tinyconv.models import MODELS
 from tinyconv.recipes import Recipe
+from tinyconv.run.layer_table import net_of_table
 from tinyconv.run.sealed import SealError, open_sealed, read_json, write_json, write_sealed
 from tinyconv.sequential import Sequential
 from tinyconv.train import Progress, Training
@@ -42,10 +43,17 @@ class DamagedError(CheckpointError):
 
 
 def save_weights(
-    path: str | Path, net: Sequential, mean_image: np.ndarray, settings: dict[str, Any]
+    path: str | Path,
+    net: Sequential,
+    mean_image: np.ndarray,
+    settings: dict[str, Any],
+    half: bool = False,
 ) -> None:
-    """Write the net's parameters, the mean image and `settings` (JSON values) to `path`."""
-    write_sealed(path, KIND, lambda file: _write_weights(file, net, mean_image, settings))
+    """Write the net's parameters, the mean image and `settings` (JSON values) to `path`.
+
+    half: in float16, compressed: less than half as large, with 11 significant bits.
+    """
+    write_sealed(path, KIND, lambda file: _write_weights(file, net, mean_image, settings, half))
 
 
 def save_checkpoint(path: str | Path, training: Training, settings: dict[str, Any]) -> None:
@@ -144,12 +152,15 @@ def load_model(
     def read(file: h5py.File) -> Model:
         settings = read_json(file, "settings")
         try:
-            classes, recipe = len(settings["class_names"]), Recipe(**settings["recipe"])
-            model = MODELS[settings.get("model", "alexnet")]
-            width = settings["width"] if model.name == "alexnet" else 1.0
-            net = model.make(classes, width, settings["image_size"], recipe)
+            if "layers" in settings:
+                net = net_of_table(settings["layers"], settings["input_shape"])
+            else:
+                classes, recipe = len(settings["class_names"]), Recipe(**settings["recipe"])
+                model = MODELS[settings.get("model", "alexnet")]
+                width = settings["width"] if model.name == "alexnet" else 1.0
+                net = model.make(classes, width, settings["image_size"], recipe)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: does not say which AlexNet it is ({error})") from None
+            raise CheckpointError(f"{path}: does not say which net it is ({error})") from None
         mean_image, _ = _load_weights(path, file, net)
         net.to(device, precision=precision, kernels=kernels)
         return Model(net, mean_image, settings)
@@ -188,12 +199,17 @@ def first_difference(stored: dict[str, Any], present: dict[str, Any]) -> str:
 
 
 def _write_weights(
-    file: h5py.File, net: Sequential, mean_image: np.ndarray, settings: dict[str, Any]
+    file: h5py.File,
+    net: Sequential,
+    mean_image: np.ndarray,
+    settings: dict[str, Any],
+    half: bool = False,
 ) -> None:
     weights = file.create_group("weights")
+    kept: dict[str, Any] = {"dtype": "f2", "compression": 9, "shuffle": True} if half else {}
     for parameter in net.parameters():
-        weights.create_dataset(parameter.name, data=Device.to_host(parameter.value))
-    file.create_dataset("mean_image", data=mean_image)
+        weights.create_dataset(parameter.name, data=Device.to_host(parameter.value), **kept)
+    file.create_dataset("mean_image", data=mean_image, **kept)
     write_json(file, "settings", settings)
 
 
@@ -201,7 +217,7 @@ def _load_weights(
     path: str | Path, file: h5py.File, net: Sequential
 ) -> tuple[np.ndarray, dict[str, Any]]:
     values = _read_arrays(path, file["weights"], net)
-    mean_image, settings = file["mean_image"][()], read_json(file, "settings")
+    mean_image, settings = file["mean_image"][()].astype(np.float32), read_json(file, "settings")
     for parameter, value in zip(net.parameters(), values, strict=True):
         parameter.value[...] = parameter.device.array(value, parameter.value.dtype)
     return mean_image, settings

@@ -1,4 +1,9 @@
-"""The vectors that a layer computes for each photo, such as the 4096 numbers of fc7 (figure 4)."""
+"""Feature vectors: what a layer of a trained net answers to photos (paper §6.1, figure 4, right).
+
+The vector of a layer is its output behind the ReLU and dropout that directly follow it, in test
+mode: for "fc7" the 4096 numbers from which fc8 computes the classes. Both kernels, "fast" and
+"simple", so give the same vectors, although fast steps compute several layers at once.
+"""
 
 from typing import Any
 
@@ -13,26 +18,40 @@ from tinyconv.sequential import Sequential
 def features(
     net: Sequential, photos: Any, augment: Augment, layer: str = "fc7", batch_size: int = 64
 ) -> np.ndarray:
-    """The output of `layer` for the centre of each photo, float32 (N, values), on the host.
+    """The outputs (N, ...) float32 of `layer` for the central crop of each photo, on the host.
 
-    With the ReLU (and the dropout, in test mode) that follow the layer. net and augment on one
-    device; photos: a PhotoSet or a store's StoredPhotos. ValueError names the layers if there is no
-    such one.
+    net, augment: on one device; photos: a PhotoSet or StoredPhotos of N photos. KeyError lists the
+    layers if there is none of that name; ValueError for an empty set.
     """
-    names = [each.name for each in net]
-    if layer not in names:
-        raise ValueError(f"no layer {layer!r}; there are {', '.join(names)}")
-    last = names.index(layer)
-    while last + 1 < len(names) and isinstance(net[last + 1], ReLU | Tanh | Dropout):
-        last += 1
     found = []
     with Loader(photos, batch_size, net.device) as loader:
         for images, _, _ in loader.ordered():
-            for name, y in net.outputs(augment.centre(images), train=False):
-                if names[last] in name.split("+"):
-                    found.append(net.device.to_host(y).reshape(len(images), -1).copy())
-                    break
-    return np.concatenate(found).astype(np.float32)
+            found.append(output_of(net, augment.centre(images), layer))
+    return np.concatenate(found)
+
+
+def output_of(net: Sequential, x: Any, layer: str) -> np.ndarray:
+    """The output (N, ...) float32 of `layer` for the input x (N, H, W, C), a copy on the host.
+
+    The forward pass ends there. KeyError lists the layers if there is none of that name.
+    """
+    last = end_of(net, layer)
+    for step in net.steps:
+        x = step.forward(x, False)
+        if last in getattr(step, "layers", [step]):
+            break
+    y = np.array(net.device.to_host(x))
+    if y.dtype == np.uint16:  # the bits of bfloat16, as between steps on a GPU
+        y = (y.astype(np.uint32) << 16).view(np.float32)
+    return y.astype(np.float32, copy=False)
+
+
+def end_of(net: Sequential, layer: str) -> Any:
+    """The last of the layers that belong to `layer`: it, and the ReLU and dropout behind it."""
+    place = net.layers.index(net[layer])
+    while place + 1 < len(net) and isinstance(net.layers[place + 1], ReLU | Tanh | Dropout):
+        place += 1
+    return net.layers[place]
 
 
 def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from tinyconv.sequential import Sequential, settle_tier
 
 MAY_CHANGE = {
     *("data", "device", "precision", "kernels", "parallel", "no_graph", "epochs", "resume"),
-    *("checkpoint_minutes", "checkpoint_steps"),
+    *("checkpoint_minutes", "checkpoint_steps", "watch", "tensorboard"),
 }
 """Options that --resume may be given anew; the data must be the same, wherever they are now."""
 
@@ -58,6 +58,10 @@ def parse(
     add("--model", choices=MODELS, default="alexnet", help="alexnet (default), or one of the 2012 "
         "authors' nets for CIFAR-10, with its own recipe (and --lr 0.001)")  # fmt: skip
     add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
+    add("--init-from", metavar="NET", help="begin with a trained net's weights: every layer that "
+        "fits; the folder of a run, or a weights file")  # fmt: skip
+    add("--freeze", metavar="LAYERS", help="leave these layers as they are: conv1,conv2")
+    add("--lr-multiplier", metavar="RATES", help="such as fc8=10: multiply rates of layers")
     add("--no-graph", action="store_true",
         help="on a GPU, launch each kernel by itself instead of replaying a recording")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda:0, or auto (default): a GPU if one works")
@@ -75,6 +79,9 @@ def parse(
     add("--checkpoint-minutes", type=float, default=10, help="time between checkpoints (default "
         "10); one is written after every epoch as well")  # fmt: skip
     add("--checkpoint-steps", type=int, help="steps between checkpoints, instead of minutes")
+    add("--watch", type=int, nargs="?", const=8127, metavar="PORT",
+        help="serve the report page on 127.0.0.1, anew after each epoch (port 8127)")  # fmt: skip
+    add("--tensorboard", action="store_true", help="write event files for TensorBoard")
     add("--overfit-one-batch", action="store_true",
         help="only test whether the net can memorize a single batch (default --lr here: "
         f"{OVERFIT_LR}, since dropout is off)")  # fmt: skip
@@ -115,7 +122,9 @@ def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[s
     """What a checkpoint has to agree with: network, recipe, data, and every choice of the run."""
     recipe = MODELS[options.model].recipe(options.recipe)
     named = {} if options.model == "alexnet" else {"model": options.model}
-    return named | {
+    names = "init_from", "freeze", "lr_multiplier"
+    tuning = {name: value for name in names if (value := getattr(options, name))}
+    return named | tuning | {
         "width": options.width,
         "image_size": options.image_size,
         "input_divisor": recipe.input_divisor,

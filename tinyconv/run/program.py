@@ -63,6 +63,8 @@ def settled(options: argparse.Namespace, given: dict[str, Any]) -> argparse.Name
         raise ValueError("for several devices or processes add --parallel replicas (or columns)")
     if options.parallel == "columns" and under_mpi():
         raise ValueError("--parallel columns is one process: start it without mpiexec")
+    if options.parallel == "columns" and (options.freeze or options.lr_multiplier):
+        raise ValueError("--freeze and --lr-multiplier do not run with --parallel columns")
     if options.overfit_one_batch and options.parallel != "none":
         raise ValueError("--overfit-one-batch runs on one device: leave --parallel out")
     return options

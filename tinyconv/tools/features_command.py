@@ -32,9 +32,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Write the file; returns 0."""
     member = load_member(options.run, Device(options.device))
+    if options.layer not in (names := [each.name for each in member.net]):
+        raise ValueError(f"no layer {options.layer!r}; there are {', '.join(names)}")
     with open_data(options.data, member.size) as data:
         photos = data.train if options.split == "train" else data.val
         found = features(member.net, photos, member.augment, options.layer)
+        found = found.reshape(len(found), -1)
         labels, names = np.asarray(photos.labels), list(data.class_names)
     with h5py.File(options.out, "w") as file:
         file.create_dataset("features", data=found)

@@ -279,5 +279,5 @@ def test_what_is_no_model_is_explained(tmp_path):
     settings = model_settings()
     del settings["image_size"]
     save_weights(tmp_path / "weights.h5", net(), MEAN, settings)
-    with pytest.raises(CheckpointError, match=r"does not say which AlexNet it is \('image_size'\)"):
+    with pytest.raises(CheckpointError, match=r"does not say which net it is \('image_size'\)"):
         load_model(tmp_path)

@@ -1,52 +1,55 @@
-"""Vectors of a layer for each photo, and which of them are near each other."""
+"""Features: equal to the layers one by one, by both kernels, in every batch size."""
 
 import h5py
 import numpy as np
 import pytest
+from small import random_photos
 
 from tinyconv import alexnet
 from tinyconv.data import synthetic
 from tinyconv.data.augment import Augment
 from tinyconv.recipes import RECIPES
 from tinyconv.run.checkpoint import save_weights
-from tinyconv.run.features import features, nearest
+from tinyconv.run.features import features, nearest, output_of
 from tinyconv.tools import command_line
-
-
-@pytest.fixture(scope="module")
-def photos():
-    return synthetic(2, 1, 73)[0]
 
 
 @pytest.fixture
 def net():
-    return alexnet(10, 0.05, 64, "robust", seed=1)
+    return alexnet(5, width=0.05, image_size=64, recipe="robust", seed=3)
 
 
-def augment():
-    return Augment(np.zeros((73, 73, 3), np.float32), 64, 32.0)
+def expected(net, x, until):
+    """Layer by layer, with the loops of the book."""
+    for layer in net.layers:
+        x = layer.forward(x, False)
+        if layer.name == until:
+            return np.array(x)
 
 
 @pytest.mark.parametrize("kernels", ["fast", "simple"])
-@pytest.mark.parametrize(
-    ("layer", "last"), [("fc7", "drop7"), ("conv5", "relu5"), ("pool5", "pool5"), ("fc8", "fc8")]
-)
-def test_features_are_the_layers_output_after_its_activation(net, photos, layer, last, kernels):
-    x = augment().centre(photos.images).copy()
-    for each in net:  # the layers one by one
-        x = each.forward(x, train=False)
-        if each.name == last:
-            expected = x.reshape(len(photos), -1).copy()
+@pytest.mark.parametrize("layer, until", [("fc7", "drop7"), ("conv2", "relu2"), ("pool1", "pool1")])
+def test_a_layer_and_what_follows_it(net, kernels, layer, until):
     net.to("cpu", kernels=kernels)
-    found = features(net, photos, augment(), layer, batch_size=7)  # 20 = 7 + 7 + 6
-    assert found.dtype == np.float32
-    # Sums of up to some hundred terms in another order, in float32.
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    x = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    found = output_of(net, x, layer)
+    np.testing.assert_allclose(found, expected(net, x, until), rtol=1e-4, atol=1e-5)
+    assert found.any() and found.dtype == np.float32
 
 
-def test_an_unknown_layer_is_refused(net, photos):
-    with pytest.raises(ValueError, match="no layer 'fc9'; there are conv1, "):
-        features(net, photos, augment(), "fc9")
+def test_the_vectors_of_a_set_do_not_depend_on_the_batch_and_are_copies(net):
+    photos = random_photos(7, size=73)
+    augment = Augment(photos.mean_image(), 64, 32)
+    whole = features(net, photos, augment, "fc7", batch_size=7)
+    assert whole.shape == (7, net["fc7"].out_features)
+    parts = features(net, photos, augment, "fc7", batch_size=3)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)  # BLAS blocks rows differently
+    assert not np.array_equal(whole[0], whole[1])
+
+
+def test_another_name_lists_the_layers(net):
+    with pytest.raises(KeyError, match="no layer 'fc9'; there are conv1"):
+        output_of(net, np.zeros((1, 64, 64, 3), np.float32), "fc9")
 
 
 def test_nearest_is_by_euclidean_distance_and_the_first_of_equals():
@@ -61,7 +64,8 @@ def test_nearest_is_by_euclidean_distance_and_the_first_of_equals():
     assert nearest(np.array([[1.0, 0]]), np.array([[9.0, 0], [1, 1]]), 1) == [[1]]
 
 
-def test_the_command_writes_them(net, photos, tmp_path, capsys):
+def test_the_command_writes_them(tmp_path, capsys):
+    net, photos = alexnet(10, 0.05, 64, "robust", seed=1), synthetic(2, 1, 73)[0]
     recipe = dict(vars(RECIPES["robust"]))
     names = list(photos.class_names)
     settings = {"width": 0.05, "image_size": 64, "recipe": recipe, "class_names": names,

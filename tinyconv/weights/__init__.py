@@ -1,0 +1,1 @@
+"""Trained nets in use: predictions and features, and files of other programs."""

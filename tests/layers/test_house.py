@@ -13,7 +13,7 @@ BOOK = sorted((ROOT / "layers").glob("*.py"))
 MOST_LINES = 2050
 """1,700 of AlexNet; the others are average pooling and locally connected layers, for CIFAR-10."""
 TOP = sorted((ROOT / "tinyconv").glob("*.py"))
-MOST_LINES_ON_TOP, MOST_FILES_ON_TOP = 1650, 14  # models.py: the nets for CIFAR-10
+MOST_LINES_ON_TOP, MOST_FILES_ON_TOP = 1700, 14  # models.py: the nets for CIFAR-10
 
 CHOICES = {
     "tinyconv/data/augment.py": "a kernel or a host loop of its own: crops",

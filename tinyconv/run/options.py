@@ -124,24 +124,28 @@ def describe(options: argparse.Namespace, data: Data, net: Sequential) -> dict[s
     named = {} if options.model == "alexnet" else {"model": options.model}
     names = "init_from", "freeze", "lr_multiplier"
     tuning = {name: value for name in names if (value := getattr(options, name))}
-    return named | tuning | {
-        "width": options.width,
-        "image_size": options.image_size,
-        "input_divisor": recipe.input_divisor,
-        "recipe": asdict(recipe),
-        "class_ids": data.class_ids,
-        "class_names": data.class_names,
-        "training photos": data.train.fingerprint(),
-        "validation photos": data.val.fingerprint(),
-        "batch_size": options.batch_size,
-        "lr": options.lr,
-        "schedule": make_schedule(options).describe(),
-        "seed": options.seed,
-        "precision": net.precision,
-        "kernels": net.kernels,
-        "network": net.table(computed=False).splitlines(),
-        "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
-    }
+    return (
+        named
+        | tuning
+        | {
+            "width": options.width,
+            "image_size": options.image_size,
+            "input_divisor": recipe.input_divisor,
+            "recipe": asdict(recipe),
+            "class_ids": data.class_ids,
+            "class_names": data.class_names,
+            "training photos": data.train.fingerprint(),
+            "validation photos": data.val.fingerprint(),
+            "batch_size": options.batch_size,
+            "lr": options.lr,
+            "schedule": make_schedule(options).describe(),
+            "seed": options.seed,
+            "precision": net.precision,
+            "kernels": net.kernels,
+            "network": net.table(computed=False).splitlines(),
+            "versions": {name: version(name) for name in ("tinyconv", "numpy", "numba", "h5py")},
+        }
+    )
 
 
 def resumed(options: argparse.Namespace, given: dict[str, Any], folder: RunFolder) -> None:

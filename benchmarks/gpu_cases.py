@@ -681,7 +681,10 @@ def tile_cases(bench: Bench, batches: tuple[int, ...], rounds: int = ROUNDS) -> 
 def one_product(
     bench: Bench, layer: Conv2D, x_shape: tuple, direction: str, precision: str, tile: str
 ) -> Job:
-    """One product with one tile, after a check that the other one gives the same bits."""
+    """One product with one tile, after a check that the other one gives the same bits.
+
+    For dL/dw in TF32 also of x and dy that are rounded already.
+    """
     x = bench.stored(bench.random(*x_shape), precision)
     y_shape = x_shape[0], *layer.output_shape(x_shape[1:])
     dy = bench.stored(bench.random(*y_shape), precision)
@@ -703,6 +706,14 @@ def one_product(
     for name in TILES:
         run(name)
         results.append(bench.device.to_host(out).copy())
-    if not np.array_equal(*results):
-        raise ValueError("the two tiles give different bits")
+    if (direction, precision) == ("filter gradient", "tf32"):
+        x_tf32, dy_tf32 = (
+            bench.device.array(round_tf32(array, np.empty_like(array)))
+            for array in (bench.device.to_host(x), bench.device.to_host(dy))
+        )
+        for name in TILES:
+            tensor_filter_gradient(x_tf32, dy_tf32, out, *rest, tile=name, rounded=(True, True))
+            results.append(bench.device.to_host(out).copy())
+    if any(not np.array_equal(results[0], other) for other in results):
+        raise ValueError("the tiles, or rounding before the product, give different bits")
     return Job(run)

@@ -64,6 +64,7 @@ from layers import (
     Dropout,
     Flatten,
     Linear,
+    LocalResponseNorm,
     MaxPool2D,
     ReLU,
     SoftmaxCrossEntropy,
@@ -173,21 +174,24 @@ def check(
     compare("dx", device.to_host(dx), right, tolerance)
     for host, gpu in zip(theirs, ours, strict=True):
         for name, p, value in zip(("dw", "db"), gpu.parameters(), host.parameters(), strict=False):
-            # dL/db is no product: what it adds up is rounded only where it is stored so.
+            # dL/db isn't a product: what it adds up is rounded only where it is stored so.
             loose = 2**-9 if (name, precision) == ("db", "tf32") else 0
             compare(name, device.to_host(p.grad), value.grad, tolerance + loose)
 
 
 def two_convs() -> tuple[list[Any], tuple[int, ...]]:
     """Convolutions of which the second masks its dL/dx with the first one's ReLU; x's shape."""
-    convs = Conv2D(5, 8, 3, padding=1), ReLU(), Conv2D(8, 6, 2, stride=2, groups=2), ReLU()
-    return list(convs), (2, 6, 7, 5)
+    convs = Conv2D(5, 8, 3, padding=1), ReLU(), Conv2D(8, 8, 2, stride=2, groups=2), ReLU()
+    return [*convs, Conv2D(8, 128, 1), ReLU()], (2, 6, 7, 5)
 
 
 def more_layers() -> Iterator[tuple[str, list[Any], tuple[int, ...]]]:
     """What is launched for AlexNet or for hostile sizes, and by none of `gradient_cases`."""
     yield "Linear, ReLU", [Linear(7, 33), ReLU()], (3, 7)
     yield "Linear, ReLU, Dropout", [Linear(5, 40), ReLU(), Dropout(0.5)], (130, 5)
+    yield "Linear, ReLU, many rows", [Linear(2, 4), ReLU()], (4200, 2)
+    yield "MaxPool2D 3, stride 2, 8 channels", [MaxPool2D(3, 2)], (2, 7, 8, 8)
+    yield "LocalResponseNorm 5, 16 channels", [LocalResponseNorm(alpha=0.5)], (2, 3, 4, 16)
     yield "Conv2D 2×2, 8 channels, ReLU", [Conv2D(8, 12, 2), ReLU()], (2, 4, 3, 8)
     yield "Conv2D 1×1, 128 filters, ReLU", [Conv2D(3, 128, 1), ReLU()], (3, 3, 2, 3)
 

@@ -408,7 +408,7 @@ def say(result: Result) -> None:
 def child(options: argparse.Namespace) -> int:
     """Run this process's share of a stage's cases, and write what is found to standard output."""
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no message
+    os.dup2(2, 1)  # what libraries print isn't a message
 
     def leave_with_the_parent() -> None:
         while os.read(0, 1):

@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 class Dropped(Exception):
-    """Raised by a case that cannot run here, which is no failure: the reason."""
+    """Raised by a case that cannot run here, which isn't a failure: the reason."""
 
 
 @dataclass

@@ -211,8 +211,8 @@ def sum_parts(partial, total):
         launch = sum_parts_kernel[grid_for(-(-total.size // COLUMNS))]
         launch(partial.reshape(-1), total, partial.shape[0], vectorized)
     else:
-        grid = grid_of(-(-total.size // LANES), (LANES, WARPS))
-        sum_many_parts_kernel[grid](partial, total)
+        blocks = -(-total.size // LANES)
+        sum_many_parts_kernel[grid_of(blocks, (LANES, WARPS))](partial, total)
 
 
 def totals_of(losses, hits, totals, skip):

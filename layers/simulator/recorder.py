@@ -104,7 +104,7 @@ class RecordedArray(KernelArray):
             code, frame = self.recorder.called_from(_getframe(2))
             caller = code, frame.f_lasti
         key = id(caller[0]), caller[1]
-        self.recorder.vectorized.add(key)
+        self.recorder.vectorized[key] = count
         notes = [self, at, write, *caller] * count
         notes[1::5] = range(at, at + count)
         self.note(notes)
@@ -132,7 +132,7 @@ class Recorder:
         self.atomics = FakeCUDAAtomic.add.__code__.co_filename
         self.intrinsics = frozenset((self.atomics, *intrinsics.FILES))
         self._atomic: set[tuple[int, int]] = set()
-        self.vectorized: set[tuple[int, int]] = set()
+        self.vectorized: dict[tuple[int, int], int] = {}  # elements that are asked for
         self.arrivals: set[tuple[int, int]] = set()
         self._segments: list[tuple[int, int, int, int]] = []
         self._starts: list[int] = []  # for each segment: the number of accesses before it
@@ -228,7 +228,7 @@ class Recorder:
         if key not in self._instructions:
             starts = _starts(code)
             start = starts[bisect_right(starts, at) - 1]
-            flags = (key in keys for keys in (self._atomic, self.vectorized, self.arrivals))
+            flags = key in self._atomic, self.vectorized.get(key, 0), key in self.arrivals
             line = line_in(code, start)
             instruction = Instruction(code.co_filename, line, code.co_name, start, *flags)
             if instruction not in self.trace.instructions:

@@ -84,15 +84,16 @@ class Instruction:
     """In the function's bytecode: a line may hold several instructions."""
     atomic: bool = False
     """Whether it calls `cuda.atomic`, whose reads and writes are one step on a GPU."""
-    vectorized: bool = False
-    """Whether it moves 16 bytes: several accesses here, one instruction on a GPU."""
+    vectorized: int = 0
+    """Elements that it moves, 16 bytes at a time: several accesses here, one instruction on a GPU.
+    0: it moves one."""
     arrival: bool = False
     """Whether it waits for asynchronous copies, whose writes then happen. The instructions that
     begin them are recorded as writing, too."""
 
     def width(self, itemsize: int) -> int:
         """The number of consecutive elements of `itemsize` bytes that it moves."""
-        return 16 // itemsize if self.vectorized else 1
+        return min(self.vectorized, 16 // itemsize) if self.vectorized else 1
 
     @property
     def source(self) -> str:

@@ -130,6 +130,6 @@ def test_missing_extras_are_named_as_setup_cfg_has_them():
     found = set()
     for folder in ("layers", "tinyconv", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
-            for names in re.findall(r"\.\[([\w,-]+)\]", path.read_text(encoding="utf-8")):
+            for names in re.findall(r"'\.\[([\w,-]+)\]", path.read_text(encoding="utf-8")):
                 found |= set(names.split(","))
     assert found and found <= extras

@@ -83,11 +83,12 @@ def emulated():
 # --- a GPU and its emulation
 
 
-@pytest.mark.parametrize(("precision", "error"), [("tf32", 1e-5), ("bf16", 2e-3)])
+@pytest.mark.parametrize(("precision", "error"), [("tf32", 3e-5), ("bf16", 2e-3)])
 def test_training_steps_are_those_of_the_emulation(precision, error, emulated, cuda_device):
     losses, weights, _ = train(small_net(cuda_device, precision), 2)
     right_losses, right, _ = emulated[precision]
-    # Sums in another order: a bfloat16 in the middle of two goes the other way now and then.
+    # Sums in another order: a bfloat16 in the middle of two goes the other way now and then. In
+    # tf32 a kernel adds up dL/db of what is rounded for the products, the emulation before that.
     assert losses == pytest.approx(right_losses, rel=error)
     size = np.abs(right).max()
     np.testing.assert_allclose(weights, right, rtol=0, atol=error * size)

@@ -70,8 +70,9 @@ def lanes_of(trace: Trace) -> np.ndarray:
 
     # Of the accesses of a `copy_vec4` the first stands for all four, with four times the size.
     own = [lanes[name] for name in ("instruction", "op", "block", "epoch", "thread")]
-    vectorized = flags(trace, "vectorized")[lanes["instruction"]]
-    lanes["width"] = np.where(vectorized, 16 // np.maximum(1, lanes["size"]), 1)
+    asked = flags(trace, "vectorized").astype(int)[lanes["instruction"]]
+    at_once = np.minimum(asked, 16 // np.maximum(1, lanes["size"]))
+    lanes["width"] = np.where(asked > 0, at_once, 1)
     lanes["occurrence"], part = np.divmod(times_before(*own), lanes["width"])
     lanes = lanes[part == 0]
     lanes["size"] *= lanes["width"]

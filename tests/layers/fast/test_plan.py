@@ -71,7 +71,7 @@ def test_the_plan_of_alexnet(recipe, device):
     right = block + REST
     assert names(net.steps) == (apart(right) if device.is_simulated else right)
     assert "Dropout (in fc6)" in str(net)
-    assert ("LocalResponseNorm (shared memory)" in str(net)) == device.is_cuda
+    assert ("LocalResponseNorm (vectorized)" in str(net)) == device.is_cuda
     assert ("LocalResponseNorm (by distance)" in str(net)) == (not device.is_cuda)
     assert ("ReLU (in conv2)" in str(net)) == (not device.is_simulated)
     assert ("ReLU (in conv1)" in str(net)) == (recipe != "authors" and not device.is_simulated)

@@ -38,7 +38,7 @@ def rounded(values, precision):
 def real_gpu(version):
     """A `Device` for a GPU of this compute capability, which nobody has."""
     device = Device("cpu")
-    device.name, device.is_cuda, device.is_simulated = "cuda:3", True, False
+    device.name, device.index, device.is_cuda, device.is_simulated = "cuda:3", 3, True, False
     asked = []
 
     def gpu(index):

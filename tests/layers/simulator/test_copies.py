@@ -287,8 +287,11 @@ def test_what_a_trace_says_of_copies():
         [p for p in trace.instructions if p.line == line_of(pass_on, f"# {word}")]
         for word in ("begins", "arrives")
     )
-    assert [(p.vectorized, p.arrival) for p in (*begins, *arrives)] == [(True, False), (True, True)]
-    assert (begins[0].width(4), begins[0].width(2)) == (4, 8)
+    assert [(p.vectorized > 0, p.arrival) for p in (*begins, *arrives)] == [
+        (True, False),
+        (True, True),
+    ]
+    assert (begins[0].width(4), begins[0].width(8)) == (4, 2)
     # 32 threads, 2 turns, 4 words: read once, written twice.
     count = {
         (trace.instructions[number].line, bool(write)): int(n)

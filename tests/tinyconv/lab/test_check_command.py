@@ -45,7 +45,7 @@ def test_issues_stand_below_their_row(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["relux"], "no kernels are called 'relux': choose from conv, max_pool, lrn"),
+        (["relux"], "no kernels are called 'relux': choose from conv, max_pool, avg_pool"),
         (["--shape", "1,1"], "--shape is for the NAMEs it fits"),
         (["lrn", "--shape", "2,3"], "--shape of lrn is positive numbers such as 2,6,7,5, not"),
         (["lrn", "--shape", "2,3,0,1"], "positive numbers"),

@@ -19,7 +19,9 @@ def interrupted(tmp_path, script, module, environment=None):
     (tmp_path / "here.py").write_text("x = 1\n")
     # A finder that is asked for every module stands where the signal arrives.
     (tmp_path / "sitecustomize.py").write_text(
-        "import signal, sys\nclass Finder:\n    @staticmethod\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also in the background
+        "class Finder:\n    @staticmethod\n"
         "    def find_spec(name, *_):\n"
         f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder)\n"
@@ -54,6 +56,7 @@ def test_ctrl_c_in_the_code_of_a_script_is_a_traceback_as_ever(tmp_path):
 
 
 def test_ctrl_c_in_a_program_is_one_line(capsys):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a debugger may have left its own
     with pytest.raises(SystemExit) as error, compilation_announced():
         signal.raise_signal(signal.SIGINT)
     assert error.value.code == 130 and capsys.readouterr().err == "interrupted\n"

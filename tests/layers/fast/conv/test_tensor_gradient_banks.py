@@ -59,7 +59,7 @@ def test_k_tiles_are_copied_in_whole_sectors(lines):
 
 def test_fragments_of_bf16_are_loaded_16_bytes_at_a_time(kind, lines):
     reads = [line for line in lines if line.space == "shared" and line.op == "read"]
-    assert {line.instruction.vectorized for line in reads} == {kind == "bf16"}
+    assert {line.instruction.vectorized > 0 for line in reads} == {kind == "bf16"}
 
 
 def test_where_a_tile_is_not_full_nothing_is_read_in_vain(kind):

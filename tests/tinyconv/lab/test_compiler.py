@@ -126,6 +126,7 @@ def test_a_compiler_that_dies_is_no_fault_of_the_kernel(compiles, monkeypatch):
         return None
 
     monkeypatch.setattr(compiler, "receive", ended)
+    monkeypatch.setattr(compiler, "send", lambda pipe, content: None)
     verdict = compiler._ask(planted.append, b"")
     assert verdict.unable and not verdict.issues
 

@@ -6,7 +6,7 @@ shared memory, row by row, and writes it to y, row by row of y. The column is th
 tile instead.
 
 Word k of shared memory is in bank k % 32, and a bank serves one word at a time. What are the banks
-of a column of a 32x32 tile? One number in the declaration of the tile changes that.
+of a column of a 32x32 tile? Another PITCH changes that.
 """
 
 import os
@@ -19,6 +19,7 @@ from numba import cuda, float32
 from tinyconv.lab.exercise import Goal, mark, numbers
 
 TILE = 32
+PITCH = TILE  # words from one row of the tile to the next
 
 
 def specification(x):
@@ -27,7 +28,7 @@ def specification(x):
 
 @cuda.jit
 def transpose(x, y):
-    tile = cuda.shared.array((TILE, TILE), float32)
+    tile = cuda.shared.array((TILE, PITCH), float32)
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
     row, column = cuda.blockIdx.y * TILE + ty, cuda.blockIdx.x * TILE + tx  # in x
     ...

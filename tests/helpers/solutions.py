@@ -254,7 +254,7 @@ WRONG = [
     (9, "    cuda.syncthreads()\n", "", ["race: ", "a barrier, cuda.syncthreads()"]),
     (
         9,
-        "(TILE, TILE + 1), float32",
+        "(TILE, PITCH), float32",
         "(TILE, TILE), float32",
         ["right on 2 inputs", "32 lanes in a queue at one bank  goal: none: NOT YET"],
     ),
@@ -351,7 +351,7 @@ def filled(number: int) -> str:
         code = code[: found.start()] + textwrap.indent(block, indent) + code[found.end() :]
     assert "..." not in code.replace("0, 1, 2, ...", "")
     if number == 9:
-        code = code.replace("(TILE, TILE), float32", "(TILE, TILE + 1), float32", 1)
+        code = code.replace("PITCH = TILE ", "PITCH = TILE + 1 ", 1)
     if number == 17:
         assert REPAIRED[0] in code
         code = code.replace(*REPAIRED)

@@ -105,6 +105,7 @@ def _process() -> Any:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
+        cwd=server.parent,  # that of this process may be removed
     )
     atexit.register(process.kill)
     send(process.stdin, pickle.dumps([path or os.getcwd() for path in sys.path]))

@@ -7,7 +7,7 @@ tinyconv gradcheck --simulate      their kernels, in the simulator
 
 import argparse
 
-from layers import Device
+from layers import Device, DeviceError
 from layers.fast.plan import KERNELS
 from tinyconv.gradient_check import HEADER, check_gradients
 from tinyconv.lab.cases.book import gradient_cases
@@ -32,7 +32,10 @@ def main(options: argparse.Namespace) -> int:
 
     ValueError for a name that no layer has.
     """
-    device = Device("cuda:0" if options.simulate else options.device)
+    try:
+        device = Device("cuda:0" if options.simulate else options.device)
+    except DeviceError as error:
+        raise DeviceError(f"{error}; or --simulate, which needs no GPU") from None
     cases = list(gradient_cases())
     kinds = list(dict.fromkeys(title.split()[0].lower() for title, *_ in cases))
     names = [SHORT.get(name.lower(), name.lower()) for name in options.names] or kinds

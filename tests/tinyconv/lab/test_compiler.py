@@ -1,5 +1,7 @@
 """What runs in the simulator and on no GPU is named, with the compiler's words at its line."""
 
+import shutil
+import threading
 from concurrent.futures import Future
 
 import numpy as np
@@ -124,6 +126,7 @@ def test_a_compiler_that_dies_is_no_fault_of_the_kernel(compiles, monkeypatch):
         return None
 
     monkeypatch.setattr(compiler, "receive", ended)
+    monkeypatch.setattr(compiler, "send", lambda pipe, content: None)
     verdict = compiler._ask(planted.append, b"")
     assert verdict.unable and not verdict.issues
 
@@ -151,6 +154,16 @@ def test_a_request_is_complete_before_the_kernel_runs(compiles, monkeypatch):
 
 
 def test_a_global_that_cannot_go_to_another_process(compiles):
-    with open(__file__, encoding="utf-8") as file:
-        kernel = cuda.jit(lambda x: file.read())
-        assert "TypeError" in compiler.submit(kernel, (X,)).result().unable
+    lock = threading.Lock()
+    kernel = cuda.jit(lambda x: lock.acquire())
+    assert "TypeError" in compiler.submit(kernel, (X,)).result().unable
+
+
+def test_the_folder_in_which_it_began_may_go(compiles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compiler._process.cache_clear()
+    assert compiler.submit(planted.twice_in_turn, (X, X)).result().unable is None
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path)
+    monkeypatch.setattr(compiler, "enabled", True)
+    assert not compiler.submit(planted.missing_writer, (X, X)).result().issues

@@ -163,7 +163,8 @@ and divisions in 64 bits; the innermost loop with the most multiply-adds: its in
 share of FFMA among them, its memory instructions by width in bits of a thread; instructions that
 compute in float64, anywhere in the kernel. Kernels for tensor cores stand apart: the shares of
 HMMA (products of fragments), LDGSTS (copies from global to shared memory) and LDSM or LDS (loads
-from shared memory), and what there is for each HMMA. Printed by `benchmarks/kernel_report.py`; nothing was run."""
+from shared memory), and what there is for each HMMA. Printed by `benchmarks/kernel_report.py`;
+nothing was run."""
 
 
 def architectures_in(text: str) -> list[tuple[int, int]]:

@@ -146,9 +146,7 @@ GROUPS = {
                 ),
                 threads=256,
             ),
-            KernelCase(
-                reductions.sum_parts_kernel, "2*number[1] int64 boolean", "total", (0, 0)
-            ),
+            KernelCase(reductions.sum_parts_kernel, "2*number[1] int64 boolean", "total", (0, 0)),
         ),
     ),
     "sum_many_parts": KernelGroup(

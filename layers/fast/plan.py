@@ -134,7 +134,7 @@ def _on_host(
         if _algorithm(first, device, dtype, precision) == "direct":
             return 1, None
         chosen = first.algorithm == "auto" and precision == "fp32"
-        winograd = chosen and WinogradConv.fits(first)
+        winograd = chosen and WinogradConv.saves_time(first)
         step = WinogradConv if winograd else Im2colConv
         return (2 if kinds[1:2] == (ReLU,) else 1), step
     if kinds[0] is Linear:

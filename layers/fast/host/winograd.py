@@ -35,6 +35,9 @@ from layers.fast.host.threads import in_parallel, multiply, own_array, shares
 from layers.fast.host.winograd_matrices import matrices
 from layers.fast.step import Step
 
+LEAST_WEIGHTS, LEAST_AFTER_S2D = 60_000, 17_000
+"""Of a layer that the plan takes it for, after space-to-depth the second. With fewer, as in the net
+of the first command, the transforms take what the products save, and compiling them takes 10 s."""
 CHANNELS = 16
 """Channels that are transformed at a time: one or two registers."""
 SMALL_BLOCK, LARGE_BLOCK = 2**20, 24 * 2**20
@@ -428,12 +431,20 @@ class WinogradConv(Step):
 
     @staticmethod
     def fits(conv: Any) -> bool:
-        """Whether it saves time: 3×3 or 5×5 at stride 1 and enough channels for BLAS."""
+        """Whether it can: 3×3 or 5×5 at stride 1 or by space-to-depth, 8 channels or more."""
         s = conv.stride
         r = -(-conv.kernel_size // s)
         if r not in (3, 5) or (s > 1 and (conv.groups > 1 or conv.kernel_size < r * s - s // 2)):
             return False
         return min(conv.in_channels * s * s, conv.out_channels) // conv.groups >= 8
+
+    @staticmethod
+    def saves_time(conv: Any) -> bool:
+        """Whether the plan takes it for this layer."""
+        s = conv.stride
+        weights = conv.in_channels * conv.out_channels // conv.groups * conv.kernel_size**2
+        least = LEAST_AFTER_S2D if s > 1 else LEAST_WEIGHTS
+        return WinogradConv.fits(conv) and weights >= least
 
     def geometry(self, x_shape: Any, y_shape: Any) -> Geometry:
         """The tiles for these shapes; kept, as they seldom change."""

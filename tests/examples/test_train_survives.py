@@ -118,7 +118,8 @@ def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(server, photos, whol
     limit += "RunFolder.save = full\n"
     assert server.run(arguments, prelude=limit) == 2
     printed = server.printed().splitlines()
-    assert printed[-1].startswith("train_alexnet.py: error: ") and "File too large" in printed[-1]
+    assert printed[-1].startswith("train_alexnet.py: error: the disk is full (")
+    assert "File too large" in printed[-1] and "resume the run with --resume" in printed[-1]
     assert "Traceback" not in server.printed()
     assert not list(out.glob(".*"))
     assert server.run(["--resume", out]) == 0

@@ -15,7 +15,6 @@ interruptions change nothing.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -35,7 +34,7 @@ from tinyconv.data.listing import Listing, Skipped, SourceError, quoted
 from tinyconv.data.prepare_progress import Progress, beside, replace_file
 from tinyconv.data.sources import Options, list_source
 from tinyconv.data.store_format import SPLITS
-from tinyconv.data.store_writer import StoreWriter
+from tinyconv.data.store_writer import FULL, StoreWriter
 
 try:
     import fcntl
@@ -49,7 +48,6 @@ SAVE_PHOTOS, SAVE_SECONDS = 512, 5.0
 """Progress is saved after this many photos or seconds."""
 
 _NO_BAR = partial(tqdm, disable=True)
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def prepare(
@@ -114,7 +112,7 @@ def prepare(
         raise
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise SourceError(
                 f"the disk is full ({reason}): make room for {quoted(out)} and run the same "
                 "command again, which resumes"

@@ -27,6 +27,9 @@ import numpy as np
 from tinyconv.data.statistics import Statistics
 from tinyconv.data.store_format import HEADER, SPLITS, Header, checksum, rows_in_blocks
 
+FULL = errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)
+"""What a write to a full disk, or beyond a quota, fails with."""
+
 METADATA = 2**17
 """Bytes for HDF5's own records, in one piece: some would be behind the images otherwise."""
 

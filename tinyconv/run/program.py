@@ -16,6 +16,7 @@ from layers.fast.plan import simple_note
 from layers.fast.precision import described
 from tinyconv.data.bar import tqdm
 from tinyconv.data.open_data import Data, open_data
+from tinyconv.data.store_writer import FULL
 from tinyconv.models import MODELS
 from tinyconv.parallel.columns import two_devices
 from tinyconv.parallel.launch import join, spawn, under_mpi
@@ -143,6 +144,9 @@ def load_photos(options: argparse.Namespace, device: Device) -> Data:
 
 def explain(program: str, error: BaseException, whose: str = "") -> tuple[int, str] | None:
     """Exit status and the line to print; None for an error that is a mistake of this program."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        advice = "make room, and resume the run with --resume: its last checkpoint is whole"
+        return 2, f"{program}: error: {whose}the disk is full ({error}): {advice}"
     if isinstance(error, DeviceError | ValueError | OSError):
         return 2, f"{program}: error: {whose}{error}"
     if isinstance(error, MemoryError):

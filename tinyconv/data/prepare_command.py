@@ -106,7 +106,10 @@ def _summary(
     if not train:
         following = f"{commands.evaluate()} RUN --data {shlex.quote(options.out)}"
     if train and size < square_for(SMALLEST):
-        print(f"note: {size}×{size} is too small for AlexNet: prepare larger squares")
+        print(
+            f"note: {size}×{size} is too small for AlexNet: prepare larger squares"
+            + (", or train with --model cifar10-11pct" if size >= 24 else "")
+        )
         source, out = shlex.quote(options.source), shlex.quote(options.out)
         following = f"{commands.tool('prepare')} {source} {out} --image-size {SMALLEST} --force"
     print(

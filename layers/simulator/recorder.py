@@ -104,7 +104,8 @@ class RecordedArray(KernelArray):
             code, frame = self.recorder.called_from(_getframe(2))
             caller = code, frame.f_lasti
         key = id(caller[0]), caller[1]
-        self.recorder.vectorized[key] = count
+        # A copy reads and writes at one place, perhaps in elements of two sizes.
+        self.recorder.vectorized[key] = max(count, self.recorder.vectorized.get(key, 0))
         notes = [self, at, write, *caller] * count
         notes[1::5] = range(at, at + count)
         self.note(notes)

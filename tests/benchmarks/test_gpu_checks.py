@@ -206,5 +206,7 @@ def test_tiles_that_disagree_are_not_timed(one_tile, monkeypatch):
 
     monkeypatch.setattr(gpu_cases, "tensor_forward", wrong)
     case = next(case for case in gpu_cases.tile_cases(one_tile[0], (2,)) if case.what == KEY)
-    with pytest.raises(ValueError, match="the two tiles give different bits"):
+    with pytest.raises(
+        ValueError, match="the tiles, or rounding before the product, give different bits"
+    ):
         case.make()

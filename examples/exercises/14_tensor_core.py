@@ -16,8 +16,9 @@ import os
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # kernels run in the simulator: no GPU is needed
 
 import numpy as np
-from numba import cuda, float32, uint32
+from numba import float32, uint32
 
+from layers.device import cuda
 from layers.fast.conv.mma import mma_tf32
 from tinyconv.lab.exercise import Goal, mark
 

@@ -35,7 +35,7 @@ class Unpickler(pickle.Unpickler):
 
     def persistent_load(self, saved: Any) -> Any:
         """A device function, from its pickled Python function."""
-        from numba import cuda
+        from layers.device import cuda
 
         return cuda.jit(device=True)(loads(saved))
 
@@ -94,7 +94,7 @@ def double_lines(ptx: str) -> list[int]:
 
 def compiled(function: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """What becomes of a kernel for arguments of these types."""
-    from numba import cuda
+    from layers.device import cuda
 
     file = function.__code__.co_filename
     try:
@@ -107,13 +107,15 @@ def compiled(function: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 def serve() -> None:
     """Answer until the input ends."""
-    from numba.cuda import dispatcher
-
-    # Of a GPU, Numba asks this before it compiles a device function.
-    dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=TARGET)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     sys.path[:] = pickle.loads(receive(requests) or b"")
+    from numba.cuda import dispatcher
+
+    import layers.device  # noqa: F401, before anything else of Numba's CUDA
+
+    # Of a GPU, Numba asks this before it compiles a device function.
+    dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=TARGET)
     while (request := receive(requests)) is not None:
         try:
             answer = compiled(*loads(request))

@@ -133,7 +133,7 @@ def reads_of(trace: Trace, block: int, thread: int) -> list[str]:
 
 def condition(kernel: Any, worker: Worker) -> str:
     """What holds in this thread alone, in the words of the kernel's own source."""
-    from numba import cuda
+    from layers.device import cuda
 
     names = kernel.py_func.__globals__
     name = next(name for name, value in names.items() if value is cuda)

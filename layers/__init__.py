@@ -10,14 +10,14 @@ from layers import threads  # noqa: F401, I001
 from layers.process import compiling, forks  # noqa: F401
 
 from layers.activation import ReLU, Tanh
-from layers.avg_pool import AvgPool2D
+from layers.cifar10.avg_pool import AvgPool2D
 from layers.conv import Conv2D
 from layers.device import Device, DeviceError
 from layers.dropout import Dropout
 from layers.flatten import Flatten
 from layers.layer import Layer, Parameter
 from layers.linear import Linear
-from layers.locally_connected import LocallyConnected2D
+from layers.cifar10.locally_connected import LocallyConnected2D
 from layers.lrn import LocalResponseNorm
 from layers.max_pool import MaxPool2D
 from layers.softmax_cross_entropy import SoftmaxCrossEntropy

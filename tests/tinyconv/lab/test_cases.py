@@ -146,7 +146,8 @@ def test_a_kernel_without_a_case_is_found(monkeypatch):
 def lacking(kind):
     """What a layer still lacks, each with what to do."""
     file = Path(inspect.getfile(kind))
-    tests = f"tests/layers/test_{file.stem}.py"
+    place = file.relative_to(ROOT)
+    tests = f"tests/{place.parent}/test_{file.stem}.py"
     if kind.__name__ not in layers.__all__:
         yield "its export: layers/__init__.py"
     if not (ROOT / tests).exists():
@@ -166,13 +167,17 @@ def lacking(kind):
         except ValueError:  # of settings that PyTorch does not know
             pass
     text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    if f"`layers/{file.stem}.py`" not in text:
+    if f"`{place}`" not in text:
         yield "a sentence on its file: docs/tour.md"
 
 
 def kinds():
     """Every layer in a file of `layers/`, exported or not."""
-    for module in pkgutil.iter_modules(layers.__path__, "layers."):
+    modules = (
+        *pkgutil.iter_modules(layers.__path__, "layers."),
+        *pkgutil.iter_modules(layers.cifar10.__path__, "layers.cifar10."),
+    )
+    for module in modules:
         if module.ispkg:
             continue
         for kind in vars(importlib.import_module(module.name)).values():

@@ -18,14 +18,13 @@ from layers import (
     ReLU,
     Tanh,
     activation,
-    avg_pool,
     conv,
     dropout,
-    locally_connected,
     lrn,
     max_pool,
     softmax_cross_entropy,
 )
+from layers.cifar10 import avg_pool, locally_connected
 from tinyconv.initialize import initialize
 from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
 from tinyconv.lab.cases.runs import Run, both_ways, loss, of_layers

@@ -24,6 +24,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from layers.process import compiling
 from tinyconv.parallel.launch import THREADS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,8 +142,8 @@ def start_endless(how, photos, tmp_path):
 
 
 def said(how, err):
-    """The lines of standard error; under mpiexec without mpiexec's own."""
-    lines = err.splitlines()
+    """The lines of standard error but the one of a first compilation; without mpiexec's own."""
+    lines = [line for line in err.splitlines() if line != compiling.LINE]
     return [x for x in lines if how == "spawn" or x.startswith("train_alexnet.py: ")]
 
 

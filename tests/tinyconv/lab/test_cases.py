@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numba
 import numpy as np

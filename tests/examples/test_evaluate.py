@@ -21,6 +21,7 @@ from tinyconv import RECIPES, alexnet, evaluate
 from tinyconv.data.augment import Augment
 from tinyconv.data.folder import read_folder
 from tinyconv.data.prepare import prepare
+from tinyconv.data.sources import Options
 from tinyconv.run.checkpoint import load_model, save_weights
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
@@ -105,7 +106,7 @@ def test_photos_to_evaluate_with_are_enough(photos, tmp_path, monkeypatch, capsy
         path.write_bytes(b"not read")  # and named, if it were
     if prepared:
         data = tmp_path / "test.h5"
-        prepare(photos, data, size=73, only_val=True)
+        prepare(photos, data, Options(splits=("val",)), size=73)
     shutil.rmtree(photos / "train")
     assert script.main([net, "--data", str(data), *HOST]) == 0
     printed = capsys.readouterr()

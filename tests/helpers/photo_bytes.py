@@ -1,10 +1,16 @@
-"""Small photo files, made on the spot."""
+"""Small photo files, made on the spot, and what the tests of bad ones share."""
 
 import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from tinyconv.data.listing import SourceError
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> io.BytesIO:
@@ -39,3 +45,29 @@ def photo_folder(folder: Path, train: int, val: int) -> Path:
                 noise = Image.fromarray(rng.integers(low, high, (70, 80, 3), np.uint8))
                 put(folder / split / name / f"{k}.png", encoded(noise).getvalue())
     return folder
+
+
+def laid_out(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """The folder, with these files in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        put(folder / name, content)
+    return folder
+
+
+@contextmanager
+def refused(message: str, error: type[Exception] = SourceError) -> Iterator[None]:
+    """What is done in it raises an error of one line that matches."""
+    with pytest.raises(error, match=message) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+
+
+def corrupted(whole: bytes, cases: int, changes: int = 3) -> Iterator[bytes]:
+    """So many versions, each with up to so many bytes changed."""
+    random = Random(0)
+    for _ in range(cases):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, changes)):
+            data[random.randrange(len(data))] ^= random.randrange(1, 256)
+        yield bytes(data)

@@ -2,42 +2,46 @@
 
 from pathlib import Path
 
-import numpy as np
-from photo_bytes import noisy_jpeg, put
+import pytest
+from photo_bytes import laid_out, noisy_jpeg
 from tar_bytes import WNIDS, class_folders
 
+from tinyconv.data import decode
+from tinyconv.data import prepare as module
 from tinyconv.data.prepare import prepare
 
 IDS = tuple(sorted(WNIDS))
 
 
-def photos_to_prepare(folder: Path) -> Path:
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
     """Three classes, five photos each for training, two for validation; two files are damaged."""
-    for name, content in class_folders(train=5).items():
-        put(folder / name, content)
-    put(folder / f"train/{IDS[0]}/train_1b.PNG", noisy_jpeg()[:400])
-    put(folder / f"val/{IDS[2]}/odd\n\x1b.PNG", b"no photo")
-    return folder
+    files = class_folders(train=5)
+    files[f"train/{IDS[0]}/train_1b.PNG"] = noisy_jpeg()[:400]
+    files[f"val/{IDS[2]}/odd\n\x1b.PNG"] = b"no photo"
+    return laid_out(tmp_path / "photos", files)
 
 
-def made(source, out, size=8, **options):
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(decode, "BATCH", 2)
+    monkeypatch.setattr(module, "SAVE_PHOTOS", 4)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 1e9)  # not even on a busy machine
+
+
+def made(source, out, size=8, options=None, **settings):
     """Prepare with one thread; returns the lines of the report and the result."""
     lines = []
-    return lines, prepare(source, out, size=size, workers=1, report=lines.append, **options)
+    done = prepare(source, out, options, size=size, workers=1, report=lines.append, **settings)
+    return lines, done
 
 
 def left_in(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-def pixels(photos):
-    out = np.empty((len(photos), photos.size, photos.size, 3), np.uint8)
-    photos.copy_rows(np.arange(len(photos)), out)
-    return out
-
-
 class Bar:
-    """A progress bar that calls `moved` after each batch of photos."""
+    """A progress bar that calls `moved` after each photo."""
 
     def __init__(self, iterable=(), total=None, initial=0, desc="", unit=""):
         self.iterable, self.desc, self.at = iterable, desc, initial

@@ -1,10 +1,12 @@
 """Tar archives made on the spot, whole and hostile."""
 
+import gzip
 import io
 import tarfile
 from collections.abc import Mapping
+from pathlib import Path
 
-from photo_bytes import encoded
+from photo_bytes import encoded, laid_out, put
 from PIL import Image
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
@@ -42,6 +44,17 @@ def header(name: bytes = b"x", size: bytes = b"00000000000\0", kind: bytes = b"0
 
 
 END = bytes(1024)
+
+
+PACKED = [None, ".tar", ".tar.gz"]
+
+
+def source_of(folder: Path, files: Mapping[str, bytes], packed: str | None = None) -> Path:
+    """The files in a folder, a tar, or a compressed tar."""
+    if packed is None:
+        return laid_out(folder, files)
+    content = gzip.compress(tar_of(files), mtime=0) if packed == ".tar.gz" else tar_of(files)
+    return put(folder.with_name(f"{folder.name}{packed}"), content)
 
 
 def photo(value: int) -> bytes:

@@ -18,23 +18,13 @@ from typing import IO
 
 from tinyconv.data.listing import EXPECTED, Found, Listed, SourceError, problem_with_size, quoted
 
-OUTSIDE = "its name is not below the archive's top"
-"""The problem of a member whose name is absolute or contains .."""
-
 MAX_UNPACKED = 2**30
 """Bytes of a .tar.gz in memory."""
 
 _MAX_HEADER = 2**20
-_MAX_PADDING = 2**20
-_BLOCK = 512
+"""Bytes that are read at once: of a header, or after the end."""
+
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
-
-
-def compression(path: str | os.PathLike[str]) -> str | None:
-    """The name of the compressed format that a file begins with, or None."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-    return next((name for mark, name in _COMPRESSED.items() if start.startswith(mark)), None)
 
 
 def list_archive(path: str | os.PathLike[str], listed: Listed | None = None) -> list[Found]:
@@ -44,30 +34,33 @@ def list_archive(path: str | os.PathLike[str], listed: Listed | None = None) -> 
     memory. SourceError if the archive is compressed otherwise, damaged or truncated; OSError if it
     cannot be opened.
     """
-    kind, status = compression(path), os.stat(path)
+    status = os.stat(path)
     outer = Found("", os.fspath(path), 0, status.st_size, status.st_mtime_ns)
+    with open(path, "rb") as file:
+        start = file.read(8)
+    advice = "unpack it, and give the folder or the .tar"
+    kind = next((name for mark, name in _COMPRESSED.items() if start.startswith(mark)), None)
     if kind == "gzip":
-        content = read_gzipped(path, MAX_UNPACKED, "unpack it, and give the folder or the .tar")
+        content = read_gzipped(path, MAX_UNPACKED, advice)
         outer = outer._replace(size=len(content), archive=content)
-        return list_members(io.BytesIO(content), outer, listed)
-    if kind:
-        raise SourceError(
-            f"{quoted(path)} is compressed ({kind}): unpack it, and give the folder or the .tar"
-        )
-    return list_nested(outer, listed)
+    elif kind:
+        raise SourceError(f"{quoted(path)} is compressed ({kind}): {advice}")
+    return list_members(outer, listed)
 
 
-def list_nested(outer: Found, listed: Listed | None = None) -> list[Found]:
-    """Every member of a tar that is itself a file of a source, possibly inside another tar."""
-    if outer.archive is not None:
-        return list_members(io.BytesIO(outer.archive), outer, listed)
-    with open(outer.path, "rb", buffering=0) as file:
-        return list_members(file, outer, listed)
+def list_members(outer: Found, listed: Listed | None = None) -> list[Found]:
+    """Every member of a tar that may be inside another one; their names begin with its name."""
+    if outer.archive is None:
+        with open(outer.path, "rb", buffering=0) as file:
+            found = _members(_Section(file, outer.offset, outer.size), outer)
+    else:
+        found = _members(_Section(io.BytesIO(outer.archive), outer.offset, outer.size), outer)
+    if listed:
+        listed(len(found))
+    return found
 
 
-def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) -> list[Found]:
-    """The members of the tar in `file` at outer.offset, outer.size bytes; names begin with its."""
-    section = _Section(file, outer.offset, outer.size)
+def _members(section: _Section, outer: Found) -> list[Found]:
     title = quoted(outer.path) + (f" ({quoted(outer.name)})" if outer.offset else "")
     truncated = SourceError(f"{title} is truncated: copy or download it again")
 
@@ -90,21 +83,20 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
             archive.members.clear()  # type: ignore[attr-defined]  # a million of them otherwise
             if member.size < 0 or not before < member.offset < archive.offset:
                 raise damaged(": a member ends before it begins")
+            name, problem = _checked(member, outer.name)
             stored = member.isreg() and not member.issparse()
             if stored and member.offset_data + member.size > outer.size:
                 raise truncated
-            before = member.offset
-            name, problem = _checked(member, outer.name)
-            start = outer.offset + member.offset_data
+            before, start = member.offset, outer.offset + member.offset_data
             found.pop(name, None)
             found[name] = outer._replace(name=name, offset=start, size=member.size, problem=problem)
         section.seek(archive.offset)
-        end = section.read(_BLOCK)
-        if len(end) < _BLOCK:
+        end = section.read(_MAX_HEADER)
+        if len(end) < tarfile.BLOCKSIZE:
             raise truncated
-        if any(end):  # tarfile stops at the end mark, and also at a header that it cannot parse
+        if any(end[: tarfile.BLOCKSIZE]):  # tarfile stops here if it cannot parse a header, too
             raise damaged(f" at byte {outer.offset + archive.offset:,}")
-        if any(section.read(_MAX_PADDING)):
+        if any(end):
             raise damaged(", or several archives in one: data after its end mark")
     except SourceError:
         raise
@@ -112,8 +104,6 @@ def list_members(file: IO[bytes], outer: Found, listed: Listed | None = None) ->
         raise SourceError(f"cannot read {title}: {error.strerror or error}") from error
     except Exception as error:  # malformed headers make tarfile raise nearly anything
         raise (truncated if section.at_end else damaged("")) from error
-    if listed:
-        listed(len(found))
     return list(found.values())
 
 
@@ -133,26 +123,14 @@ def read_gzipped(
     return content
 
 
-def unpacked_members(path: str | os.PathLike[str], content: bytes) -> dict[str, bytes]:
-    """The files of a tar in memory by the last part of their names."""
-    members = list_members(io.BytesIO(content), Found("", os.fspath(path), 0, len(content), 0))
-    return {
-        each.name.rpartition("/")[2]: content[each.offset : each.offset + each.size]
-        for each in members
-        if not each.problem
-    }
-
-
 class _Section:
     """A part of a file, from which only headers are read: no read is larger than a header."""
 
-    def __init__(self, file: IO[bytes], start: int, size: int):
+    def __init__(self, file: IO[bytes] | io.FileIO, start: int, size: int):
         self.file, self.start, self.size, self.position = file, start, size, 0
         self.at_end = False
 
     def seek(self, position: int) -> int:
-        if position < 0:
-            raise ValueError("before the start")
         self.position = position
         return position
 
@@ -160,23 +138,18 @@ class _Section:
         return self.position
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= _MAX_HEADER:
-            raise ValueError("a header of an impossible size")
-        wanted = max(0, min(count, self.size - self.position))
+        if not 0 <= count <= _MAX_HEADER or self.position < 0:
+            raise ValueError("a header of an impossible size or place")
         self.file.seek(self.start + self.position)
-        content = b""
-        while len(content) < wanted and (more := self.file.read(wanted - len(content))):
-            content += more
+        content = self.file.read(max(0, min(count, self.size - self.position))) or b""
         self.position += len(content)
         self.at_end = len(content) < count
         return content
 
 
 def _checked(member: tarfile.TarInfo, above: str) -> tuple[str, str]:
-    """A member's name without "./", and why it cannot be read as a photo."""
+    """A member's name without "./" and a first "/", and why it cannot be read as a photo."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    if member.name.startswith("/") or ".." in parts:
-        return member.name, OUTSIDE
     name = "/".join([above, *parts] if above else parts)
     if member.isdir():
         return f"{name}/", ""

@@ -7,12 +7,13 @@ Files that Pillow cannot decode completely are left out and named.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from tinyconv.data.decode import BATCH, decode_in_order
+from tinyconv.data.decode import decode_in_order
 from tinyconv.data.listing import Photo, Skipped, SourceError, quoted
 from tinyconv.data.photos import PhotoSet
 from tinyconv.data.sources import Options, list_source
@@ -55,19 +56,12 @@ def read_folder(
         names, photos = names[:classes], [each for each in photos if each.label < classes]
     _check_memory(len(photos), size)
     images = np.empty((len(photos), size, size, 3), np.uint8)
-    batches = [
-        [photo.found for photo in photos[first : first + BATCH]]
-        for first in range(0, len(photos), BATCH)
-    ]
-
-    def decoded() -> Iterator[tuple[np.ndarray, str]]:
-        for batch in decode_in_order(batches, size, threads):
-            yield from zip(batch.images, batch.reasons, strict=True)
-
+    decoded: Iterable = decode_in_order([photo.found for photo in photos], size, threads)
+    if progress is not None:
+        decoded = progress(decoded, total=len(photos))
     kept: list[Photo] = []
     skipped: list[tuple[Photo, Skipped]] = []
-    each = decoded() if progress is None else progress(decoded(), total=len(photos))
-    for photo, (image, reason) in zip(photos, each, strict=True):
+    for photo, (image, reason) in zip(photos, decoded, strict=True):
         if reason:
             skipped.append((photo, Skipped(Path(photo.found.path), reason)))
         else:
@@ -82,9 +76,9 @@ def read_folder(
                 f"{first}"
             )
     labels = np.array([photo.label for photo in kept], np.int64)
-    middle, end = sum(photo.split == "train" for photo in kept), len(kept)
+    middle = sum(photo.split == "train" for photo in kept)
     train = PhotoSet(images[:middle], labels[:middle], names)
-    val = PhotoSet(images[middle:end], labels[middle:], names)
+    val = PhotoSet(images[middle : len(kept)], labels[middle:], names)
     return train, val, [each for _, each in skipped]
 
 
@@ -102,8 +96,8 @@ def _check_memory(count: int, size: int) -> None:
 def _available_memory() -> int | None:
     """Bytes that can be allocated without swapping, or None where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        text = Path("/proc/meminfo").read_text()
     except OSError:
         return None
-    fields = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(fields[0][1]) * 1024 if fields else None
+    found = re.search(r"MemAvailable: +(\d+) kB", text)
+    return int(found[1]) * 1024 if found else None

@@ -17,13 +17,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tinyconv.data.archives import list_nested, read_gzipped, unpacked_members
+from tinyconv.data.archives import list_members
 from tinyconv.data.label_list import indices_to_ids, parse_labels, three
 from tinyconv.data.listing import Found, Listed, SourceError, quoted
+from tinyconv.data.trees import Tree, open_tree, sorted_tree
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -40,7 +40,7 @@ LABEL_FILES = (
 NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
 
 _MAX_TEXT = 2**28
-"""Bytes of a label file, or of the unpacked devkit."""
+"""Bytes of a label file."""
 
 
 class Labels(NamedTuple):
@@ -57,25 +57,19 @@ class Labels(NamedTuple):
         return self.classes.get(last.name, self.classes.get(last.stem))
 
 
-def train_classes(archive: Found, listed: Listed | None = None) -> dict[str, list[Found]]:
-    """The photos of each class in the training archive, which contains a tar per class."""
-    classes = {}
-    for each in list_nested(archive, listed):
+def train_tree(archive: Found, listed: Listed | None = None) -> Tree:
+    """The training archive, which contains a tar per class, as a tree of class folders."""
+    found = []
+    for each in list_members(archive, listed):
         name = PurePosixPath(each.name)
         if WNID.fullmatch(name.stem) and name.suffix == ".tar" and each.size:
-            classes[name.stem] = photos(each, listed)
-    if not classes:
+            found += list_members(each._replace(name=f"{archive.name}/{name.stem}"), listed)
+    if not found:
         raise SourceError(
             f"{quoted(archive.path)} contains no n########.tar: it is not the training archive of "
             "ILSVRC 2012"
         )
-    return classes
-
-
-def photos(archive: Found, listed: Listed | None = None) -> list[Found]:
-    """The photos of an archive that has no folders."""
-    files = [each for each in list_nested(archive, listed) if not each.name.endswith("/")]
-    return sorted(files, key=lambda each: each.name)
+    return sorted_tree(found, f"{archive.name}/")
 
 
 def read_labels(
@@ -97,11 +91,8 @@ def read_labels(
             )
     elif not given.exists():
         raise SourceError(f"no such file: {quoted(given)}")
-    if given.is_dir():
-        files = {name: given / "data" / name for name in (GROUND_TRUTH, META)}
-        return _from_devkit(given, {name: path.read_bytes() for name, path in files.items()})
-    if given.name.endswith(".gz"):
-        return _from_devkit(given, unpacked_members(given, read_gzipped(given, _MAX_TEXT)))
+    if given.is_dir() or given.name.endswith(".gz"):
+        return _from_devkit(given)
     return labels_in(_read_text(given), given, class_ids, first)
 
 
@@ -127,14 +118,15 @@ def read_class_names(near: list[Path]) -> dict[str, str]:
     }
 
 
-def _from_devkit(path: Path, files: Mapping[str, bytes]) -> Labels:
+def _from_devkit(path: Path) -> Labels:
     """One number a line, in the order of the photos; meta.mat says what the numbers mean."""
+    files = {each.name.rpartition("/")[2]: each for each in open_tree(path).files}
     for wanted in (GROUND_TRUTH, META):
         if wanted not in files:
             raise SourceError(f"{quoted(path)} holds no {wanted}: it is not the devkit of 2012")
-    wnids, words = _read_meta(path, files[META])
+    wnids, words = _read_meta(path, files[META].read())
     classes = {}
-    for number, line in enumerate(files[GROUND_TRUTH].split(), 1):
+    for number, line in enumerate(files[GROUND_TRUTH].read().split(), 1):
         wnid = wnids.get(int(line)) if line.isdigit() and len(line) < 10 else None
         if wnid is None:
             raise SourceError(

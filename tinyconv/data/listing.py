@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinyconv.data.photos import PhotoError
 
 MAX_PHOTO = 10**9
@@ -48,9 +46,9 @@ class Found(NamedTuple):
     """A file of a source, and where its bytes are.
 
     name: relative, "/" between folders. path: the file to open; offset, size: its bytes in there.
-    stamp: time of the last change (ns). problem: why it cannot be read, or "". pixels: its
-    pixels, uint8 (h, w, 3), where they are in memory already; archive: likewise the bytes that
-    `offset` is a place in.
+    stamp: time of the last change (ns). problem: why it cannot be read, or "". archive: where
+    they are in memory, the bytes that `offset` is a place in. planes: not an image file, but the
+    red, the green and the blue pixels of a square, a byte each.
     """
 
     name: str
@@ -59,8 +57,8 @@ class Found(NamedTuple):
     size: int
     stamp: int
     problem: str = ""
-    pixels: np.ndarray | None = None
     archive: bytes | None = None
+    planes: bool = False
 
     def read(self) -> bytes:
         """Its bytes, or fewer if the file has become shorter. OSError if it cannot be read."""

@@ -15,11 +15,15 @@ interruptions change nothing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -29,9 +33,9 @@ import numpy as np
 import PIL
 
 from tinyconv.data.bar import tqdm
-from tinyconv.data.decode import BATCH, decode_in_order
-from tinyconv.data.listing import Listing, Skipped, SourceError, quoted
-from tinyconv.data.prepare_progress import Progress, beside, replace_file
+from tinyconv.data.decode import decode_in_order
+from tinyconv.data.listing import Listing, Photo, Skipped, SourceError, quoted
+from tinyconv.data.prepare_progress import beside, read_progress, replace_file, save_progress
 from tinyconv.data.sources import Options, list_source
 from tinyconv.data.store_format import SPLITS
 from tinyconv.data.store_writer import FULL, StoreWriter
@@ -53,61 +57,51 @@ _NO_BAR = partial(tqdm, disable=True)
 def prepare(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    options: Options | None = None,
     *,
     size: int | None = None,
     workers: int | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    labels_from: int = 0,
-    val_share: float | None = None,
-    seed: int = 0,
-    only_val: bool = False,
     strict: bool = False,
     force: bool = False,
     report: Callable[[str], object] = lambda line: None,
     progress: Callable[..., Any] = _NO_BAR,
 ) -> tuple[list[Skipped], int]:
-    """Decode the photos of `source` (`sources.py`) into the file `out`.
+    """Decode the photos of `source` into the file `out`.
 
-    size: side of the squares in pixels; None: 256, or 32 for CIFAR-10. workers: threads that
-    decode; None: one per core. labels, labels_from, val_share, seed: as in `sources.Options`.
-    only_val: without training photos, to evaluate with. strict: the first unreadable photo is an
-    error. force: replace an older `out`. report is called with lines for the user; progress as tqdm
-    is, with desc, total, initial and unit.
+    options: how the source is read (`sources.py`). size: side of the squares in pixels; None: 256,
+    or 32 for CIFAR-10. workers: threads that decode; None: one per core. strict: the first
+    unreadable photo is an error. force: replace an older `out`. report is called with lines for
+    the user; progress as tqdm is, with desc, total, initial and unit.
 
     Returns the files that were left out, which `skipped_file(out)` names, and how many photos an
     earlier call had done. Interrupted or failed, the same call resumes. SourceError, one line that
     says what to do; an older `out` is unchanged then.
     """
     out = Path(os.path.abspath(out))
+    part, saved = beside(out, "part"), beside(out, "progress")
     exists = SourceError(f"{quoted(out)} exists already: give --force to replace it")
     if size is not None and not 1 <= size <= LARGEST:
         raise SourceError(f"the size must be 1 to {LARGEST} pixels, not {size}")
     if workers is not None and workers < 0:
         raise SourceError(f"the number of workers cannot be negative: {workers}")
-    if not 0 <= seed < 2**64:
-        raise SourceError(f"the seed must be 0 to 2^64 - 1, not {seed}")
     if out.is_dir():
         raise SourceError(f"{quoted(out)} is a folder: give the name of the file to make")
     if not out.parent.is_dir():
         raise SourceError(f"no such folder: {quoted(out.parent)}; make it first")
-    if out.exists() and not force and not beside(out, "progress").exists():
+    if out.exists() and not force and not saved.exists():
         raise exists
     with progress(desc="listing", unit="file") as bar:
-        splits = ("val",) if only_val else SPLITS
-        options = Options(labels, labels_from, val_share, seed, splits)
         listing = list_source(source, options, bar.update)
-    work = _Work(listing, out, size or listing.size, strict, report, progress)
     try:
-        with _locked(work.part, work.saved.path):
-            complete = work.saved.finished and not work.part.stat().st_size
-            if out.exists() and not force and not complete:
+        with _locked(part, saved):
+            work = _Work(listing, out, size or listing.size, strict, report, progress)
+            renamed = work.done == len(work.photos) and not part.stat().st_size and out.exists()
+            if out.exists() and not force and not renamed:
                 raise exists
-            if complete and out.exists():  # killed between renaming and removing the progress
-                work.part.unlink()
-            else:
+            if not renamed:  # else killed between renaming and removing the progress
                 work.run(None if workers is None else workers or 1)
-            work.saved.path.unlink(missing_ok=True)
-        return work.skipped(), work.resumed
+            saved.unlink(missing_ok=True)
+        return work.left_out(), work.resumed
     except BrokenPipeError:  # nobody reads the report
         raise
     except OSError as error:
@@ -120,36 +114,42 @@ def prepare(
         raise SourceError(f"cannot write {quoted(error.filename or out)}: {reason}") from error
 
 
+@dataclass
 class _Work:
     """One listing on its way into one file.
 
     The order of writing makes it resumable: rows, then the progress that counts them; the complete
-    file, then "finished"; then the new name.
+    file, then its new name.
     """
 
-    def __init__(
-        self,
-        listing: Listing,
-        out: Path,
-        size: int,
-        strict: bool,
-        report: Callable[[str], object],
-        progress: Callable[..., Any],
-    ) -> None:
-        self.listing, self.photos, self.counts = listing, listing.photos, listing.counts()
-        self.out, self.part, self.size, self.strict = out, beside(out, "part"), size, strict
-        self.report, self.progress = report, progress
+    listing: Listing
+    out: Path
+    size: int
+    strict: bool
+    report: Callable[[str], object]
+    progress: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        self.photos, self.counts = self.listing.photos, self.listing.counts()
+        self.part, self.saved = beside(self.out, "part"), beside(self.out, "progress")
         self.settings = {
-            "source": {"kind": listing.kind, "name": listing.name},
-            "size": size,
+            "source": {"kind": self.listing.kind, "name": self.listing.name},
+            "size": self.size,
             "resampling": "bicubic",
             "versions": {"tinyconv": metadata.version("tinyconv"), "Pillow": PIL.__version__},
             "listed": self.counts,
-            **listing.choices,
+            **self.listing.choices,
         }
-        task = {"listing": listing.digest(), "settings": self.settings}
-        self.saved = Progress(beside(out, "progress"), task)
-        self.resumed = self.saved.done
+        task = json.dumps([self.listing.digest(), self.settings], sort_keys=True)
+        self.task = hashlib.sha256(task.encode()).hexdigest()
+        state = read_progress(self.saved)
+        self.other = state.get("task", self.task) != self.task
+        if self.other or not state:
+            state = {"done": 0, "skipped": []}
+        # Photos processed, and (index in the listing, reason) of those that are left out.
+        self.done: int = state["done"]
+        self.skipped: list[tuple[int, str]] = state["skipped"]
+        self.resumed = self.done
 
     def run(self, workers: int | None) -> None:
         """Do all that is not done yet. SourceError or OSError if that fails."""
@@ -165,18 +165,18 @@ class _Work:
             class_names=self.listing.class_names,
             settings=self.settings,
         ) as writer:
-            self._decode(writer, workers)
-            labels = self._labels()
-            for split, each in labels.items():
-                if self.counts[split] and not len(each):
+            kept = self._decode(writer, workers)
+            labels = {}
+            for split in SPLITS:
+                of_split = [photo.label for photo in kept if photo.split == split]
+                if self.counts[split] and not of_split:
                     raise SourceError(self._unreadable(split))
+                labels[split] = np.array(of_split, np.int64)
             writer.finish(labels, partial(self.progress, desc="statistics", unit="block"))
-        if self.saved.skipped:
-            replace_file(skipped_file(self.out), "".join(f"{each}\n" for each in self.skipped()))
+        if self.skipped:
+            replace_file(skipped_file(self.out), "".join(f"{each}\n" for each in self.left_out()))
         else:
             skipped_file(self.out).unlink(missing_ok=True)  # of an older file
-        self.saved.finished = True
-        self.saved.save()
         os.replace(self.part, self.out)
 
     def _check_space(self) -> None:
@@ -198,75 +198,64 @@ class _Work:
 
     def _check_unfinished(self) -> None:
         """Resume the unfinished file, or empty it if it is of other photos, or damaged."""
-        saved, total = self.saved, len(self.photos)
-        if saved.done and self.part.stat().st_size < total * self.size**2 * 3:
+        total = len(self.photos)
+        if self.done and self.part.stat().st_size < total * self.size**2 * 3:
             self.report("the unfinished file is missing or damaged: starting again")
-            saved.reset()
-        elif saved.other:
+            self.done, self.skipped = 0, []
+        elif self.other:
             self.report("the source or the options have changed: starting again")
-            saved.reset()
-        elif saved.done:
-            self.report(f"resuming after {saved.done:,} of {total:,} photos")
-        if not saved.done:
+        elif self.done:
+            self.report(f"resuming after {self.done:,} of {total:,} photos")
+        if not self.done:
+            self.saved.unlink(missing_ok=True)
             os.truncate(self.part, 0)
-        self.resumed = saved.done
-        self._check_strict(saved.skipped)
+        self.resumed = self.done
+        self._check_strict()
 
-    def _decode(self, writer: StoreWriter, workers: int | None) -> None:
-        start, border, total = self.saved.done, self.counts["train"], len(self.photos)
-        cuts = sorted({*range(start, total, BATCH), max(start, border), total})
-        bounds = list(zip(cuts[:-1], cuts[1:], strict=True))  # a batch is of one split
-        batches = [[photo.found for photo in self.photos[a:b]] for a, b in bounds]
-        skipped = list(self.saved.skipped)
-        rows = {split: len(each) for split, each in self._labels(start).items()}
-        saved_at = time.monotonic()
+    def _decode(self, writer: StoreWriter, workers: int | None) -> list[Photo]:
+        """Decode and write what is left; returns the readable photos of all."""
+        bad = {index for index, _ in self.skipped}
+        kept = [photo for i, photo in enumerate(self.photos[: self.done]) if i not in bad]
+        rows = Counter(photo.split for photo in kept)
+        total, saved_at = len(self.photos), time.monotonic()
+        files = [photo.found for photo in self.photos[self.done :]]
         with (
-            self.progress(total=total, initial=start, desc="decoding", unit="photo") as bar,
-            closing(decode_in_order(batches, self.size, workers)) as decoded,
+            self.progress(total=total, initial=self.done, desc="decoding", unit="photo") as bar,
+            closing(decode_in_order(files, self.size, workers)) as decoded,
         ):
-            for (first, last), (images, reasons) in zip(bounds, decoded, strict=True):
-                split = self.photos[first].split
-                bad = [(first + i, reason) for i, reason in enumerate(reasons) if reason]
-                self._check_strict(bad)
-                skipped += bad
-                kept = images[[not reason for reason in reasons]]
-                writer.write_rows(split, rows[split], kept)
-                rows[split] += len(kept)
-                bar.update(last - first)
+            for done, (image, reason) in enumerate(decoded, self.done + 1):
+                photo = self.photos[done - 1]
+                if image is None:
+                    self.skipped.append((done - 1, reason))
+                    self._check_strict()
+                else:
+                    writer.write_rows(photo.split, rows[photo.split], image[None])
+                    rows[photo.split] += 1
+                    kept.append(photo)
+                bar.update(1)
                 late = time.monotonic() - saved_at > SAVE_SECONDS
-                if late or last - self.saved.done >= SAVE_PHOTOS or last == total:
+                if late or done - self.done >= SAVE_PHOTOS or done == total:
                     writer.flush()
-                    self.saved.done, self.saved.skipped = last, list(skipped)
-                    self.saved.save()
-                    saved_at = time.monotonic()
+                    self.done, saved_at = done, time.monotonic()
+                    state = {"task": self.task, "done": done, "skipped": self.skipped}
+                    save_progress(self.saved, state)
+        return kept
 
-    def _check_strict(self, skipped: list[tuple[int, str]]) -> None:
-        if self.strict and skipped:
-            raise SourceError(f"{self._name(*skipped[0])} (--strict; without it, it is left out)")
+    def _check_strict(self) -> None:
+        if self.strict and self.skipped:
+            raise SourceError(f"{self.left_out()[0]} (--strict; without it, it is left out)")
 
     def _unreadable(self, split: str) -> str:
-        first = next(each for each in self.saved.skipped if self.photos[each[0]].split == split)
-        self.saved.reset()
+        self.saved.unlink()  # the next call starts again
+        first = next(i for i, (k, _) in enumerate(self.skipped) if self.photos[k].split == split)
         return (
             f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
-            f"{self._name(*first)}"
+            f"{self.left_out()[first]}"
         )
 
-    def _labels(self, done: int | None = None) -> dict[str, np.ndarray]:
-        """Labels of the readable ones among the first `done` photos, by split."""
-        bad = {index for index, _ in self.saved.skipped}
-        kept = [photo for index, photo in enumerate(self.photos[:done]) if index not in bad]
-        return {
-            split: np.array([photo.label for photo in kept if photo.split == split], np.int64)
-            for split in SPLITS
-        }
-
-    def _name(self, index: int, reason: str) -> Skipped:
-        return Skipped(Path(self.photos[index].found.name), reason)
-
-    def skipped(self) -> list[Skipped]:
+    def left_out(self) -> list[Skipped]:
         """The files that are left out."""
-        return [self._name(*each) for each in self.saved.skipped]
+        return [Skipped(Path(self.photos[i].found.name), reason) for i, reason in self.skipped]
 
 
 def skipped_file(out: str | os.PathLike[str]) -> Path:
@@ -284,11 +273,10 @@ def _locked(part: Path, progress: Path) -> Iterator[None]:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = part.exists() and part.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except BlockingIOError:
-            held = False
-        if not held:  # or it was renamed a moment ago
-            raise SourceError("another preparation is writing the same file: wait for it or end it")
+        except BlockingIOError as error:
+            raise SourceError(
+                "another preparation is writing the same file: wait for it or end it"
+            ) from error
         try:
             yield
         finally:

@@ -4,6 +4,7 @@
     python -m tinyconv prepare imagenet imagenet.h5              ILSVRC 2012, packed or unpacked
     python -m tinyconv prepare cifar-10-binary.tar.gz cifar.h5 --image-size 64
     python -m tinyconv prepare flowers flowers.h5 --val-share 0.2      <class>/ alone
+    python -m tinyconv prepare fall2009 fall2009.h5 --split half       half of each class to test
     python -m tinyconv prepare photos test.h5 --only-val               to evaluate with
 
 ILSVRC 2012: a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit or
@@ -27,6 +28,7 @@ from tinyconv.data.bar import tqdm
 from tinyconv.data.listing import Skipped, SourceError, printable
 from tinyconv.data.photos import square_for
 from tinyconv.data.prepare import prepare, skipped_file
+from tinyconv.data.sources import SPLITS, Options
 from tinyconv.data.store import PhotoStore
 
 SMALLEST = 64
@@ -47,6 +49,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--labels-from", type=int, choices=(0, 1), default=0,
         help="the number of the first class, where labels are numbers (default 0)")  # fmt: skip
     add("--val-share", type=float, metavar="SHARE", help="set this share aside, such as 0.2")
+    add("--split", choices=("half",), help="half: set half of the photos of each class aside")
     add("--seed", type=int, default=0, help="decides which photos are set aside (default 0)")
     add("--workers", type=int, help="threads that decode (default: one per core)")
     add("--only-val", action="store_true", help="no training photos: a file to evaluate with")
@@ -65,13 +68,16 @@ def main(options: argparse.Namespace) -> int:
         skipped, resumed = prepare(
             options.source,
             options.out,
+            Options(
+                labels=options.labels,
+                labels_from=options.labels_from,
+                val_share=options.val_share,
+                halves=options.split == "half",
+                seed=options.seed,
+                splits=("val",) if options.only_val else SPLITS,
+            ),
             size=square_for(options.image_size) if options.image_size else options.size,
             workers=options.workers,
-            labels=options.labels,
-            labels_from=options.labels_from,
-            val_share=options.val_share,
-            seed=options.seed,
-            only_val=options.only_val,
             strict=options.strict,
             force=options.force,
             report=partial(print, flush=True),

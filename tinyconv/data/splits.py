@@ -1,18 +1,27 @@
-"""Lists of photos that tell training from validation photos, as some data sets have them.
+"""Tells training from validation photos where the photos of both are in the same class folders.
+
+By lists of photos, as some data sets have them:
 
     meta/test.txt                            Food-101: "apple_pie/1005649" in each line
     TestImages.txt                           Indoor-67: "kitchen/int474.jpg"
     images.txt, train_test_split.txt         CUB-200: "17 001.Albatross/x.jpg" and "17 0" (or 1)
 
-Photos that are in no list of validation photos are training photos.
+Photos that are in no list of validation photos are training photos. Or by chance: a share of all
+photos, or half of each class, as the paper tests on ImageNet of Fall 2009 (§5).
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from typing import NamedTuple
 
 from tinyconv.data.listing import Found, SourceError, quoted, some
+from tinyconv.data.random_arrays import permutation
 from tinyconv.data.trees import Tree
+
+SHARE = 2**32 - 6
+"""Stream of the generator that draws the validation photos (see `augment.py`)."""
 
 LISTS = ("test.txt", "testimages.txt", "val.txt")
 FOLDERS = ("meta", "lists", "splits")
@@ -31,9 +40,9 @@ def listed_photos(tree: Tree, prefix: str, photos: list[Found]) -> ListedPhotos 
 
     SourceError for a list that names photos which do not exist.
     """
-    files = {each.name[len(tree.prefix) :]: each for each in tree.loose}
+    files = tree.top()
     for folder in FOLDERS:
-        files |= {each.name[len(tree.prefix) :]: each for each in tree.below(folder).loose}
+        files |= {f"{folder}/{name}": each for name, each in tree.below(folder).top().items()}
     if {"images.txt", "train_test_split.txt"} <= set(files):
         kind = "train_test_split.txt"
         names = dict(line.split(None, 1) for line in _lines(files["images.txt"]) if " " in line)
@@ -51,7 +60,42 @@ def listed_photos(tree: Tree, prefix: str, photos: list[Found]) -> ListedPhotos 
     val = {by_name[name] for name in wanted}
     if not 0 < len(val) < len(photos):
         raise SourceError(f"{quoted(kind)} names {len(val):,} of {len(photos):,} photos")
-    return ListedPhotos(kind, ["val" if place in val else "train" for place in range(len(photos))])
+    return ListedPhotos(kind, _told_apart(len(photos), val))
+
+
+def drawn_share(photos: int, share: float, seed: int) -> list[str]:
+    """The split of each of so many photos: a share of them, drawn by the seed, is for validation.
+
+    SourceError if that leaves none for one of the splits.
+    """
+    count = round(share * photos)
+    if not 0 < count < photos:
+        raise SourceError(
+            f"--val-share {share} of {photos:,} photos is {count:,}: it leaves "
+            f"none to {'train' if count else 'validate'} with"
+        )
+    return _told_apart(photos, set(permutation(photos, seed, SHARE, 0)[:count].tolist()))
+
+
+def drawn_halves(photos: list[tuple[str, str]], seed: int) -> list[str]:
+    """The split of each photo, (name, class): half of each class is for validation (§5).
+
+    The first half in the order of SHA-256(seed, name). So the order of the files and the other
+    classes have no influence. Of an odd number, one more is for training. SourceError if no class
+    has two photos.
+    """
+    classes = defaultdict(list)
+    for place, (name, label) in enumerate(photos):
+        key = f"{seed} {name}".encode("utf-8", "surrogateescape")
+        classes[label].append((hashlib.sha256(key).digest(), place))
+    val = {place for each in classes.values() for _, place in sorted(each)[: len(each) // 2]}
+    if not val:
+        raise SourceError("--split half needs a class with two photos: there is none")
+    return _told_apart(len(photos), val)
+
+
+def _told_apart(photos: int, val: set[int]) -> list[str]:
+    return ["val" if place in val else "train" for place in range(photos)]
 
 
 def _lines(found: Found) -> list[str]:

@@ -18,8 +18,8 @@
     attribute settings                JSON: source and options
 
 There is a row for every listed photo; a file to evaluate with has none in train, and zeros for what
-is computed from it. An unreadable photo is left out and the following ones move
-up, so the rows from `count` on are unused.
+is computed from it. An unreadable photo is left out and the following ones move up, so the rows
+from `count` on are unused.
 
 The checksum covers the header's lines above it and every byte from 512 on except the image rows,
 which have checksums of their own. That is little enough to be verified whenever the file is
@@ -43,10 +43,9 @@ SPLITS = ("train", "val")
 BLOCK = 2**24
 """Bytes read at a time by a pass over all rows."""
 
-_FIRST_LINE = re.compile(rb"tinyconv photos ([0-9]{1,9})\n")
-_LINES = re.compile(
-    rb"bytes ([0-9]{1,18})\ntrain ([0-9]{1,18}) ([0-9]{1,18})\nval ([0-9]{1,18}) ([0-9]{1,18})\n"
-    rb"(?:sha256 ([0-9a-f]{64})\n)?\0+"
+_HEADER = re.compile(
+    rb"tinyconv photos ([0-9]{1,9})\n(?:bytes ([0-9]{1,18})\ntrain ([0-9]{1,18}) ([0-9]{1,18})\n"
+    rb"val ([0-9]{1,18}) ([0-9]{1,18})\n(?:sha256 ([0-9a-f]{64})\n)?\0+\Z)?"
 )
 
 
@@ -83,22 +82,21 @@ def read_header(path: Path) -> Header:
         raise StoreError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
         block = file.read(HEADER)
-    first = _FIRST_LINE.match(block)
-    if not first:
+    found, length = _HEADER.match(block), path.stat().st_size
+    if not found:
         raise StoreError(f"{path}: not a file of prepared photos; make one with prepare")
-    if int(first[1]) != VERSION:
+    version, *numbers = (int(each or 0) for each in found.groups()[:6])
+    if version != VERSION:
         raise StoreError(
-            f"{path}: version {int(first[1])} of the format, and this program reads version "
-            f"{VERSION}: prepare the file again, or use the program that made it"
+            f"{path}: version {version} of the format, and this program reads version {VERSION}: "
+            "prepare the file again, or use the program that made it"
         )
-    rest, length = _LINES.fullmatch(block, first.end()), path.stat().st_size
-    total, *places = (int(number) for number in rest.groups()[:5]) if rest else [0] * 5
-    train, val = (places[0], places[1]), (places[2], places[3])
-    if len(block) < HEADER or not HEADER <= train[0] <= sum(train) <= val[0] <= sum(val) <= total:
+    total, a, train, b, val = numbers
+    if len(block) < HEADER or not HEADER <= a <= a + train <= b <= b + val <= total:
         raise StoreError(f"{path}: its first {HEADER} bytes are damaged; copy it again")
     if length != total:
         raise StoreError(f"{path}: {length:,} bytes, not the original {total:,}; copy it again")
-    return Header(total, train, val, rest[6].decode() if rest and rest[6] else None)
+    return Header(total, (a, train), (b, val), found[7].decode() if found[7] else None)
 
 
 def checksum(path: Path, header: Header) -> str:

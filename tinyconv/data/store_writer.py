@@ -54,14 +54,15 @@ class StoreWriter:
         settings: Mapping[str, Any],
     ) -> None:
         self.path, self.size, self.rows = Path(path), size, dict(rows)
-        self.classes = len(class_ids)
-        structure, self._offsets, length = self._structure(class_ids, class_names, settings)
+        self.classes, self._offsets = len(class_ids), dict[str, int]()
+        names = {"class_ids": class_ids, "class_names": class_names}
+        structure, length = self._structure(names, json.dumps(settings, sort_keys=True))
         train, val = ((self._offsets[f"{s}/images"], self.rows[s] * size**2 * 3) for s in SPLITS)
         self._header = Header(length, train, val)
         self._file = FileIO(self.path, "r+" if self.path.exists() else "w+")
         try:
             self._file.truncate(length)
-            self._write(0, np.frombuffer(self._header.block() + structure[HEADER:], np.uint8))
+            self._write(0, self._header.block() + structure[HEADER:])
             self.flush()
         except BaseException:
             self._file.close()
@@ -77,7 +78,7 @@ class StoreWriter:
             raise ValueError(f"images {images.dtype} {images.shape}, expected uint8 {shape}")
         if last > self.rows[split]:
             raise ValueError(f"rows {first} to {last} of the {self.rows[split]} in {split!r}")
-        self._write(self._offsets[f"{split}/images"] + first * self.size**2 * 3, images)
+        self._write(self._offsets[f"{split}/images"] + first * self.size**2 * 3, images.tobytes())
 
     def flush(self) -> None:
         """Return when everything written so far is on disk."""
@@ -109,14 +110,13 @@ class StoreWriter:
             unused = np.full(self.rows[split] - counts[split], -1)
             self._put(f"{split}/labels", np.concatenate([labels[split], unused]), "<i8")
             self._put(f"{split}/count", counts[split], "<i8")
-            self._put(f"{split}/images_sha256", np.frombuffer(sha[split].digest(), np.uint8), "u1")
+            self._write(self._offsets[f"{split}/images_sha256"], sha[split].digest())
         if statistics.count:
             self._put("mean_image", statistics.mean_image(), "<f4")
             for name in ("covariance", "eigenvalues", "eigenvectors"):
                 self._put(f"colour/{name}", getattr(statistics, name), "<f8")
         self.flush()
-        header = self._header._replace(checksum=checksum(self.path, self._header))
-        self._write(0, np.frombuffer(header.block(), np.uint8))
+        self._write(0, self._header._replace(checksum=checksum(self.path, self._header)).block())
         self.flush()
 
     def close(self) -> None:
@@ -130,18 +130,16 @@ class StoreWriter:
         self.close()
 
     def _put(self, name: str, values: Any, dtype: str) -> None:
-        self._write(self._offsets[name], np.asarray(values, dtype))
+        self._write(self._offsets[name], np.asarray(values, dtype).tobytes())
 
-    def _write(self, offset: int, values: np.ndarray) -> None:
+    def _write(self, offset: int, content: bytes) -> None:
         self._file.seek(offset)
-        rest = np.ascontiguousarray(values).reshape(-1).data.cast("B")
+        rest = memoryview(content)
         while rest:
             rest = rest[self._file.write(rest) :]
 
-    def _structure(
-        self, class_ids: Sequence[str], class_names: Sequence[str], settings: Mapping[str, Any]
-    ) -> tuple[bytes, dict[str, int], int]:
-        """All bytes before the image rows, the offset of each dataset, the length of the file."""
+    def _structure(self, names: Mapping[str, Sequence[str]], settings: str) -> tuple[bytes, int]:
+        """All bytes before the image rows, and the length of the file; sets the offsets."""
         temporary = self.path.with_name(f"{self.path.name}.structure")
         try:
             # HDF5 reports a full disk, or a limit on file sizes, in ten obscure lines: try first.
@@ -152,25 +150,24 @@ class StoreWriter:
             with h5py.File(
                 temporary, "w", userblock_size=HEADER, meta_block_size=METADATA, locking=False
             ) as structure:
-                structure.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True))
-                for name, texts in ("class_ids", class_ids), ("class_names", class_names):
+                structure.attrs["settings"] = np.bytes_(settings)
+                for name, texts in names.items():
                     encoded = [text.encode() for text in texts]
                     kind = h5py.string_dtype("utf-8", max(1, max(map(len, encoded))))
                     structure.create_dataset(name, data=np.array(encoded, kind), track_times=False)
                 early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # the place, without values
                 early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
                 early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                offsets = {}
                 for name, form, kind in self._datasets():
                     value = None if form else 0  # h5py knows no early allocation of scalars
                     made = structure.create_dataset(name, form, kind, value, dcpl=early)
-                    offsets[name] = made.id.get_offset()
+                    self._offsets[name] = made.id.get_offset()
             length = temporary.stat().st_size
-            for split, following in ("val", length), ("train", offsets["val/images"]):
+            for split, following in ("val", length), ("train", self._offsets["val/images"]):
                 if not self.rows[split]:  # has no place
-                    offsets[f"{split}/images"] = following
+                    self._offsets[f"{split}/images"] = following
             with FileIO(temporary) as file:
-                return file.read(offsets["train/images"]), offsets, length
+                return file.read(self._offsets["train/images"]), length
         except RuntimeError as error:  # HDF5's, for what is an OSError at another time
             raise OSError(errno.EIO, " ".join(str(error).split()), str(self.path)) from error
         finally:

@@ -9,19 +9,18 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-from tinyconv.data.archives import OUTSIDE, list_archive
-from tinyconv.data.listing import Found, Listed, SourceError, problem_with_size, quoted, some
-
-_DEEPEST = 200
+from tinyconv.data.archives import list_archive
+from tinyconv.data.listing import Found, Listed, SourceError, problem_with_size, quoted
 
 
 class Tree:
     """Sorted files and folders (names that end with "/") whose names begin with `prefix`."""
 
     def __init__(self, found: list[Found], prefix: str = "") -> None:
-        self.prefix = prefix
+        self.prefix, self.name = prefix, prefix[:-1].rpartition("/")[2]
         self.files = [each for each in found if not each.name.endswith("/")]
         self.loose: list[Found] = []
         self._below: dict[str, list[Found]] = defaultdict(list)
@@ -37,58 +36,54 @@ class Tree:
         """One of the folders at the top."""
         return Tree(self._below.get(folder, []), f"{self.prefix}{folder}/")
 
-    def classes(self) -> dict[str, list[Found]]:
-        """The files of each folder at the top, at any depth."""
-        return {name: self.below(name).files for name in self.folders}
+    def top(self) -> dict[str, Found]:
+        """The files at the top, by name."""
+        return {each.name[len(self.prefix) :]: each for each in self.loose}
 
 
-def open_tree(source: Path, listed: Listed | None = None) -> tuple[Tree, list[str]]:
-    """The files of a folder or an uncompressed tar, and what was left out, in words.
+def sorted_tree(found: list[Found], prefix: str = "") -> Tree:
+    """A tree in the order of the names, part by part.
 
-    Names that begin with a dot are ignored (.DS_Store and the like). SourceError or OSError if the
-    source cannot be read.
+    Names that begin with a dot are left out (.DS_Store and the like), and with them those that lead
+    out of an archive (../x).
     """
-    if source.is_dir():
-        found = _list_folder(os.fspath(source), "", ())
-        if listed:
-            listed(len(found))
-    elif source.is_file():
-        found = list_archive(source, listed)
-    else:  # photos are read in any order, and opening a pipe would block
+    shown = [each for each in found if "/." not in f"/{each.name}" and each.name != "/"]
+    return Tree(sorted(shown, key=lambda each: each.name.split("/")), prefix)
+
+
+def open_tree(source: Path, listed: Listed | None = None) -> Tree:
+    """The files of a folder or a tar. SourceError or OSError if the source cannot be read."""
+    if source.is_file():
+        return sorted_tree(list_archive(source, listed))
+    if not source.is_dir():  # photos are read in any order, and opening a pipe would block
         raise SourceError(f"{quoted(source)} is neither a folder nor an ordinary file")
-    outside = [each.name for each in found if each.problem == OUTSIDE]
-    notes = [f"left out: {some(outside)}: {OUTSIDE}"] if outside else []
-    found = [each for each in found if each.problem != OUTSIDE and "/." not in f"/{each.name}"]
-    found.sort(key=lambda each: each.name.split("/"))
-    return Tree([each for each in found if each.name != "/"]), notes
+    found = list(_walk(os.fspath(source), "", ()))
+    if listed:
+        listed(len(found))
+    return sorted_tree(found)
 
 
-def _list_folder(path: str, prefix: str, above: tuple[tuple[int, int], ...]) -> list[Found]:
+def _walk(path: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
     """Everything below a folder; links are followed, except to a folder that contains them."""
     status = os.stat(path)
-    if (status.st_dev, status.st_ino) in above:
-        return []
     above += ((status.st_dev, status.st_ino),)
-    if len(above) > _DEEPEST:
-        raise SourceError(f"{quoted(path[:200])}...: folders are nested more than {_DEEPEST} deep")
-    found = []
+    if above[-1] in above[:-1]:
+        return
     with os.scandir(path) as entries:
         for entry in entries:
-            name = prefix + entry.name
             if entry.name.startswith("."):
                 continue
+            found = Found(prefix + entry.name, entry.path, 0, 0, 0)
             try:
                 status = entry.stat()
             except OSError:
-                found.append(Found(name, entry.path, 0, 0, 0, "a link to nowhere"))
+                yield found._replace(problem="a link to nowhere")
                 continue
-            size, stamp = status.st_size, status.st_mtime_ns
             if stat.S_ISDIR(status.st_mode):
-                found.append(Found(f"{name}/", entry.path, 0, 0, 0))
-                found += _list_folder(entry.path, f"{name}/", above)
+                yield found._replace(name=f"{found.name}/")
+                yield from _walk(entry.path, f"{found.name}/", above)
             elif stat.S_ISREG(status.st_mode):
-                problem = problem_with_size(size)
-                found.append(Found(name, entry.path, 0, size, stamp, problem))
-            else:  # opening a pipe would block
-                found.append(Found(name, entry.path, 0, 0, 0, "not an ordinary file"))
-    return found
+                problem, stamp = problem_with_size(status.st_size), status.st_mtime_ns
+                yield found._replace(size=status.st_size, stamp=stamp, problem=problem)
+            else:
+                yield found._replace(problem="not an ordinary file")

@@ -3,49 +3,52 @@
 import gzip
 import io
 import tarfile
-from random import Random
 
 import pytest
-from photo_bytes import put
+from photo_bytes import corrupted, put, refused
 from tar_bytes import END, add, header, tar_of
 
-from tinyconv.data import archives
-from tinyconv.data.archives import list_archive, list_nested, read_gzipped
+from tinyconv.data.archives import list_archive, list_members, read_gzipped
 from tinyconv.data.listing import SourceError
+
+LINK = "a link, and links in an archive are not followed"
+SPECIAL = "not an ordinary file"
 
 
 def listed(tmp_path, content):
     return list_archive(put(tmp_path / "100%s.tar", content))
 
 
-def content_of(found):
-    with open(found.path, "rb") as file:
-        file.seek(found.offset)
-        return file.read(found.size)
+def made_by(add_members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        add_members(archive)
+    return stream.getvalue()
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_where_they_are_said_to_be(tmp_path, kind):
+def test_members_are_where_they_are_said_to_be(tmp_path, kind, packed):
     longest = "deep/" * 19 + "ä.jpg"
     files = {"b/2": b"two" * 300, "a/1": b"one", "./c": b"sea" * 171, longest: b"long"}
-    found = listed(tmp_path, tar_of(files, format=kind))
+    content = tar_of(files, format=kind)
+    found = listed(tmp_path, gzip.compress(content) if packed else content)
     assert [each.name for each in found] == ["b/2", "a/1", "c", longest]
-    assert [content_of(each) for each in found] == list(files.values())
+    assert [each.read() for each in found] == list(files.values())
     assert not any(each.problem for each in found)
 
 
 def test_of_two_members_with_one_name_the_last_counts(tmp_path):
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
+    def members(archive):
         for name, text in (("x", b"old"), ("y", b"other"), ("./x", b"new")):
             add(archive, name, text)
-    found = listed(tmp_path, stream.getvalue())
-    assert [(each.name, content_of(each)) for each in found] == [("y", b"other"), ("x", b"new")]
+
+    found = listed(tmp_path, made_by(members))
+    assert [(each.name, each.read()) for each in found] == [("y", b"other"), ("x", b"new")]
 
 
 def test_what_is_no_ordinary_file_is_listed_with_the_reason(tmp_path):
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
+    def members(archive):
         add(archive, "folder", kind=tarfile.DIRTYPE)
         add(archive, "sym", kind=tarfile.SYMTYPE, linkname="/etc/passwd")
         add(archive, "hard", kind=tarfile.LNKTYPE, linkname="folder/x")
@@ -54,19 +57,20 @@ def test_what_is_no_ordinary_file_is_listed_with_the_reason(tmp_path):
         add(archive, "/etc/passwd", b"root")
         add(archive, "a/../../b", b"b")
         add(archive, "nothing")
-        add(archive, "fine", b"x")
-    problems = {each.name: each.problem for each in listed(tmp_path, stream.getvalue())}
-    assert problems == {
+
+    found = listed(tmp_path, made_by(members))
+    assert {each.name: each.problem for each in found} == {
         "folder/": "",
-        "sym": "a link, and links in an archive are not followed",
-        "hard": "a link, and links in an archive are not followed",
-        "pipe": "not an ordinary file",
-        "device": "not an ordinary file",
-        "/etc/passwd": archives.OUTSIDE,
-        "a/../../b": archives.OUTSIDE,
+        "sym": LINK,
+        "hard": LINK,
+        "pipe": SPECIAL,
+        "device": SPECIAL,
+        "etc/passwd": "",  # what is in the archive under this name
+        "a/../../b": "",
         "nothing": "empty file",
-        "fine": "",
     }
+    assert {each.path for each in found} == {str(tmp_path / "100%s.tar")}
+    assert [each.read() for each in found][5:7] == [b"root", b"b"]
 
 
 def test_sparse_members_are_not_read(tmp_path):
@@ -76,7 +80,7 @@ def test_sparse_members_are_not_read(tmp_path):
     sparse[148:156] = b" " * 8
     sparse[148:156] = b"%06o\0 " % sum(sparse)
     (found,) = listed(tmp_path, bytes(sparse) + bytes(512) + END)
-    assert found.problem == "not an ordinary file"
+    assert found.problem == SPECIAL
 
 
 def test_names_that_are_not_utf8_are_kept_apart(tmp_path):
@@ -85,28 +89,25 @@ def test_names_that_are_not_utf8_are_kept_apart(tmp_path):
     assert names == ["caf\udce9", "caf\udce8", "café"]
 
 
-def test_an_archive_in_an_archive(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_archive_in_an_archive(tmp_path, packed):
     inner = tar_of({"p": b"in the inner one", "q": b"also"})
-    outer = tar_of({"first": b"x" * 700, "inner.tar": inner})
-    found = list_nested(listed(tmp_path, outer)[1])
-    assert [each.name for each in found] == ["inner.tar/p", "inner.tar/q"]
-    assert [content_of(each) for each in found] == [b"in the inner one", b"also"]
-
-
-def test_an_inner_archive_cannot_reach_outside_of_itself(tmp_path):
-    inner = header(b"greedy", b"00000002000\0") + bytes(512)
-    outer = tar_of({"inner.tar": inner, "secret": b"s" * 4096})
-    with pytest.raises(SourceError, match="inner.tar.*truncated"):
-        list_nested(listed(tmp_path, outer)[0])
+    greedy = header(b"greedy", b"00000002000\0") + bytes(512)
+    outer = tar_of({"first": b"x" * 700, "i.tar": inner, "g.tar": greedy, "secret": b"s" * 4096})
+    members = listed(tmp_path, gzip.compress(outer) if packed else outer)
+    found = list_members(members[1])
+    assert [each.name for each in found] == ["i.tar/p", "i.tar/q"]
+    assert [each.read() for each in found] == [b"in the inner one", b"also"]
+    with refused("g.tar.*truncated"):  # cannot reach outside of itself
+        list_members(members[2])
 
 
 def test_every_truncation_is_noticed(tmp_path):
     whole = tar_of({"a": b"x" * 1000, "b": b"", "c": b"y" * 512}, format=tarfile.USTAR_FORMAT)
     end = 512 * (1 + 2 + 1 + 1 + 1)  # of the last member; then comes the end mark
     for length in [*range(0, end, 97), *range(0, end + 1, 512), end + 511]:
-        with pytest.raises(SourceError, match="truncated|not a tar") as error:
+        with refused("truncated|not a tar"):
             listed(tmp_path, whole[:length])
-        assert "\n" not in str(error.value)
     assert len(listed(tmp_path, whole[: end + 512])) == 3
 
 
@@ -116,7 +117,7 @@ def test_every_damaged_header_is_noticed(tmp_path):
         for byte in (0, 50, 124, 130, 150, 156, 257):
             damaged = bytearray(whole)
             damaged[place + byte] ^= 0x11
-            with pytest.raises(SourceError, match="damaged|not a tar"):
+            with refused("damaged|not a tar"):
                 listed(tmp_path, bytes(damaged))
 
 
@@ -153,9 +154,8 @@ def test_every_damaged_header_is_noticed(tmp_path):
     ],
 )
 def test_what_is_no_whole_archive_is_refused_in_one_line(tmp_path, content, message):
-    with pytest.raises(SourceError, match=message) as error:
+    with refused(message):
         listed(tmp_path, content + (END if message == "damaged" else b""))
-    assert "\n" not in str(error.value)
 
 
 def test_an_archive_of_nothing_is_whole(tmp_path):
@@ -169,24 +169,25 @@ def test_a_member_too_large_for_a_photo(tmp_path, monkeypatch):
 
 
 def test_random_corruption_is_an_error_or_harmless(tmp_path):
-    whole, random = tar_of({f"{k}.png": b"x" * 700 for k in range(4)}), Random(0)
-    for case in range(300):
-        data = bytearray(whole)
-        for _ in range(case % 3 + 1):
-            data[random.randrange(0, len(data), 1 + 511 * (case % 2))] = random.randrange(256)
+    whole = tar_of({f"{k}.png": b"x" * 700 for k in range(4)})
+    for data in corrupted(whole, 300):
         try:
-            for each in listed(tmp_path, bytes(data)):
-                assert len(content_of(each)) == each.size or each.problem
+            for each in listed(tmp_path, data):
+                assert len(each.read()) == each.size or each.problem
         except SourceError as error:
             assert "\n" not in str(error)
 
 
-def test_unpacking_in_memory_is_bounded(tmp_path):
-    path = put(tmp_path / "bomb.gz", gzip.compress(bytes(10**6)))
-    assert len(read_gzipped(path, 10**6)) == 10**6
-    with pytest.raises(SourceError, match="over 999,999 bytes"):
-        read_gzipped(path, 999_999)
-    with pytest.raises(SourceError, match="truncated"):
-        read_gzipped(put(tmp_path / "half.gz", gzip.compress(b"x" * 999)[:-9]), 10**6)
-    with pytest.raises(SourceError, match="cannot read"):
-        read_gzipped(put(tmp_path / "no.gz", b"\x1f\x8b" + b"x" * 99), 10**6)
+@pytest.mark.parametrize(
+    "content, limit, message",
+    [
+        (gzip.compress(bytes(10**6), mtime=0), 999_999, "over 999,999 bytes"),  # a "bomb"
+        (gzip.compress(b"x" * 999, mtime=0)[:-9], 10**6, "truncated"),
+        (b"\x1f\x8b" + b"x" * 99, 10**6, "cannot read"),
+    ],
+)
+def test_unpacking_in_memory_is_bounded(tmp_path, content, limit, message):
+    path = put(tmp_path / "x.gz", content)
+    with refused(message):
+        read_gzipped(path, limit)
+    assert len(read_gzipped(put(path, gzip.compress(bytes(limit))), limit)) == limit

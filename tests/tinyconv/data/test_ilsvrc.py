@@ -2,11 +2,10 @@
 
 import gzip
 import io
-from random import Random
 
 import numpy as np
 import pytest
-from photo_bytes import put
+from photo_bytes import corrupted, laid_out, put, refused
 from tar_bytes import END, WNIDS, header, ilsvrc_archives, tar_of
 
 from tinyconv.data import ilsvrc
@@ -16,6 +15,9 @@ from tinyconv.data.listing import Found, SourceError
 IDS = sorted(WNIDS)
 NUMBERS = {2: WNIDS[0], 3: WNIDS[1], 1: WNIDS[2]}  # not the sorted order, as in the devkit
 WORDS = {WNIDS[0]: "tench, Tinca tinca", WNIDS[1]: "springer", WNIDS[2]: "chain saw"}
+EXPECTED = [WNIDS[1], WNIDS[2], WNIDS[0], WNIDS[0]]
+INSIDE = "ILSVRC2012_devkit_t12/data/"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
 def meta_mat() -> bytes:
@@ -31,123 +33,101 @@ def meta_mat() -> bytes:
     return stream.getvalue()
 
 
-def devkit(lines: str = "3\n1\n2\n2\n") -> dict[str, bytes]:
-    inside = "ILSVRC2012_devkit_t12/data/"
-    return {inside + GROUND_TRUTH: lines.encode(), inside + "meta.mat": meta_mat()}
+def devkit(lines: str = "3\n1\n2\n2\n", meta: bytes | None = None) -> dict[str, bytes]:
+    meta = meta_mat() if meta is None else meta
+    return {INSIDE + GROUND_TRUTH: lines.encode(), f"{INSIDE}meta.mat": meta}
 
 
-EXPECTED = [WNIDS[1], WNIDS[2], WNIDS[0], WNIDS[0]]
+def packed(files: dict[str, bytes]) -> bytes:
+    return gzip.compress(tar_of(files), 1, mtime=0)
 
 
-def shown_by(labels):
-    return [labels.of(f"val/ILSVRC2012_val_{number:08}.JPEG") for number in range(1, 5)]
-
-
-def test_the_packed_devkit(tmp_path):
-    put(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", gzip.compress(tar_of(devkit())))
-    labels = read_labels(None, [tmp_path], IDS)
-    assert shown_by(labels) == EXPECTED and labels.class_names == WORDS
-    assert labels.of("ILSVRC2012_val_00000005.JPEG") is None
-
-
-@pytest.mark.parametrize("given", ["ILSVRC2012_devkit_t12", None])
-def test_the_unpacked_devkit(tmp_path, given):
-    for name, content in devkit().items():
-        put(tmp_path / name, content)
-    labels = read_labels(given and tmp_path / given, [tmp_path], IDS)
-    assert shown_by(labels) == EXPECTED
-
-
-def test_the_solution_as_csv(tmp_path):
+def solution() -> bytes:
     rows = [f"ILSVRC2012_val_{n:08},{wnid} 1 2 3 4 " for n, wnid in enumerate(EXPECTED, 1)]
-    text = "ImageId,PredictionString\r\n" + "\r\n".join(reversed(rows)) + "\r\n"
-    put(tmp_path / "LOC_val_solution.csv", text.encode("utf-8-sig"))
-    assert shown_by(read_labels(None, [tmp_path / "nowhere", tmp_path], IDS)) == EXPECTED
+    return "\r\n".join(["ImageId,PredictionString", *reversed(rows), ""]).encode("utf-8-sig")
 
 
-@pytest.mark.parametrize("indices", [False, True])
-def test_two_columns(tmp_path, indices):
-    rows = [
-        f"some/where/ILSVRC2012_val_{n:08}.JPEG {IDS.index(w) if indices else w}"
-        for n, w in enumerate(EXPECTED, 1)
-    ]
-    path = put(tmp_path / "val.txt", "\n".join(rows).encode())
-    assert shown_by(read_labels(path, [], IDS)) == EXPECTED
-    assert shown_by(read_labels(None, [tmp_path], IDS)) == EXPECTED
+def two_columns(names=lambda wnid: wnid) -> bytes:
+    rows = [f"some/where/ILSVRC2012_val_{n:08}.JPEG {names(w)}" for n, w in enumerate(EXPECTED, 1)]
+    return "\n".join(rows).encode()
+
+
+@pytest.mark.parametrize(
+    "name, files",
+    [
+        (DEVKIT, lambda: {DEVKIT: packed(devkit())}),
+        ("ILSVRC2012_devkit_t12", devkit),
+        ("LOC_val_solution.csv", lambda: {"LOC_val_solution.csv": solution()}),
+        ("val.txt", lambda: {"val.txt": two_columns()}),
+        ("val.txt", lambda: {"val.txt": two_columns(IDS.index)}),
+    ],
+)
+def test_labels_that_are_given_or_found(tmp_path, name, files):
+    laid_out(tmp_path / "here", files())
+    for given, near in ((tmp_path / "here" / name, []), (None, ["nowhere", "here"])):
+        labels = read_labels(given, [tmp_path / each for each in near], IDS)
+        shown = [labels.of(f"val/ILSVRC2012_val_{number:08}.JPEG") for number in range(1, 6)]
+        assert shown == [*EXPECTED, None]
+        assert labels.class_names == (WORDS if "devkit" in name else {})
 
 
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("l.txt", b"\xff\xfe\x00", "not text in UTF-8"),
-        ("d.tar.gz", gzip.compress(tar_of({"readme": b"x"}), mtime=0), "holds no ILSVRC2012_val"),
-        ("d.tar.gz", gzip.compress(header(b"x", b"00000002000\0"), mtime=0), "truncated"),
-        ("d.tar.gz", gzip.compress(END, mtime=0)[:-4], "truncated"),
+        ("l.txt", lambda: b"\xff\xfe\x00", "not text in UTF-8"),
+        ("d.tar.gz", lambda: packed({"readme": b"x"}), "holds no ILSVRC2012_val"),
+        ("d.tar.gz", lambda: gzip.compress(header(b"x", b"00000002000\0")), "truncated"),
+        ("d.tar.gz", lambda: gzip.compress(END)[:-4], "truncated"),
+        ("d.tar.gz", lambda: packed(devkit("3\n4\n")), "line 2 .* b'4'.*1 to 3"),
+        ("d.tar.gz", lambda: packed(devkit("0\n")), "line 1"),
+        ("d.tar.gz", lambda: packed(devkit("x\n")), "b'x'"),
+        *(
+            ("d.tar.gz", lambda cut=cut: packed(devkit(meta=meta_mat()[:cut])), "meta.mat")
+            for cut in (0, 50, 200, 400)
+        ),
     ],
 )
 def test_bad_labels_are_refused_in_one_line(tmp_path, name, content, message):
-    with pytest.raises(SourceError, match=message) as error:
-        read_labels(put(tmp_path / name, content), [tmp_path], IDS)
-    assert "\n" not in str(error.value)
+    path = put(tmp_path / name, content())
+    with refused(message):
+        read_labels(path, [tmp_path], IDS)
 
 
-def test_numbers_that_the_table_does_not_have(tmp_path):
-    for lines, shown in (("3\n4\n", "line 2 .* b'4'.*1 to 3"), ("0\n", "line 1"), ("x\n", "b'x'")):
-        files = devkit(lines)
-        path = put(tmp_path / "d.tar.gz", gzip.compress(tar_of(files)))
-        with pytest.raises(SourceError, match=shown):
-            read_labels(path, [], IDS)
-
-
-@pytest.mark.parametrize("cut", [0, 50, 200, 400])
-def test_a_damaged_table(tmp_path, cut):
-    files = devkit()
-    files["ILSVRC2012_devkit_t12/data/meta.mat"] = meta_mat()[:cut]
-    path = put(tmp_path / "d.tar.gz", gzip.compress(tar_of(files)))
-    with pytest.raises(SourceError, match="meta.mat") as error:
-        read_labels(path, [], IDS)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["d.tar.gz", "meta.mat", "val.txt", "LOC_val_solution.csv"])
-def test_corruption_is_one_line_or_harmless(tmp_path, name):
-    rows = [f"ILSVRC2012_val_{n:08}.JPEG,{wnid} 1 2 3 4" for n, wnid in enumerate(EXPECTED, 1)]
-    whole = {
-        "d.tar.gz": gzip.compress(tar_of(devkit()), mtime=0),
-        "meta.mat": meta_mat(),
-        "val.txt": "\n".join(rows).replace(",", " ").replace(" 1 2 3 4", "").encode(),
-        "LOC_val_solution.csv": "\n".join(["ImageId,PredictionString", *rows]).encode(),
-    }[name]
-    random, refused = Random(0), 0
-    for _ in range(6 if name == "meta.mat" else 60):  # a process each
-        data = bytearray(whole)
-        for _ in range(random.randint(1, 4)):
-            data[random.randrange(len(data))] = random.randrange(256)
+@pytest.mark.parametrize(
+    "name, cases, whole",
+    [
+        ("d.tar.gz", 60, lambda: packed(devkit())),
+        ("meta.mat", 6, meta_mat),  # a process each
+        ("val.txt", 60, two_columns),
+        ("LOC_val_solution.csv", 60, solution),
+    ],
+)
+def test_corruption_is_one_line_or_harmless(tmp_path, name, cases, whole):
+    refusals = 0
+    for data in corrupted(whole(), cases, changes=4):
         if name == "meta.mat":
-            files = devkit() | {"ILSVRC2012_devkit_t12/data/meta.mat": bytes(data)}
-            path = put(tmp_path / "d.tar.gz", gzip.compress(tar_of(files), 1))
+            path = put(tmp_path / "d.tar.gz", packed(devkit(meta=data)))
         else:
-            path = put(tmp_path / name, bytes(data))
+            path = put(tmp_path / name, data)
         try:
             read_labels(path, [tmp_path], IDS)
         except SourceError as error:
             assert "\n" not in str(error)
-            refused += 1
-    assert refused > 1
+            refusals += 1
+    assert refusals > 1
 
 
 def test_without_scipy_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    put(tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat", b"not read")
-    put(tmp_path / "ILSVRC2012_devkit_t12/data" / GROUND_TRUTH, b"1\n")
-    with pytest.raises(SourceError, match="pip install scipy; or give LOC_val_solution.csv"):
+    laid_out(tmp_path, devkit("1\n", b"not read"))
+    with refused("pip install scipy; or give LOC_val_solution.csv"):
         read_labels(None, [tmp_path], IDS)
 
 
 def test_without_any_labels_it_says_what_to_put_where(tmp_path):
-    with pytest.raises(SourceError, match="devkit_t12.tar.gz or LOC_val_solution.csv into '.*'"):
+    with refused("devkit_t12.tar.gz or LOC_val_solution.csv into '.*'"):
         read_labels(None, [tmp_path], IDS)
-    with pytest.raises(SourceError, match="no such file"):
+    with refused("no such file"):
         read_labels(tmp_path / "gone.txt", [tmp_path], IDS)
 
 
@@ -162,10 +142,10 @@ def test_names_of_classes(tmp_path, name, between):
 def test_the_training_archive(tmp_path):
     train, val, _ = ilsvrc_archives()
     path = put(tmp_path / "t.tar", train)
-    classes = ilsvrc.train_classes(Found("t.tar", str(path), 0, len(train), 0))
-    assert sorted(classes) == IDS
-    names = [each.name for each in classes[IDS[0]]]
-    assert names == [f"t.tar/{IDS[0]}.tar/{IDS[0]}_{k}.JPEG" for k in range(3)]
+    tree = ilsvrc.train_tree(Found("t.tar", str(path), 0, len(train), 0))
+    assert tree.folders == IDS
+    names = [each.name for each in tree.below(IDS[0]).files]
+    assert names == [f"t.tar/{IDS[0]}/{IDS[0]}_{k}.JPEG" for k in range(3)]
     path = put(tmp_path / "v.tar", val)
-    with pytest.raises(SourceError, match="not the training archive"):
-        ilsvrc.train_classes(Found("v.tar", str(path), 0, len(val), 0))
+    with refused("not the training archive"):
+        ilsvrc.train_tree(Found("v.tar", str(path), 0, len(val), 0))

@@ -2,27 +2,21 @@
 
 import numpy as np
 import pytest
-from photo_bytes import put
-from preparations import IDS, left_in, made, photos_to_prepare, pixels, stopping_at
+from photo_bytes import laid_out, put, refused
+from preparations import IDS, left_in, made, small_steps, source, stopping_at
+from stores import rows
 from tar_bytes import WNIDS, ilsvrc_archives, photo, tar_of
 
-from tinyconv.data import prepare as module
-from tinyconv.data.listing import SourceError
 from tinyconv.data.photos import decode_square
 from tinyconv.data.prepare import prepare
+from tinyconv.data.sources import Options
 from tinyconv.data.store import PhotoStore
 
-
-@pytest.fixture
-def source(tmp_path):
-    return photos_to_prepare(tmp_path / "photos")
+__all__ = ["small_steps", "source"]  # fixtures
 
 
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 2)
-    monkeypatch.setattr(module, "SAVE_PHOTOS", 4)
-    monkeypatch.setattr(module, "SAVE_SECONDS", 1e9)
+def pixels(photos):
+    return rows(photos, range(len(photos)))
 
 
 def test_the_content_of_the_file(source, tmp_path):
@@ -32,13 +26,13 @@ def test_the_content_of_the_file(source, tmp_path):
     assert store.class_ids == store.class_names == IDS
     assert store.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert store.val.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    for split, photos in (("train", store.train), ("val", store.val)):
+    for split, photos, count in (("train", store.train, 5), ("val", store.val, 2)):
         wanted = [
             decode_square(source / split / IDS[label] / f"{split}_{k}.PNG", 8)
             for label in range(3)
-            for k in range(5 if split == "train" else 2)
+            for k in range(count)
         ]
-        assert pixels(photos).tobytes() == np.stack(wanted).tobytes()
+        np.testing.assert_array_equal(pixels(photos), np.stack(wanted))
     assert store.settings["source"] == {"kind": "train/ and val/", "name": "photos"}
     assert store.settings["listed"] == {"train": 16, "val": 7}
     assert store.settings["size"] == 8 and store.settings["resampling"] == "bicubic"
@@ -77,11 +71,9 @@ def test_a_tar_and_its_folder_give_the_same_photos(source, tmp_path):
 
 def test_the_archives_of_ilsvrc(tmp_path):
     train, val, shown = ilsvrc_archives()
-    put(tmp_path / "in/ILSVRC2012_img_train.tar", train)
-    put(tmp_path / "in/ILSVRC2012_img_val.tar", val)
-    rows = "".join(f"ILSVRC2012_val_{n:08}.JPEG {w}\n" for n, w in enumerate(shown, 1))
-    put(tmp_path / "in/val.txt", rows.encode())
-    made(tmp_path / "in", tmp_path / "out.h5")
+    labels = "".join(f"ILSVRC2012_val_{n:08}.JPEG {w}\n" for n, w in enumerate(shown, 1))
+    files = {"ILSVRC2012_img_train.tar": train, "ILSVRC2012_img_val.tar": val}
+    made(laid_out(tmp_path / "in", files | {"val.txt": labels.encode()}), tmp_path / "out.h5")
     store = PhotoStore(tmp_path / "out.h5")
     # tar_bytes gives photo k of class number n in WNIDS the red value 60 n + 2 k; val has 31 more.
     reds = [60 * WNIDS.index(wnid) + 2 * k for wnid in IDS for k in range(3)]
@@ -93,24 +85,28 @@ def test_the_archives_of_ilsvrc(tmp_path):
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_cifar10(tmp_path, size):
-    records = {f"data_batch_{n}.bin": bytes([n % 2]) + bytes([40 * n]) * 3072 for n in range(1, 6)}
-    records |= {"test_batch.bin": bytes([1]) + bytes([9]) * 3072, "batches.meta.txt": b"cat\ndog\n"}
-    for name, content in records.items():
-        put(tmp_path / "in" / name, content)
-    prepare(tmp_path / "in", tmp_path / "out.h5", size=size)
+    files = {f"data_batch_{n}.bin": bytes([n % 2]) + bytes([40 * n]) * 3072 for n in range(1, 6)}
+    files |= {"test_batch.bin": bytes([1]) + bytes([9]) * 3072, "batches.meta.txt": b"cat\ndog\n"}
+    prepare(laid_out(tmp_path / "in", files), tmp_path / "out.h5", size=size)
     store = PhotoStore(tmp_path / "out.h5")
     assert store.size == (size or 32) and store.val.labels.tolist() == [1]
     assert store.train.labels.tolist() == [1, 0, 1, 0, 1] and store.class_ids == ("cat", "dog")
     assert (pixels(store.train) == np.array([40, 80, 120, 160, 200])[:, None, None, None]).all()
 
 
-def test_the_share_that_was_set_aside_is_recorded(tmp_path):
-    for k in range(10):
-        put(tmp_path / "in" / f"n0000000{k}" / "x.png", photo(k))
-    made(tmp_path / "in", tmp_path / "out.h5", val_share=0.2)
+@pytest.mark.parametrize(
+    "options, recorded, counts",
+    [
+        (Options(val_share=0.2), {"val_share": 0.2, "seed": 0}, (24, 6)),
+        (Options(halves=True, seed=3), {"split": "half", "seed": 3}, (20, 10)),
+    ],
+)
+def test_what_was_set_aside_is_recorded(tmp_path, options, recorded, counts):
+    files = {f"n0000000{c}/{k}.png": photo(3 * c + k) for c in range(10) for k in range(3)}
+    made(laid_out(tmp_path / "in", files), tmp_path / "out.h5", options=options)
     store = PhotoStore(tmp_path / "out.h5")
-    assert (len(store.train), len(store.val), len(store.class_ids)) == (8, 2, 10)
-    assert store.settings["val_share"] == 0.2 and store.settings["seed"] == 0
+    assert (len(store.train), len(store.val)) == counts and len(store.class_ids) == 10
+    assert recorded.items() <= store.settings.items()
 
 
 # --- mistakes
@@ -118,11 +114,11 @@ def test_the_share_that_was_set_aside_is_recorded(tmp_path):
 
 def test_an_older_file_remains_without_force(source, tmp_path):
     out = put(tmp_path / "out.h5", b"an older one")
-    with pytest.raises(SourceError, match="exists already: give --force"):
+    with refused("exists already: give --force"):
         made(source, out)
     with pytest.raises(KeyboardInterrupt):
         made(source, out, force=True, progress=stopping_at(6))
-    with pytest.raises(SourceError, match="exists already: give --force"):
+    with refused("exists already: give --force"):
         made(source, out)
     assert out.read_bytes() == b"an older one"
     lines, _ = made(source, out, force=True)
@@ -130,43 +126,43 @@ def test_an_older_file_remains_without_force(source, tmp_path):
 
 
 def test_strict_stops_at_the_first_damaged_photo(source, tmp_path):
-    with pytest.raises(SourceError, match="train_1b.PNG': .*--strict; without it, it is"):
+    with refused("train_1b.PNG': .*--strict; without it, it is"):
         made(source, tmp_path / "out.h5", strict=True)
     with pytest.raises(KeyboardInterrupt):
         made(source, tmp_path / "out.h5", progress=stopping_at(14))
-    with pytest.raises(SourceError, match="train_1b.PNG': "):  # was left out by the run before
+    with refused("train_1b.PNG': "):  # was left out by the run before
         made(source, tmp_path / "out.h5", strict=True)
     made(source, tmp_path / "out.h5")
     made(source, tmp_path / "whole.h5")
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_nothing_readable(source, tmp_path, split):
+@pytest.mark.parametrize("split, count", [("train", 16), ("val", 7)])
+def test_nothing_readable(source, tmp_path, split, count):
     for path in (source / split).rglob("*.PNG"):
         path.write_bytes(b"no photo")
-    count = {"train": 16, "val": 7}[split]
-    with pytest.raises(SourceError, match=f"none of the {count} files in {split} is a readable"):
+    with refused(f"none of the {count} files in {split} is a readable photo; '{split}/"):
         made(source, tmp_path / "out.h5")
     assert left_in(tmp_path) == [] and not (tmp_path / "out.h5").exists()
 
 
-def test_mistakes_leave_nothing_behind(source, tmp_path):
-    (tmp_path / "folder.h5").mkdir()
-    before = sorted(tmp_path.iterdir())
-    for out, options, message in (
+@pytest.mark.parametrize(
+    "out, settings, message",
+    [
         ("folder.h5", {}, "is a folder: give the name of the file"),
         ("no/such/out.h5", {}, "no such folder"),
-        ("out.h5", {"val_share": 0.2}, "leave out --val-share"),
-        ("out.h5", {"labels": tmp_path / "x"}, "leave out --labels"),
-        ("out.h5", {"seed": -1}, "the seed must be"),
+        ("out.h5", {"options": Options(val_share=0.2)}, "leave out --val-share"),
+        ("out.h5", {"options": Options("x")}, "leave out --labels"),
+        ("out.h5", {"options": Options(seed=-1)}, "the seed must be"),
         ("x" * 250 + ".h5", {}, "cannot write"),
         ("out.h5", {"size": 0}, "the size must be 1 to 4096 pixels, not 0"),
         ("out.h5", {"size": 5000}, "not 5000"),
-    ):
-        with pytest.raises(SourceError, match=message) as error:
-            made(source, tmp_path / out, **options)
-        assert "\n" not in str(error.value)
-    with pytest.raises(SourceError, match="cannot be negative"):
-        prepare(source, tmp_path / "out.h5", workers=-1)
+        ("out.h5", {"workers": -1}, "cannot be negative"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(source, tmp_path, out, settings, message):
+    (tmp_path / "folder.h5").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with refused(message):
+        prepare(source, tmp_path / out, **{"size": 8, **settings})
     assert sorted(tmp_path.iterdir()) == before

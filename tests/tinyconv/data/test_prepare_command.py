@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from photo_bytes import put
+from photo_bytes import laid_out, put
 from tar_bytes import WNIDS, class_folders, photo, tar_of
 from tqdm import tqdm
 
@@ -33,9 +33,7 @@ def started_as_a_console_command(monkeypatch):
 
 @pytest.fixture
 def source(tmp_path):
-    for name, content in class_folders(train=4).items():
-        put(tmp_path / "photos" / name, content)
-    return tmp_path / "photos"
+    return laid_out(tmp_path / "photos", class_folders(train=4))
 
 
 def run(*arguments, size=("--size", "8")):
@@ -72,6 +70,7 @@ def test_classes_without_a_training_photo_are_pointed_out(tmp_path, capsys):
         (["photos", "photos"], "is a folder"),
         (["photos", "out.h5", "--val-share", "2"], "must be between 0 and 1"),
         (["photos", "out.h5", "--labels", "gone"], "leave out --labels"),
+        (["photos", "out.h5", "--split", "half"], "leave out --split half"),
         (["photos/train", "out.h5"], "add --val-share 0.2"),
         (["text", "out.h5"], "is not a tar archive"),
         (["photos", "older.h5"], "exists already: give --force"),
@@ -94,7 +93,6 @@ def test_mistakes_give_one_line_and_status_2(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_ends_it_and_it_resumes(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(module, "SAVE_PHOTOS", 4)
 
     class Bar(tqdm):
@@ -135,6 +133,14 @@ def test_the_square_of_an_image_size(source, tmp_path, capsys):
     assert end.value.code == 2 and "not allowed with argument --size" in capsys.readouterr().err
 
 
+def test_half_of_each_class_to_test(source, tmp_path, capsys):
+    assert run(source / "train", tmp_path / "out.h5", "--split", "half", "--seed", 1) == 0
+    assert "6 training and 6 validation photos of 3 classes" in capsys.readouterr().out
+    store = PhotoStore(tmp_path / "out.h5")
+    assert store.train.labels.tolist() == store.val.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert store.settings["split"] == "half" and store.settings["seed"] == 1
+
+
 def test_a_file_to_evaluate_with(source, tmp_path, capsys):
     out = tmp_path / "out.h5"
     shutil.rmtree(source / "train")
@@ -166,10 +172,6 @@ def test_the_help_names_every_kind_of_source(capsys):
         main(["prepare", "--help"])
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for word in (
-        "ILSVRC2012_img_train.tar",
-        "cifar-10-binary.tar.gz",
-        "--val-share 0.2",
-        "--force",
-    ):
+    for word in ("ILSVRC2012_img_train.tar", "cifar-10-binary.tar.gz", "--val-share 0.2",
+                 "--split half", "--force"):  # fmt: skip
         assert word in printed

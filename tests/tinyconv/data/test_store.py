@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from photo_bytes import put
 from stores import SETTINGS, new_store, photo_sets, rows, write_store
 
 from tinyconv.data import PhotoSet
@@ -30,9 +32,11 @@ def path(tmp_path):
     return write_store(tmp_path / "photos.h5", SETS, spare=1)
 
 
-def fill(writer):
+def finish(writer, labels=LABELS, progress=None):
+    """Write all rows and what is computed from them."""
     for split, photos in SETS.items():
         writer.write_rows(split, 0, photos.images)
+    writer.finish(labels, progress)
 
 
 # --- what is in it
@@ -93,16 +97,15 @@ def test_the_header_and_the_order_of_the_parts(path):
 
 
 def test_names_of_any_script_are_kept(tmp_path):
-    names = ["", "Höckergans 雁 " + "long " * 50]
+    names, settings = ("", "Höckergans 雁 " + "long " * 50), {"nested": [1, {"é": None}]}
     with StoreWriter(
         tmp_path / "x.h5", size=5, rows={"train": 7, "val": 3}, class_ids=["a", "ä"],
-        class_names=names, settings={"nested": [1, {"é": None}]},
+        class_names=names, settings=settings,
     ) as writer:  # fmt: skip
-        fill(writer)
-        writer.finish({split: labels % 2 for split, labels in LABELS.items()})
+        finish(writer, {split: labels % 2 for split, labels in LABELS.items()})
     with PhotoStore(tmp_path / "x.h5") as store:
-        assert store.class_names == tuple(names) and store.class_ids == ("a", "ä")
-        assert store.settings == {"nested": [1, {"é": None}]}
+        assert store.class_names == names and store.class_ids == ("a", "ä")
+        assert store.settings == settings
 
 
 # --- reading
@@ -162,19 +165,16 @@ def test_every_difference_changes_the_fingerprint():
     other_images, other_labels = images.copy(), labels.copy()
     other_images[6, 4, 4, 2] ^= 1
     other_labels[6] = 1 - other_labels[6]
-    prints = {
-        PhotoSet(*parts).fingerprint()
-        for parts in (
-            (images, labels, names),
-            (other_images, labels, names),
-            (images, other_labels, names),
-            (images, labels, ("class0", "class1", "other")),
-            (images, labels, (*names, "one more")),
-            (images[:6], labels[:6], names),
-            (images[::-1], labels, names),
-        )
-    }
-    assert len(prints) == 7
+    sets = (
+        (images, labels, names),
+        (other_images, labels, names),
+        (images, other_labels, names),
+        (images, labels, ("class0", "class1", "other")),
+        (images, labels, (*names, "one more")),
+        (images[:6], labels[:6], names),
+        (images[::-1], labels, names),
+    )
+    assert len({PhotoSet(*parts).fingerprint() for parts in sets}) == 7
     sideways = np.asfortranarray(images)
     assert PhotoSet(sideways, labels, names).fingerprint() == SETS["train"].fingerprint()
 
@@ -252,8 +252,7 @@ def test_progress_is_told_of_every_block(path, monkeypatch):
             yield block
 
     with new_store(path, SETS) as writer:
-        fill(writer)
-        writer.finish(LABELS, progress)
+        finish(writer, progress=progress)
     assert seen == [6] * 6  # 4 of train, 2 of val
     with PhotoStore(path) as store:
         assert store.train.fingerprint() == SETS["train"].fingerprint()
@@ -270,65 +269,64 @@ def test_killed_at_any_write_the_file_is_incomplete_and_can_be_finished(path, mo
     for last in range(100):
         left = last
 
-        def some(writer, offset, values):
+        def some(writer, offset, content):
             nonlocal left
-            if not left:
-                write(writer, offset, values.reshape(-1)[: values.size // 2])
-                raise Killed
             left -= 1
-            write(writer, offset, values)
+            write(writer, offset, content if left >= 0 else content[: len(content) // 2])
+            if left < 0:
+                raise Killed
 
         path.unlink(missing_ok=True)
         with monkeypatch.context() as patch:
             patch.setattr(StoreWriter, "_write", some)
             try:
                 with new_store(path, SETS, spare=1) as writer:
-                    fill(writer)
-                    writer.finish(LABELS)
+                    finish(writer)
                 break
             except Killed:
                 pass
         if path.read_bytes() != whole:  # else the last write lacked only zeros
             with pytest.raises(StoreError, match="not complete"):
                 PhotoStore(path)
-        with new_store(path, SETS, spare=1) as writer:  # the rows are still there
+        with new_store(path, SETS, spare=1) as writer:
             if last < 3:
-                fill(writer)
-            writer.finish(LABELS)
+                finish(writer)
+            else:  # the rows are still there
+                writer.finish(LABELS)
         assert path.read_bytes() == whole
     assert 10 < last < 99
 
 
 @pytest.mark.parametrize(
-    "split, first, images, message",
+    "split, first, shape, dtype, message",
     [
-        ("train", 7, np.zeros((2, 5, 5, 3), np.uint8), "rows 7 to 9 of the 8 in 'train'"),
-        ("train", -1, np.zeros((1, 5, 5, 3), np.uint8), "expected"),
-        ("val", 0, np.zeros((1, 5, 5, 3)), "float64"),
-        ("val", 0, np.zeros((1, 5, 4, 3), np.uint8), r"\(1, 5, 4, 3\)"),
-        ("val", 0, np.zeros((5, 5, 3), np.uint8), r"\(5, 5, 3\)"),
+        ("train", 7, (2, 5, 5, 3), "u1", "rows 7 to 9 of the 8 in 'train'"),
+        ("train", -1, (1, 5, 5, 3), "u1", "expected"),
+        ("val", 0, (1, 5, 5, 3), "f8", "float64"),
+        ("val", 0, (1, 5, 4, 3), "u1", r"\(1, 5, 4, 3\)"),
+        ("val", 0, (5, 5, 3), "u1", r"\(5, 5, 3\)"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(path, split, first, images, message):
+def test_rows_that_do_not_fit_are_refused(path, split, first, shape, dtype, message):
     with new_store(path, SETS, spare=1) as writer:
         before = path.read_bytes()
         with pytest.raises(ValueError, match=message):
-            writer.write_rows(split, first, images)
+            writer.write_rows(split, first, np.zeros(shape, dtype))
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "labels, message",
     [
-        (np.zeros(9, np.int64), "9 labels for 8 rows of 'train'"),
-        (np.zeros(0, np.int64), "0 labels"),
-        (np.full(7, 3), "labels 3 to 3 of 3 classes"),
-        (np.array([0, -1]), "labels -1 to 0 of 3"),
+        ([0] * 9, "9 labels for 8 rows of 'train'"),
+        ([], "0 labels"),
+        ([3] * 7, "labels 3 to 3 of 3 classes"),
+        ([0, -1], "labels -1 to 0 of 3"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(path, labels, message):
     with new_store(path, SETS, spare=1) as writer, pytest.raises(ValueError, match=message):
-        writer.finish({**LABELS, "train": labels})
+        writer.finish({**LABELS, "train": np.array(labels, np.int64)})
 
 
 def test_a_limit_on_the_size_of_files_is_one_line(tmp_path):
@@ -369,15 +367,16 @@ def refused(path, message):
 
 
 @pytest.mark.full
-@pytest.mark.full
-def test_corruption_is_noticed_or_harmless(path, monkeypatch):
+def test_corruption_is_noticed_or_harmless(path):
     """Single bits in every part of the file, and blocks of zeros or nonsense."""
-    whole, header = path.read_bytes(), read_header(path)
-    used = [(header.train[0], 7 * 75, "train"), (header.val[0], 3 * 75, "val")]
-    rng = np.random.default_rng(0)
+    whole, header, rng = path.read_bytes(), read_header(path), np.random.default_rng(0)
     parts = [(0, 200), (0, HEADER), (HEADER, 9_000), (HEADER, len(whole) - HEADER)]
     parts += [(header.train[0] - 900, 900), header.train, header.val]
-    outcomes = {"refused": 0, "found": 0, "unused": 0}
+    place_of = np.zeros(len(whole), np.int64)  # 0: checked at opening; 1: an unused row
+    for (first, length), used, mark in ((header.train, 7 * 75, 2), (header.val, 3 * 75, 3)):
+        place_of[first : first + length] = 1
+        place_of[first : first + used] = mark
+    outcomes = Counter()
     for case in range(400):
         first, length = parts[case % len(parts)]
         place = int(rng.integers(first, first + length))
@@ -385,28 +384,24 @@ def test_corruption_is_noticed_or_harmless(path, monkeypatch):
         other = bytes(size) if case % 2 else rng.bytes(size)
         if size == 1:
             other = bytes([whole[place] ^ 1 << int(rng.integers(0, 8))])
-        data = bytearray(whole)
-        data[place : place + size] = other[: len(whole) - place]
-        if data == whole:
+        data = (whole[:place] + other + whole[place + size :])[: len(whole)]
+        changed = np.frombuffer(data, np.uint8) != np.frombuffer(whole, np.uint8)
+        if not changed.any():
             continue
         path.write_bytes(data)
-        changed = np.flatnonzero(np.frombuffer(data, np.uint8) != np.frombuffer(whole, np.uint8))
-        if any(
-            not any(start <= at < start + n for start, n in (header.train, header.val))
-            for at in changed
-        ):
+        marks = set(place_of[changed].tolist())
+        outcomes[0 if 0 in marks else max(marks)] += 1
+        if 0 in marks:
             refused(path, "copy it again|prepare the file again|not a file of prep|not complete")
-            outcomes["refused"] += 1
             continue
         with PhotoStore(path) as store:
-            damaged = [s for first, n, s in used if any(first <= at < first + n for at in changed)]
-            if damaged:
-                with pytest.raises(StoreError, match=f"images of '{damaged[0]}' are damaged.*copy"):
-                    store.verify()
-            else:
+            if marks == {1}:
                 store.verify()
-            outcomes["found" if damaged else "unused"] += 1
-    assert outcomes["refused"] > 200 and outcomes["found"] > 60 and outcomes["unused"] > 5
+                continue
+            split = "train" if 2 in marks else "val"
+            with pytest.raises(StoreError, match=f"images of '{split}' are damaged.*copy it"):
+                store.verify()
+    assert outcomes[0] > 200 and outcomes[2] + outcomes[3] > 60 and outcomes[1] > 5
 
 
 def test_hdf5_does_not_see_damaged_bytes(path, monkeypatch):
@@ -417,7 +412,6 @@ def test_hdf5_does_not_see_damaged_bytes(path, monkeypatch):
     refused(path, r"damaged \(wrong checksum\); copy it again")
 
 
-@pytest.mark.full
 @pytest.mark.full
 def test_truncated_files_are_refused_wherever_they_end(path):
     whole = path.read_bytes()
@@ -433,20 +427,18 @@ def test_truncated_files_are_refused_wherever_they_end(path):
 
 
 def test_other_files_are_explained(path, tmp_path):
-    text, empty, other = (tmp_path / name for name in ("notes.txt", "empty", "weights.h5"))
-    text.write_text("hello\n" * 1000)
-    empty.touch()
-    with h5py.File(other, "w") as file:
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
         file["weights"] = np.zeros(10)
-    for file in (text, empty, other):
-        refused(file, "not a file of prepared photos; make one with prepare")
+    put(tmp_path / "notes.txt", b"hello\n" * 1000)
+    put(tmp_path / "empty", b"")
+    for name in ("notes.txt", "empty", "weights.h5"):
+        refused(tmp_path / name, "not a file of prepared photos; make one with prepare")
     refused(tmp_path / "gone.h5", "no such file")
     refused(tmp_path / ("a" * 300), "cannot be read: File name too long")
     refused(tmp_path, "not a file")
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     refused(tmp_path / "pipe", "not a file")
-    newer = path.read_bytes().replace(b"tinyconv photos 1\n", b"tinyconv photos 12\n", 1)
-    path.write_bytes(newer)
+    put(path, path.read_bytes().replace(b"tinyconv photos 1\n", b"tinyconv photos 12\n", 1))
     refused(path, "version 12 of the format, and this program reads version 1: prepare the file ag")
 
 

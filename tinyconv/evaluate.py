@@ -62,7 +62,7 @@ def evaluate(
 ) -> Evaluation:
     """Mean loss, top-1 and top-5 of `photos`, with dropout in test mode (paper §4.1).
 
-    net and augment on one device; photos: a PhotoSet or a store's StoredPhotos; batch_size: crops
+    net and augment on one device; photos: a PhotoSet, in memory or of a store; batch_size: crops
     per forward pass; views: "centre", or "ten" to average ten of each photo; on_batch is called
     after each batch. ValueError for an empty set, labels that are not classes of the net, or other
     views.

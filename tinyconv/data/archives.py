@@ -24,6 +24,8 @@ MAX_UNPACKED = 2**30
 _MAX_HEADER = 2**20
 """Bytes that are read at once: of a header, or after the end."""
 
+_ADVICE = "unpack it, and give the folder or the .tar"
+
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 
 
@@ -38,23 +40,19 @@ def list_archive(path: str | os.PathLike[str], listed: Listed | None = None) -> 
     outer = Found("", os.fspath(path), 0, status.st_size, status.st_mtime_ns)
     with open(path, "rb") as file:
         start = file.read(8)
-    advice = "unpack it, and give the folder or the .tar"
     kind = next((name for mark, name in _COMPRESSED.items() if start.startswith(mark)), None)
     if kind == "gzip":
-        content = read_gzipped(path, MAX_UNPACKED, advice)
+        content = _unpacked(path)
         outer = outer._replace(size=len(content), archive=content)
     elif kind:
-        raise SourceError(f"{quoted(path)} is compressed ({kind}): {advice}")
+        raise SourceError(f"{quoted(path)} is compressed ({kind}): {_ADVICE}")
     return list_members(outer, listed)
 
 
 def list_members(outer: Found, listed: Listed | None = None) -> list[Found]:
     """Every member of a tar that may be inside another one; their names begin with its name."""
-    if outer.archive is None:
-        with open(outer.path, "rb", buffering=0) as file:
-            found = _members(_Section(file, outer.offset, outer.size), outer)
-    else:
-        found = _members(_Section(io.BytesIO(outer.archive), outer.offset, outer.size), outer)
+    with io.BytesIO(outer.archive) if outer.archive else open(outer.path, "rb") as file:
+        found = _members(_Section(file, outer.offset, outer.size), outer)
     if listed:
         listed(len(found))
     return found
@@ -62,10 +60,9 @@ def list_members(outer: Found, listed: Listed | None = None) -> list[Found]:
 
 def _members(section: _Section, outer: Found) -> list[Found]:
     title = quoted(outer.path) + (f" ({quoted(outer.name)})" if outer.offset else "")
-    truncated = SourceError(f"{title} is truncated: copy or download it again")
 
-    def damaged(how: str) -> SourceError:
-        return SourceError(f"{title} is damaged{how}; copy or download it again")
+    def broken(how: str = "") -> SourceError:
+        return SourceError(f"{title} is truncated or damaged{how}; copy or download it again")
 
     found: dict[str, Found] = {}
     try:
@@ -81,54 +78,49 @@ def _members(section: _Section, outer: Found) -> list[Found]:
         before = -1
         while member := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # a million of them otherwise
-            if member.size < 0 or not before < member.offset < archive.offset:
-                raise damaged(": a member ends before it begins")
             name, problem = _checked(member, outer.name)
             stored = member.isreg() and not member.issparse()
             if stored and member.offset_data + member.size > outer.size:
-                raise truncated
+                raise broken(f": {quoted(name)} is incomplete")
+            if member.size < 0 or not before < member.offset < archive.offset:
+                raise broken(": a member ends before it begins")
             before, start = member.offset, outer.offset + member.offset_data
             found.pop(name, None)
             found[name] = outer._replace(name=name, offset=start, size=member.size, problem=problem)
         section.seek(archive.offset)
         end = section.read(_MAX_HEADER)
-        if len(end) < tarfile.BLOCKSIZE:
-            raise truncated
-        if any(end[: tarfile.BLOCKSIZE]):  # tarfile stops here if it cannot parse a header, too
-            raise damaged(f" at byte {outer.offset + archive.offset:,}")
+        # tarfile stops at the end mark, and also at a header that it cannot parse.
+        if len(end) < tarfile.BLOCKSIZE or any(end[: tarfile.BLOCKSIZE]):
+            raise broken(f" at byte {outer.offset + archive.offset:,}")
         if any(end):
-            raise damaged(", or several archives in one: data after its end mark")
+            raise broken(", or several archives in one: data after its end mark")
     except SourceError:
         raise
     except OSError as error:
         raise SourceError(f"cannot read {title}: {error.strerror or error}") from error
     except Exception as error:  # malformed headers make tarfile raise nearly anything
-        raise (truncated if section.at_end else damaged("")) from error
+        raise broken() from error
     return list(found.values())
 
 
-def read_gzipped(
-    path: str | os.PathLike[str], limit: int, advice: str = "is it the right file?"
-) -> bytes:
-    """The unpacked bytes of a .gz; SourceError beyond `limit` bytes, or for damage."""
+def _unpacked(path: str | os.PathLike[str]) -> bytes:
     try:
         with gzip.open(path) as file:
-            content = file.read(limit + 1)
+            content = file.read(MAX_UNPACKED + 1)
     except EOFError as error:
         raise SourceError(f"{quoted(path)} is truncated: copy or download it again") from error
     except Exception as error:  # gzip, zlib and the disk each have errors of their own
         raise SourceError(f"cannot read {quoted(path)}: {error}") from error
-    if len(content) > limit:
-        raise SourceError(f"{quoted(path)} unpacks to over {limit:,} bytes: {advice}")
+    if len(content) > MAX_UNPACKED:
+        raise SourceError(f"{quoted(path)} unpacks to over {MAX_UNPACKED:,} bytes: {_ADVICE}")
     return content
 
 
 class _Section:
     """A part of a file, from which only headers are read: no read is larger than a header."""
 
-    def __init__(self, file: IO[bytes] | io.FileIO, start: int, size: int):
+    def __init__(self, file: IO[bytes], start: int, size: int):
         self.file, self.start, self.size, self.position = file, start, size, 0
-        self.at_end = False
 
     def seek(self, position: int) -> int:
         self.position = position
@@ -141,9 +133,8 @@ class _Section:
         if not 0 <= count <= _MAX_HEADER or self.position < 0:
             raise ValueError("a header of an impossible size or place")
         self.file.seek(self.start + self.position)
-        content = self.file.read(max(0, min(count, self.size - self.position))) or b""
+        content = self.file.read(max(0, min(count, self.size - self.position)))
         self.position += len(content)
-        self.at_end = len(content) < count
         return content
 
 

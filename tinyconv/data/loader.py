@@ -31,7 +31,6 @@ from layers import Device
 from layers.fast.streams import Uploads, pinned
 from tinyconv.data.photos import PhotoSet
 from tinyconv.data.random_arrays import permutation
-from tinyconv.data.store import StoredPhotos
 
 ORDER = 2**32 - 4
 """Stream of the generator for the order of an epoch (see `augment.py`)."""
@@ -72,7 +71,7 @@ def part(count: int, rank: int, size: int) -> slice:
 class Loader:
     """Batches of a photo set on a device, read ahead by threads.
 
-    photos: a `PhotoSet` or `StoredPhotos`; device: where the images go; seed: of the order; ahead:
+    photos: a `PhotoSet`; device: where the images go; seed: of the order; ahead:
     batches that are read while one is in use; threads: that read them (None: one per core, at most
     4 and at most `ahead`); rank, ranks: of the batches of an epoch take this `part` of the rows.
     Takes the memory of ahead + 2 batches. ValueError for arguments out of range.
@@ -84,7 +83,7 @@ class Loader:
 
     def __init__(
         self,
-        photos: PhotoSet | StoredPhotos,
+        photos: PhotoSet,
         batch_size: int,
         device: Device | str = "cpu",
         *,

@@ -18,7 +18,7 @@ from tinyconv.data.synthetic import synthetic
 class Data:
     """Training and validation photos, and what has to be known of them as a whole.
 
-    Attributes: `train` and `val` (PhotoSet or a store's StoredPhotos), `mean_image` (S, S, 3),
+    Attributes: `train` and `val` (PhotoSet, in memory or of a store), `mean_image` (S, S, 3),
     `eigenvalues` (3,) and `eigenvectors` (3, 3) of the colours of the training set, `class_ids`,
     `class_names`, `skipped` (files of a folder that are no photos), `source` in words. Use it in a
     `with` statement, which closes the file.

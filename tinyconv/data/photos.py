@@ -43,15 +43,17 @@ class PhotoError(ValueError):
 
 @dataclass(eq=False)
 class PhotoSet:
-    """Labelled square photos in memory.
+    """Labelled square photos, in memory or mapped from a prepared file (`store.py`).
 
     images: uint8 (N, S, S, 3), red green blue last. labels: int64 (N,), indices into
-    class_names. Raises ValueError if shapes, types or labels do not fit together.
+    class_names. images_sha256: digest of all pixels, where it is recorded. Raises ValueError if
+    shapes, types or labels do not fit together.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    images_sha256: bytes = b""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -84,18 +86,30 @@ class PhotoSet:
         """Copy the images of `ids`, integers (n,), into out[:n]; out: uint8 (n or more, S, S, 3).
 
         Several threads may do so at once. IndexError for ids outside 0 .. N − 1, ValueError for an
-        `out` that does not fit.
+        `out` that does not fit, and if the prepared file is closed.
         """
+        if len(self.images) < len(self):
+            raise ValueError("the prepared file is closed; open it again")
         check_rows(ids, out, len(self), self.size)
         # The ids are checked; with mode="raise" NumPy would make a copy of `out`.
         np.take(self.images, ids, axis=0, out=out[: len(ids)], mode="clip")
 
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 over the images, the labels and the class names."""
-        digest = hashlib.sha256()
-        for image in self.images:
-            digest.update(np.ascontiguousarray(image).data)
-        return fingerprint_of(digest.digest(), self.size, self.labels, self.class_names)
+        """Hexadecimal SHA-256 of the digest of the images, the labels and the class names."""
+        pixels = self.images_sha256
+        if not pixels:
+            sha = hashlib.sha256()
+            for image in self.images:
+                sha.update(np.ascontiguousarray(image).data)
+            pixels = sha.digest()
+        digest = hashlib.sha256(pixels)
+        digest.update(json.dumps([self.size, len(self), self.class_names]).encode())
+        digest.update(self.labels.astype("<i8").data)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Release the mapping of a file."""
+        self.images = np.empty((0, self.size, self.size, 3), np.uint8)
 
     def mean_image(self) -> np.ndarray:
         """The mean of every pixel over the set, which training subtracts (§2).
@@ -120,16 +134,6 @@ def check_rows(ids: np.ndarray, out: np.ndarray, count: int, size: int) -> None:
             f"out must be uint8 ({len(ids)} or more, {size}, {size}, 3), row by row in memory, not "
             f"{out.dtype} {out.shape}"
         )
-
-
-def fingerprint_of(
-    images_sha256: bytes, size: int, labels: np.ndarray, class_names: tuple[str, ...]
-) -> str:
-    """Hexadecimal SHA-256 of a set of photos; images_sha256: digest of all its pixels."""
-    digest = hashlib.sha256(images_sha256)
-    digest.update(json.dumps([size, len(labels), class_names]).encode())
-    digest.update(labels.astype("<i8").data)
-    return digest.hexdigest()
 
 
 # --- one photo

@@ -25,7 +25,6 @@ SHARE = 2**32 - 6
 
 LISTS = ("test.txt", "testimages.txt", "val.txt")
 FOLDERS = ("meta", "lists", "splits")
-_MAX_LIST = 2**26
 
 
 class ListedPhotos(NamedTuple):
@@ -99,7 +98,5 @@ def _told_apart(photos: int, val: set[int]) -> list[str]:
 
 
 def _lines(found: Found) -> list[str]:
-    if found.size > _MAX_LIST:
-        raise SourceError(f"{quoted(found.name)} is too large for a list of photos")
     lines = (line.strip() for line in found.read().decode("utf-8", "replace").splitlines())
     return [line for line in lines if line]

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tinyconv.data.photos import PhotoSet, fingerprint_of
+from tinyconv.data.photos import PhotoSet
 from tinyconv.data.store_format import (
     SPLITS,
     Header,
@@ -26,39 +26,8 @@ from tinyconv.data.store_format import (
 )
 
 
-class StoredPhotos(PhotoSet):
-    """A `PhotoSet` whose images, uint8 (N, S, S, 3), are rows of a mapped file, read-only."""
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        class_names: tuple[str, ...],
-        images_sha256: bytes,
-    ) -> None:
-        super().__init__(images, labels, class_names)
-        self.images_sha256 = images_sha256
-
-    def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of the recorded checksum of the images, the labels, the classes.
-
-        It equals that of a `PhotoSet` of the same photos.
-        """
-        return fingerprint_of(self.images_sha256, self.size, self.labels, self.class_names)
-
-    def copy_rows(self, ids: np.ndarray, out: np.ndarray) -> None:
-        """As `PhotoSet.copy_rows`. ValueError if the file is closed."""
-        if not self.images.size:
-            raise ValueError("the prepared file is closed; open it again")
-        super().copy_rows(ids, out)
-
-    def close(self) -> None:
-        """Release the mapping."""
-        self.images = np.empty((0, self.size, self.size, 3), np.uint8)
-
-
 class PhotoStore:
-    """An open prepared file: `train` and `val`, StoredPhotos, and what is recorded of them.
+    """An open prepared file: `train` and `val`, a PhotoSet each, and what is recorded of them.
 
     path; size: side S in pixels; settings: a dict, source and options of `prepare`; class_ids,
     class_names; mean_image float32 (S, S, 3), covariance float64 (3, 3), eigenvalues (3,),
@@ -98,7 +67,7 @@ class PhotoStore:
             self.size = len(self.mean_image)
             self.train, self.val = (self._photos(file[split], header, split) for split in SPLITS)
 
-    def _photos(self, group: h5py.Group, header: Header, split: str) -> StoredPhotos:
+    def _photos(self, group: h5py.Group, header: Header, split: str) -> PhotoSet:
         offset, length = header.images(split)
         count, labels = int(group["count"][()]), group["labels"][()]
         shape = (length // (self.size**2 * 3), self.size, self.size, 3)
@@ -110,7 +79,7 @@ class PhotoStore:
         else:
             images = np.empty((0, *shape[1:]), np.uint8)
         digest = group["images_sha256"][()].tobytes()
-        return StoredPhotos(images[:count], labels[:count], self.class_names, digest)
+        return PhotoSet(images[:count], labels[:count], self.class_names, digest)
 
     def verify(self, progress: Callable[..., Iterable] | None = None) -> None:
         """Read all photos and compare them with the recorded checksums.

@@ -11,7 +11,7 @@ from tinyconv.data.loader import Loader
 class TrainingData:
     """Photos to learn from and to validate on, and what makes batches of them.
 
-    train, val: a PhotoSet or a store's StoredPhotos; batch_size: of the whole step; seed: of the
+    train, val: a PhotoSet, in memory or of a store; batch_size: of the whole step; seed: of the
     order. rank, ranks: the place of this process among those that share each batch. ValueError if
     a batch, or the photos, cannot be divided among them.
     """

@@ -124,7 +124,7 @@ def overfit_one_batch(
     A net that cannot memorize one batch cannot learn anything: the quickest test of a new layer,
     data set or learning rate. The batch is photos from all over the set, in centre crops and
     without dropout, so that nothing but the net decides. net and augment on one device; photos: a
-    PhotoSet or a store's StoredPhotos. It ends when the loss falls below LEARNED, is not finite, or
+    PhotoSet, in memory or of a store. It ends when the loss falls below LEARNED, is not finite, or
     after `steps`; report(step, loss) is called after each.
     """
     count = min(batch_size, len(photos))

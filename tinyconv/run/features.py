@@ -20,7 +20,7 @@ def features(
 ) -> np.ndarray:
     """The outputs (N, ...) float32 of `layer` for the central crop of each photo, on the host.
 
-    net, augment: on one device; photos: a PhotoSet or StoredPhotos of N photos. KeyError lists the
+    net, augment: on one device; photos: a PhotoSet of N photos. KeyError lists the
     layers if there is none of that name; ValueError for an empty set.
     """
     found = []

@@ -39,7 +39,7 @@ def train(
 ) -> list[Epoch]:
     """Train `net` in place by momentum SGD; returns the figures of each epoch.
 
-    net: initialized, on its device. train_set, val_set: a PhotoSet or a store's StoredPhotos;
+    net: initialized, on its device. train_set, val_set: a PhotoSet, in memory or of a store;
     augment: makes batches of them. graph: on a GPU, record the step once and replay it. The rest as
     in `Training`, which a run that is to be stopped and resumed calls itself. ValueError as there;
     TrainingError, with the layer, if the loss is not finite. Sources: paper §5.

@@ -91,11 +91,7 @@ def spoil(root: Path) -> None:
 @pytest.mark.parametrize(
     "breakage, message",
     [
-        (
-            lambda root: (root / "val").rename(root / "eval"),
-            "has no folder 'val' .*'eval' with folders 'cat' and 1 more, 'train' ",
-        ),
-        (lambda root: [p.unlink() for p in (root / "train/dog").iterdir()], "train/dog' is empty"),
+        (lambda root: (root / "val").rename(root / "eval"), "has no folder 'val' .*'eval' with"),
         (spoil, "no readable photo of the class 'cat' in train .10 of all 10 .*0.png': not a phot"),
         (lambda root: spoil(root / "val"), "no readable photo of .*'cat' in val .4 of all 10"),
         (lambda root: spoil(root / "val/dog"), "no readable photo of .*'dog' in val .2 of all 10"),

@@ -19,10 +19,7 @@ from loading import (
 from small import random_photos
 from stores import write_store
 
-from tinyconv.data.loader import (
-    Loader,
-    batches_per_epoch,
-)
+from tinyconv.data.loader import Loader, batches_per_epoch
 from tinyconv.data.store import PhotoStore
 
 __all__ = ["no_thread_is_left"]  # a fixture: it runs around every test that can see it
@@ -51,14 +48,6 @@ def test_an_epoch_has_each_image_at_most_once_and_leaves_out_less_than_a_batch()
     drawn = ids(0, 1)
     assert len(drawn) == len(set(drawn)) == 18 and batches_per_epoch(20, 6) == 3
     assert Loader(PHOTOS, 6).batches_per_epoch == 3
-
-
-def test_images_and_labels_belong_to_their_ids(photos):
-    with Loader(photos, 6) as loader:
-        for images, labels, which in loader.epoch(1):
-            np.testing.assert_array_equal(images, PHOTOS.images[which])
-            np.testing.assert_array_equal(labels, PHOTOS.labels[which])
-            assert labels.dtype == which.dtype == np.int64
 
 
 def test_seed_and_epoch_decide_the_order_and_classes_are_mixed():

@@ -14,37 +14,39 @@ from tinyconv.data import PhotoError, PhotoSet, decode_square, photos
 # --- modes and formats
 
 
-def test_every_mode_becomes_rgb():
-    orange = (240, 120, 30)
-    palette = Image.new("RGB", (8, 6), orange).quantize(4)
-    grey = (100, 100, 100)
-    cases = {
-        "1": (Image.new("1", (8, 6), 1), (255, 255, 255)),
-        "L": (Image.new("L", (8, 6), 100), grey),
-        "LA opaque": (Image.new("LA", (8, 6), (100, 255)), grey),
-        "LA clear": (Image.new("LA", (8, 6), (100, 0)), (255, 255, 255)),
-        "P": (palette, orange),
-        "RGB": (Image.new("RGB", (8, 6), orange), orange),
-        "RGBA opaque": (Image.new("RGBA", (8, 6), (*orange, 255)), orange),
-        "RGBA clear": (Image.new("RGBA", (8, 6), (*orange, 0)), (255, 255, 255)),
-        "RGBA half": (Image.new("RGBA", (8, 6), (0, 0, 0, 128)), (127, 127, 127)),
-    }
-    for name, (image, colour) in cases.items():
-        for size in (6, 4, 11):
-            square = decode_square(encoded(image), size)
-            assert square.shape == (size, size, 3) and square.dtype == np.uint8
-            assert (square == colour).all(), (name, size, square[0, 0])
+WHITE, GREY, ORANGE = (255, 255, 255), (100, 100, 100), (240, 120, 30)
 
 
-def test_transparency_by_palette_entry_and_by_colour_key():
-    palette = Image.new("P", (6, 6), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert (decode_square(encoded(palette, transparency=1), 6) == 255).all()
-    assert (decode_square(encoded(palette, transparency=0), 6) == (10, 20, 30)).all()
-    assert (decode_square(encoded(palette, "GIF", transparency=1), 6) == 255).all()
-    colour = Image.new("RGB", (6, 6), (9, 8, 7))
-    assert (decode_square(encoded(colour, transparency=(9, 8, 7)), 6) == 255).all()
-    assert (decode_square(encoded(Image.new("L", (6, 6), 9), transparency=9), 6) == 255).all()
+def palette():
+    image = Image.new("P", (8, 6), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    return image
+
+
+@pytest.mark.parametrize(
+    "image, colour, options",
+    [
+        (lambda: Image.new("1", (8, 6), 1), WHITE, {}),
+        (lambda: Image.new("L", (8, 6), 100), GREY, {}),
+        (lambda: Image.new("L", (8, 6), 9), WHITE, {"transparency": 9}),
+        (lambda: Image.new("LA", (8, 6), (100, 255)), GREY, {}),
+        (lambda: Image.new("LA", (8, 6), (100, 0)), WHITE, {}),
+        (lambda: Image.new("RGB", (8, 6), ORANGE).quantize(4), ORANGE, {}),
+        (palette, (10, 20, 30), {"transparency": 0}),
+        (palette, WHITE, {"transparency": 1}),
+        (palette, WHITE, {"transparency": 1, "kind": "GIF"}),
+        (lambda: Image.new("RGB", (8, 6), ORANGE), ORANGE, {}),
+        (lambda: Image.new("RGB", (8, 6), ORANGE), WHITE, {"transparency": ORANGE}),
+        (lambda: Image.new("RGBA", (8, 6), (*ORANGE, 255)), ORANGE, {}),
+        (lambda: Image.new("RGBA", (8, 6), (*ORANGE, 0)), WHITE, {}),
+        (lambda: Image.new("RGBA", (8, 6), (0, 0, 0, 128)), (127, 127, 127), {}),
+    ],
+)
+def test_every_mode_becomes_rgb_and_what_is_transparent_white(image, colour, options):
+    for size in (6, 4, 11):
+        square = decode_square(encoded(image(), **options), size)
+        assert square.shape == (size, size, 3) and square.dtype == np.uint8
+        assert (square == colour).all(), (size, square[0, 0])
 
 
 def test_half_transparent_edges_do_not_bleed_the_hidden_colour():
@@ -61,16 +63,11 @@ def test_16_bits_with_a_transparent_key(colour, key):
     pixels[:, :3] = colour
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", 6, 6, 16, 0 if channels == 1 else 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in (
-        (b"IHDR", header),
-        (b"tRNS", key),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    ):
-        content += (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+    chunks = {b"IHDR": header, b"tRNS": key, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
     square = decode_square(io.BytesIO(content), 6)
     assert (square[:, :3] == 255).all() and (square[:, 3:] == 100).all()
 
@@ -112,17 +109,18 @@ def test_eps_is_refused_because_reading_it_would_run_a_program():
 # --- geometry
 
 
+COLUMNS = np.broadcast_to((np.arange(500) // 2).astype(np.uint8), (375, 500))
+
+
 def test_the_central_square_is_kept_exactly():
-    columns = np.broadcast_to((np.arange(500) // 2).astype(np.uint8), (375, 500))
-    wide = decode_square(encoded(Image.fromarray(columns)), 375)
-    np.testing.assert_array_equal(wide[0, :, 0], columns[0, 62 : 62 + 375])
-    tall = decode_square(encoded(Image.fromarray(np.ascontiguousarray(columns.T))), 375)
-    np.testing.assert_array_equal(tall[:, 0, 0], columns[0, 62 : 62 + 375])
+    wide = decode_square(encoded(Image.fromarray(COLUMNS)), 375)
+    np.testing.assert_array_equal(wide[0, :, 0], COLUMNS[0, 62 : 62 + 375])
+    tall = decode_square(encoded(Image.fromarray(np.ascontiguousarray(COLUMNS.T))), 375)
+    np.testing.assert_array_equal(tall[:, 0, 0], COLUMNS[0, 62 : 62 + 375])
 
 
 def test_rescaling_keeps_the_middle_in_the_middle():
-    columns = np.broadcast_to((np.arange(500) // 2).astype(np.uint8), (375, 500))
-    line = decode_square(encoded(Image.fromarray(columns)), 256)[128, :, 1].astype(float)
+    line = decode_square(encoded(Image.fromarray(COLUMNS)), 256)[128, :, 1].astype(float)
     where = 62 + (np.arange(256) + 0.5) * 375 / 256  # in columns of the original
     # Half a level from the steps in the ramp, half a level from rounding.
     assert np.abs(line - (where - 0.5) / 2)[2:-2].max() <= 1
@@ -164,28 +162,23 @@ def test_extreme_shapes_cost_nothing():
 def test_exif_orientation_is_undone(orientation, kind):
     upright = np.zeros((32, 48, 3), np.uint8)
     upright[:16, :24], upright[:16, 24:], upright[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: np.rot90(upright, 2).transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
+    stored = [
+        upright,
+        upright[:, ::-1],
+        upright[::-1, ::-1],
+        upright[::-1],
+        upright.transpose(1, 0, 2),
+        np.rot90(upright, 1),
+        np.rot90(upright, 2).transpose(1, 0, 2),
+        np.rot90(upright, -1),
+    ][orientation - 1]
     exif = Image.Exif()
     exif[photos.EXIF_ORIENTATION] = orientation
     image = Image.fromarray(np.ascontiguousarray(stored))
     options = {"quality": 95} if kind == "JPEG" else {}
     square = decode_square(encoded(image, kind, exif=exif, **options), 32).astype(int)
-    for (row, column), colour in {
-        (6, 6): (250, 0, 0),
-        (6, 25): (0, 250, 0),
-        (25, 6): (0, 0, 250),
-        (25, 25): (0, 0, 0),
-    }.items():
-        assert np.abs(square[row, column] - colour).max() < 20
+    corners = square[6, 6], square[6, 25], square[25, 6], square[25, 25]
+    assert np.abs(np.stack(corners) - [(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)]).max() < 20
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow remarks on what it sees

@@ -4,9 +4,6 @@ import gc
 import gzip
 import os
 import re
-import subprocess
-import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +19,6 @@ from tinyconv.data.store import PhotoStore
 from tinyconv.data.store_format import HEADER, StoreError, checksum, read_header
 from tinyconv.data.store_writer import StoreWriter
 
-ROOT = Path(__file__).resolve().parents[3]
 SETS = photo_sets()
 LABELS = {split: photos.labels for split, photos in SETS.items()}
 
@@ -327,29 +323,6 @@ def test_rows_that_do_not_fit_are_refused(path, split, first, shape, dtype, mess
 def test_labels_that_do_not_fit_are_refused(path, labels, message):
     with new_store(path, SETS, spare=1) as writer, pytest.raises(ValueError, match=message):
         writer.finish({**LABELS, "train": np.array(labels, np.int64)})
-
-
-def test_a_limit_on_the_size_of_files_is_one_line(tmp_path):
-    """The system's limit: HDF5 must not be the one that meets it."""
-    path = tmp_path / "photos.h5"
-    program = f"""
-        import resource, sys
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "helpers")!r}]
-        from pathlib import Path
-        from stores import new_store, photo_sets
-        sets, path = photo_sets(size=99), Path({str(path)!r})
-        for limit in 300, 1000, 140_000, 10_000_000:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, 10_000_000))
-            try:
-                new_store(path, sets).close()
-            except OSError as error:
-                print(error.strerror, path.exists())
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.splitlines() == ["File too large False"] * 3
-    assert [each.name for each in tmp_path.iterdir()] == ["photos.h5"]
 
 
 # --- damage

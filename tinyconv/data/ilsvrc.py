@@ -63,7 +63,9 @@ def train_tree(archive: Found, listed: Listed | None = None) -> Tree:
     for each in list_members(archive, listed):
         name = PurePosixPath(each.name)
         if WNID.fullmatch(name.stem) and name.suffix == ".tar" and each.size:
-            found += list_members(each._replace(name=f"{archive.name}/{name.stem}"), listed)
+            folder = f"{archive.name}/{name.stem}"
+            found.append(each._replace(name=f"{folder}/"))  # also if it is empty
+            found += list_members(each._replace(name=folder), listed)
     if not found:
         raise SourceError(
             f"{quoted(archive.path)} contains no n########.tar: it is not the training archive of "

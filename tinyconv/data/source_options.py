@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyconv.data.listing import SourceError
-
-SPLITS = ("train", "val")
+from tinyconv.data.store_format import SPLITS
 
 
 @dataclass

@@ -26,7 +26,7 @@ from tinyconv.data.archives import list_members
 from tinyconv.data.cifar10 import list_cifar10
 from tinyconv.data.ilsvrc import TRAIN_ARCHIVE, VAL_ARCHIVE
 from tinyconv.data.listing import EXPECTED, Found, Listed, Listing, Photo, SourceError, quoted, some
-from tinyconv.data.source_options import SPLITS, Options
+from tinyconv.data.source_options import Options
 from tinyconv.data.splits import drawn_halves, drawn_share, listed_photos
 from tinyconv.data.trees import Tree, open_tree, sorted_tree
 
@@ -34,7 +34,7 @@ TRAIN_NAMES = ("train", "training")
 OTHER_NAMES = ("validation", "valid", "test", "testing")
 """Folders with class folders that serve as val if there is none."""
 
-__all__ = ["SPLITS", "Options", "list_source"]
+__all__ = ["Options", "list_source"]
 
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _ANNOTATIONS = "val_annotations.txt"

@@ -146,6 +146,8 @@ def test_the_training_archive(tmp_path):
     assert tree.folders == IDS
     names = [each.name for each in tree.below(IDS[0]).files]
     assert names == [f"t.tar/{IDS[0]}/{IDS[0]}_{k}.JPEG" for k in range(3)]
+    empty = put(tmp_path / "e.tar", tar_of({f"{wnid}.tar": END for wnid in IDS}))
+    assert ilsvrc.train_tree(Found("e.tar", str(empty), 0, empty.stat().st_size, 0)).folders == IDS
     path = put(tmp_path / "v.tar", val)
     with refused("not the training archive"):
         ilsvrc.train_tree(Found("v.tar", str(path), 0, len(val), 0))

@@ -45,4 +45,4 @@ class Options:
         if self.halves and self.val_share:
             raise SourceError("--val-share and --split half exclude each other: give one of them")
         if not 0 <= self.seed < 2**64:
-            raise SourceError(f"the seed must be 0 to 2^64 - 1, not {self.seed}")
+            raise SourceError(f"seed {self.seed}: must be from 0 to 2**64 - 1")

@@ -153,7 +153,7 @@ def test_nothing_readable(source, tmp_path, split, count):
         ("no/such/out.h5", {}, "no such folder"),
         ("out.h5", {"options": Options(val_share=0.2)}, "leave out --val-share"),
         ("out.h5", {"options": Options("x")}, "leave out --labels"),
-        ("out.h5", {"options": Options(seed=-1)}, "the seed must be"),
+        ("out.h5", {"options": Options(seed=-1)}, "seed -1: must be from 0"),
         ("x" * 250 + ".h5", {}, "cannot write"),
         ("out.h5", {"size": 0}, "the size must be 1 to 4096 pixels, not 0"),
         ("out.h5", {"size": 5000}, "not 5000"),

@@ -410,7 +410,7 @@ def test_an_empty_class_folder(tmp_path):
             ("", {"val_share": share}, "--val-share must be between 0 and 1")
             for share in (0.0, 1.0, -0.1, float("nan"))
         ),
-        ("", {"seed": -1}, "the seed must be 0 to"),
+        ("", {"seed": -1}, "seed -1: must be from 0 to"),
         ("train", {"val_share": 0.01}, "is 0: it leaves none to validate with"),
         ("train", {"val_share": 0.99}, "is 9: it leaves none to train with"),
     ],

@@ -182,7 +182,7 @@ class Launch:
     def copies(self) -> Copies:
         """The asynchronous copies of the running thread."""
         if self.thread.copies is None:
-            self.thread.copies = Copies()
+            self.thread.copies = Copies(self.recorder and self.recorder.note_group)
         return self.thread.copies
 
     def _wait_at(

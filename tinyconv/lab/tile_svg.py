@@ -1,0 +1,428 @@
+"""One whole tile of a convolution, larger than life: which thread loads, stores and owns what.
+
+The launch is repeated with *numbered* arrays: each element of each float32 array has a number of
+its own. After the launch shared memory holds the last k-tile, and every number there names the
+element of x or w that it came from; so do the numbers that a lane holds in registers. Who stored
+it, and who wrote an output, is in the trace. Nothing is drawn from the kernel's own arithmetic.
+
+A rectangle is what one thread loads, stores or owns; its number is the thread's, its colour the
+warp's. "×2" are two threads. Thick frames are those of one thread, about which the text below says
+where they are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from layers import simulator
+from layers.simulator.arrays import WARP
+from layers.simulator.trace import GLOBAL, LOCAL, SHARED, ArrayInfo, Trace
+from tinyconv.lab.picture_svg import MARGIN, WIDTH, document
+from tinyconv.lab.requests import BANKS
+from tinyconv.lab.steps import variable_name
+
+ROW = 12
+"""Pixels of a row."""
+
+NUMBERS = (
+    "\n.k{font-size:8px;font-weight:650;fill:var(--on);text-anchor:middle}"
+    "\n.r{fill:var(--soft);font-size:9px;text-anchor:end}"
+)
+"""Style of the numbers in rectangles, and of those beside rows."""
+
+Owners = Mapping[int, Iterable[int]]
+"""By element, counted in the order of the indices: threads."""
+
+
+# --- numbered arrays
+
+
+@dataclass
+class Numbered:
+    """A launch on numbered arrays, and what one of its blocks left in shared memory."""
+
+    trace: Trace
+    firsts: list[int]
+    """The number of the first element of each array of `names`, ascending."""
+    names: list[str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of arrays that the kernel takes flat."""
+
+    def origins(self, values: np.ndarray) -> list[tuple[str, int] | None]:
+        """For each number of 32 bits the element, (array, offset), that had it; else None."""
+        found: list[tuple[str, int] | None] = []
+        for value in values.reshape(-1).view(np.float32).tolist():
+            if not value >= 1:  # zeros of the padding, and poison
+                found.append(None)
+                continue
+            at = int(np.searchsorted(self.firsts, value, "right")) - 1
+            found.append((self.names[at], int(value) - self.firsts[at]))
+        return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an argument, as the layer has it."""
+        data = next(a.data for a in self.trace.arrays if a.space == GLOBAL and a.name == name)
+        return self.shapes.get(name, data.shape)
+
+
+def numbered(
+    kernel: Any, grid: Any, block: Any, args: tuple[Any, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> Numbered:
+    """Launch `kernel[grid, block]` on arrays like those of `args`, numbered from 1 on."""
+    parameters = kernel.fn.__code__.co_varnames
+    firsts, names, arguments, free = [], [], list(args), 1
+    for at, argument in enumerate(args):
+        if isinstance(argument, np.ndarray) and argument.dtype == np.float32:
+            numbers = np.arange(free, free + argument.size, dtype=np.float32)
+            arguments[at] = numbers.reshape(argument.shape)
+            firsts.append(free)
+            names.append(parameters[at])
+            free += argument.size
+    assert free < 1 << 24  # exact in float32
+    with simulator.record() as traces:
+        kernel[grid, block](*arguments)
+    return Numbered(traces[0], firsts, names, shapes)
+
+
+@dataclass
+class Tile:
+    """Who loads, stores and owns what in block 0."""
+
+    run: Numbered
+    loads: dict[str, dict[int, set[int]]]
+    """By array: of each element of the last k-tile the threads that loaded it."""
+    stores: list[tuple[ArrayInfo, dict[int, int]]]
+    """Of each shared array: of each word that holds an element, the thread that stored it."""
+    owns: dict[str, dict[int, set[int]]]
+    """By array: of each output the thread that writes it."""
+    reads: list[dict[int, set[int]]]
+    """Of each shared array: of each word the threads that read it between the last two barriers."""
+
+
+def tile_of(run: Numbered) -> Tile:
+    """What `run` tells of block 0."""
+    trace = run.trace
+    thread_of, block_of = (
+        trace.segments[n][trace.accesses["segment"]] for n in ("thread", "block")
+    )
+    epoch = trace.segments["epoch"][trace.accesses["segment"]]
+    in_block = block_of == 0
+    loads: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    owns: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    stores, reads = [], []
+    for number, info in enumerate(trace.arrays):
+        rows = np.flatnonzero(in_block & (trace.accesses["array"] == number))
+        write, offset = (trace.accesses[name][rows] for name in ("write", "offset"))
+        if info.space == GLOBAL and info.name not in owns:
+            for at, thread in zip(
+                offset[write].tolist(), thread_of[rows[write]].tolist(), strict=True
+            ):
+                owns[info.name][at].add(thread)
+        elif info.space == SHARED and info.block == 0:
+            last = dict(zip(offset[write].tolist(), thread_of[rows[write]].tolist(), strict=True))
+            origins = run.origins(info.data)
+            held = {at: thread for at, thread in last.items() if origins[at]}
+            for at, thread in held.items():
+                name, element = origins[at] or ("", 0)
+                loads[name][element].add(thread)
+            stores.append((info, held))
+            late = rows[~write]
+            late = late[epoch[late] == epoch[late].max(initial=0)]
+            seen: dict[int, set[int]] = defaultdict(set)
+            for at, thread in zip(
+                trace.accesses["offset"][late].tolist(), thread_of[late].tolist(), strict=True
+            ):
+                seen[at].add(thread)
+            reads.append(seen)
+    return Tile(run, loads, stores, {name: dict(o) for name, o in owns.items() if o}, reads)
+
+
+def fragments(run: Numbered, warp: int, source: str, words: int) -> dict[int, set[int]]:
+    """Which lane holds which element of `source` in the first `words` words of its last fragment.
+
+    A lane's last local array that holds elements of `source` and nothing else is its fragment.
+    """
+    lanes: dict[int, set[int]] = defaultdict(set)
+    last: dict[int, list[tuple[str, int] | None]] = {}
+    for info in run.trace.arrays:
+        if info.space == LOCAL and info.block == 0 and (info.thread or 0) // WARP == warp:
+            origins = run.origins(info.data) if info.data.dtype == np.uint32 else [None]
+            if all(origin and origin[0] == source for origin in origins):
+                last[(info.thread or 0) % WARP] = origins
+    for lane, origins in last.items():
+        for origin in origins[:words]:
+            assert origin is not None
+            lanes[origin[1]].add(lane)
+    return dict(lanes)
+
+
+# --- panels
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a panel."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+    thread: int
+    """The first of those that share it."""
+    threads: int = 1
+    warp: int = 0
+    marked: bool = False
+    """Whether it is the marked thread's."""
+    read: bool = False
+    """Whether the marked thread reads it, though another one stored it."""
+
+
+@dataclass
+class Panel:
+    """A table of rectangles with numbers."""
+
+    title: str
+    pitch: float
+    """Pixels of a column."""
+    columns: int
+    labels: list[str]
+    """Of its rows."""
+    parts: list[Part]
+    strip: int = 64
+    """The most rows below each other; others are beside them."""
+    ground: bool = False
+    """Whether places without a part are drawn."""
+
+    @property
+    def gutter(self) -> float:
+        """Pixels of the labels."""
+        return 4 + 5 * max(map(len, self.labels), default=0)
+
+    @property
+    def strip_width(self) -> float:
+        """Pixels of a strip with its labels."""
+        return self.gutter + self.columns * self.pitch + 5
+
+    @property
+    def width(self) -> float:
+        """In all."""
+        strips = -(-len(self.labels) // self.strip) * self.strip_width
+        return max(strips, 6.2 * len(self.title))
+
+    @property
+    def height(self) -> float:
+        """In all."""
+        return 20 + ROW * min(self.strip, len(self.labels))
+
+    def corner(self, row: int, column: int) -> tuple[float, float]:
+        """The upper left corner of a place."""
+        strip, row = divmod(row, self.strip)
+        x = strip * self.strip_width + self.gutter + column * self.pitch
+        return round(x, 1), 20 + row * ROW
+
+    def draw(self) -> Iterator[str]:
+        """Its parts as SVG, from its upper left corner on."""
+        yield f'<text y="11">{escape(self.title)}</text>'
+        for row, label in enumerate(self.labels):
+            x, y = self.corner(row, 0)
+            yield f'<text class="r" x="{x - 3:g}" y="{y + 9}">{label}</text>'
+            if self.ground:
+                width = self.columns * self.pitch - 1
+                yield f'<rect class="e" x="{x:g}" y="{y}" width="{width:g}" height="{ROW - 1}"/>'
+        lines: dict[int, str] = defaultdict(str)
+        fills: dict[int, str] = defaultdict(str)
+        texts: dict[float, list[str]] = defaultdict(list)
+        frames = reads = ""
+        for part in self.parts:
+            x, y = self.corner(part.row, part.column)
+            across, down = part.columns * self.pitch - 1, part.rows * ROW - 1
+            box = f"M{x:g} {y}h{across:g}v{down}h-{across:g}z"
+            # Lines, as thick as a row, where that is enough: they are shorter to describe.
+            if part.rows == 1:
+                lines[part.warp] += f"M{x:g} {y + down / 2:g}h{across:g}"
+            else:
+                fills[part.warp] += box
+            text = f"{part.thread}" if part.threads == 1 else f"×{part.threads}"
+            middle = y + down / 2 + 3.5
+            texts[middle].append(f'<tspan x="{x + across / 2:.4g}">{text}</tspan>')
+            frames += box if part.marked else ""
+            reads += box if part.read and not part.marked else ""
+        for warp, path in sorted(lines.items()):
+            colour = f'stroke="var(--w{warp % 8})"'
+            yield f'<path d="{path}" {colour} stroke-width="{ROW - 1}"/>'
+        for warp, path in sorted(fills.items()):
+            yield f'<path d="{path}" fill="var(--w{warp % 8})"/>'
+        for y, spans in sorted(texts.items()):
+            yield f'<text class="k" y="{y:g}">{"".join(spans)}</text>'
+        dashes = 'stroke-width="1.3" stroke-dasharray="2.5 1.5"'
+        for path, colour, width in (
+            (reads, "ink", dashes),
+            (frames, "paper", 'stroke-width="4"'),
+            (frames, "ink", 'stroke-width="2.2"'),
+        ):
+            if path:
+                yield f'<path d="{path}" fill="none" stroke="var(--{colour})" {width}/>'
+
+
+def joined(cells: Iterable[tuple[int, int, Any]], aligned: int, strip: int) -> list[list[Any]]:
+    """Rectangles [row, column, rows, columns, key] of cells (row, column, key) with one key.
+
+    aligned: no rectangle goes over a column that is a multiple of it; 0: of any width. strip: nor
+    over a row that is one.
+    """
+    runs: list[list[Any]] = []
+    for row, column, key in sorted(cells, key=lambda cell: cell[:2]):
+        run = runs[-1] if runs else [-1, 0, 1, 0, None]
+        fits = not aligned or column % aligned
+        if run[0] == row and run[1] + run[3] == column and run[4] == key and fits:
+            run[3] += 1
+        else:
+            runs.append([row, column, 1, 1, key])
+    found: list[list[Any]] = []
+    below: dict[tuple, list[Any]] = {}  # by the row, columns and key that would go on with it
+    for row, column, _, columns, key in runs:
+        above = below.pop((row, column, columns, key), None)
+        if above is None or row % strip == 0:
+            found.append(above := [row, column, 0, columns, key])
+        above[2] += 1
+        below[row + 1, column, columns, key] = above
+    return found
+
+
+def table(
+    title: str,
+    shape: tuple[int, ...],
+    owners: Owners,
+    pitch: float,
+    marked: int,
+    warp: int | None = None,
+    strip: int = 64,
+) -> Panel:
+    """The elements of `owners` in their array: a row for each run along the last axis.
+
+    warp: of which the owners are lanes; None: they are threads.
+    """
+    places = {at: tuple(map(int, np.unravel_index(at, shape))) for at in owners}
+    rows = sorted({place[:-1] for place in places.values()})
+    row_of = {row: i for i, row in enumerate(rows)}
+    lasts = [place[-1] for place in places.values()]
+    first, last = min(lasts), max(lasts)
+    cells = [
+        (row_of[place[:-1]], place[-1] - first, tuple(sorted(owners[at])))
+        for at, place in places.items()
+    ]
+    parts = []
+    for *box, threads in joined(cells, 0, strip):
+        of = threads[0] // WARP if warp is None else warp
+        parts.append(Part(*box, threads[0], len(threads), of, marked in threads))
+    labels = [", ".join(map(str, row)) for row in rows]
+    indices = f"[…, {first} to {last}]"
+    return Panel(f"{title}{indices}", pitch, last - first + 1, labels, parts, strip)
+
+
+def shared_panel(
+    title: str,
+    info: ArrayInfo,
+    held: Mapping[int, int],
+    reads: Owners,
+    pitch: float,
+    marked: int,
+    strip: int = 64,
+) -> Panel:
+    """The words of a shared array that hold elements, as they are in memory.
+
+    An array of one axis has a row for each time that it passes all banks.
+    """
+    flat = info.data.ndim == 1
+    columns = BANKS if flat else info.data.shape[-1]
+    first, last = min(held) // columns, max(held) // columns
+    cells = [
+        (at // columns - first, at % columns, (thread, marked in reads.get(at, ())))
+        for at, thread in held.items()
+    ]
+    # Vectorized copies are aligned to four words. Of single words each is drawn.
+    aligned = 4 if flat and all(held.get(at ^ 1) == thread for at, thread in held.items()) else 1
+    parts = [
+        Part(*box, thread, 1, thread // WARP, thread == marked, read)
+        for *box, (thread, read) in joined(cells, aligned, 1)
+    ]
+    labels = [str(row * columns if flat else row) for row in range(first, last + 1)]
+    return Panel(title, pitch, columns, labels, parts, strip, ground=aligned == 1)
+
+
+# --- the picture
+
+
+def spoken(shape: tuple[int, ...], cells: Iterable[int]) -> str:
+    """Indices of `cells`, one for each run along the last axis: "[2, 4 to 7]"."""
+    texts = []
+    for _, run in groupby(enumerate(sorted(cells)), lambda pair: pair[1] - pair[0]):
+        indices = [np.unravel_index(at, shape) for _, at in run]
+        for row, group in groupby(indices, lambda index: tuple(map(int, index[:-1]))):
+            lasts = [int(index[-1]) for index in group]
+            end = f"{lasts[0]} to {lasts[-1]}" if len(lasts) > 1 else f"{lasts[0]}"
+            texts.append(f"[{', '.join([*map(str, row), end])}]")
+    if len(texts) > 3:
+        texts[2:] = [f"… ({len(texts)} runs)"]
+    return ", ".join(texts)
+
+
+def sentences(tile: Tile, marked: int, names: list[str]) -> Iterator[str]:
+    """What the marked thread does, in words."""
+    run = tile.run
+    yield f"Thread {marked} (warp {marked // WARP}, lane {marked % WARP}), with a thick frame:"
+    for name, owners in tile.loads.items():
+        own = [at for at, threads in owners.items() if marked in threads]
+        yield f"loads {name} {spoken(run.shape(name), own)};"
+    for name, (info, held) in zip(names, tile.stores, strict=True):
+        own = [at for at, thread in held.items() if thread == marked]
+        yield f"stores {name} {spoken(info.data.shape, own)};"
+    for name, (info, _), reads in zip(names, tile.stores, tile.reads, strict=True):
+        own = [at for at, threads in reads.items() if marked in threads]
+        if info.data.ndim > 1 and max(info.data.shape) * 2 >= len(own):
+            rows, columns = zip(
+                *(map(int, divmod(at, info.data.shape[1])) for at in own), strict=True
+            )
+            ends = (
+                f"{min(i)} to {max(i)}" if min(i) < max(i) else f"{min(i)}" for i in (rows, columns)
+            )
+            yield f"multiplies {name} [{', '.join(ends)}], with thin frames;"
+    for name, owners in tile.owns.items():
+        own = [at for at, threads in owners.items() if marked in threads]
+        yield f"owns {name} {spoken(run.shape(name), own)}."
+
+
+def tile_svg(
+    title: str, run: Numbered, marked: int, panels: Callable[[Tile, list[str]], Iterable[Panel]]
+) -> str:
+    """The picture. marked: the thread with frames. panels: those to draw, in order."""
+    tile = tile_of(run)
+    names = [variable_name(info, run.trace) for info, _ in tile.stores]
+    body = [
+        f'<text class="t" y="14">{escape(run.trace.kernel)}: one whole tile</text>',
+        f'<text class="s" y="32">{escape(title)} · the last k-tile of block 0 · a number is a '
+        "thread, a colour its warp</text>",
+    ]
+    x, y, tallest = 0.0, 48.0, 0.0
+    for panel in panels(tile, names):
+        if x and x + panel.width > WIDTH - 2 * MARGIN:
+            x, y, tallest = 0.0, y + tallest + 14, 0.0
+        body.append(f'<g transform="translate({x:g} {y:g})">')
+        body += panel.draw()
+        body.append("</g>")
+        x += panel.width + 18
+        tallest = max(tallest, panel.height)
+    words = list(sentences(tile, marked, names))
+    beside = x + 6.3 * max(map(len, words)) < WIDTH - 2 * MARGIN
+    x, top = (x + 6, y + 20) if beside else (0, y + tallest + 20)
+    for i, line in enumerate(words):
+        body.append(f'<text x="{x:g}" y="{top + 17 * i:g}">{escape(line)}</text>')
+    end = max(y + tallest, top + 17 * len(words) - 10)
+    return document(f"{run.trace.kernel}: one whole tile", body, round(end), NUMBERS)

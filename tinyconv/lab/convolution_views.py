@@ -113,10 +113,9 @@ def tensor_panels(tile: Tile, names: list[str], marked: int) -> Iterator[Panel]:
     yield shared_panel(title, info, held, {}, 7, marked, 32)
     warp = marked // 32
     for source, words in (("x", 4), ("w", 2)):
-        yield table(
-            *(f"fragment, warp {warp}: lanes that hold {source}", run.shape(source)),
-            *(fragments(run, warp, source, words), 21, marked % 32, warp),
-        )
+        title = f"fragment, warp {warp}: lanes that hold {source}"
+        lanes = fragments(run, warp, source, words)
+        yield table(title, run.shape(source), lanes, 21, marked % 32, warp)
     yield table("owns y", run.shape("y"), tile.owns["y"], 2.3, marked, strip=32)
 
 

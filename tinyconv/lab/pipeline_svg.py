@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def timeline(trace: Trace, stage_words: int, thread: int = 0) -> Timeline:
     """What `thread` of block 0 does; stage_words: the elements of a stage."""
     own = np.flatnonzero((trace.segments["block"] == 0) & (trace.segments["thread"] == thread))
     rows = np.flatnonzero(np.isin(trace.accesses["segment"], own)).tolist()
-    events: list[tuple[int, int, object]] = [(row, 2, row) for row in rows]
+    events: list[tuple[int, int, Any]] = [(row, 2, row) for row in rows]
     events += [(g.after, 0, g) for g in trace.group_events if g.segment in own]
     events += [
         (b.after, 1, b) for b in trace.barrier_events if b.block == 0 and thread in b.threads
@@ -131,7 +132,7 @@ def timeline(trace: Trace, stage_words: int, thread: int = 0) -> Timeline:
         k_tile = held[stage]
         k_tile.extend(LOAD if made.asynchronous else STORE, begin, now)
         if made.asynchronous:
-            k_tile.extend(FLIGHT, now, now)
+            k_tile.spans[FLIGHT] = [now, now]  # from the last of its copies on
             if k_tile not in begun:
                 begun.append(k_tile)
     made.length = now

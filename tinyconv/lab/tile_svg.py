@@ -153,8 +153,9 @@ def fragments(run: Numbered, warp: int, source: str, words: int) -> dict[int, se
     last: dict[int, list[tuple[str, int] | None]] = {}
     for info in run.trace.arrays:
         if info.space == LOCAL and info.block == 0 and (info.thread or 0) // WARP == warp:
-            origins = run.origins(info.data) if info.data.dtype == np.uint32 else [None]
-            if all(origin and origin[0] == source for origin in origins):
+            words_held = info.data.dtype == np.uint32
+            origins = run.origins(info.data)
+            if words_held and all(origin and origin[0] == source for origin in origins):
                 last[(info.thread or 0) % WARP] = origins
     for lane, origins in last.items():
         for origin in origins[:words]:
@@ -259,16 +260,16 @@ class Panel:
             yield f'<path d="{path}" {colour} stroke-width="{ROW - 1}"/>'
         for warp, path in sorted(fills.items()):
             yield f'<path d="{path}" fill="var(--w{warp % 8})"/>'
-        for y, spans in sorted(texts.items()):
-            yield f'<text class="k" y="{y:g}">{"".join(spans)}</text>'
+        for middle, spans in sorted(texts.items()):
+            yield f'<text class="k" y="{middle:g}">{"".join(spans)}</text>'
         dashes = 'stroke-width="1.3" stroke-dasharray="2.5 1.5"'
-        for path, colour, width in (
+        for path, ink, stroke in (
             (reads, "ink", dashes),
             (frames, "paper", 'stroke-width="4"'),
             (frames, "ink", 'stroke-width="2.2"'),
         ):
             if path:
-                yield f'<path d="{path}" fill="none" stroke="var(--{colour})" {width}/>'
+                yield f'<path d="{path}" fill="none" stroke="var(--{ink})" {stroke}/>'
 
 
 def joined(cells: Iterable[tuple[int, int, Any]], aligned: int, strip: int) -> list[list[Any]]:
@@ -278,13 +279,14 @@ def joined(cells: Iterable[tuple[int, int, Any]], aligned: int, strip: int) -> l
     over a row that is one.
     """
     runs: list[list[Any]] = []
+    run: list[Any] = [-1, 0, 1, 0, None]
     for row, column, key in sorted(cells, key=lambda cell: cell[:2]):
-        run = runs[-1] if runs else [-1, 0, 1, 0, None]
         fits = not aligned or column % aligned
         if run[0] == row and run[1] + run[3] == column and run[4] == key and fits:
             run[3] += 1
         else:
-            runs.append([row, column, 1, 1, key])
+            run = [row, column, 1, 1, key]
+            runs.append(run)
     found: list[list[Any]] = []
     below: dict[tuple, list[Any]] = {}  # by the row, columns and key that would go on with it
     for row, column, _, columns, key in runs:
@@ -319,8 +321,9 @@ def table(
         for at, place in places.items()
     ]
     parts = []
-    for *box, threads in joined(cells, 0, strip):
+    for row, column, down, across, threads in joined(cells, 0, strip):
         of = threads[0] // WARP if warp is None else warp
+        box = row, column, down, across
         parts.append(Part(*box, threads[0], len(threads), of, marked in threads))
     labels = [", ".join(map(str, row)) for row in rows]
     indices = f"[…, {first} to {last}]"
@@ -350,8 +353,8 @@ def shared_panel(
     # Vectorized copies are aligned to four words. Of single words each is drawn.
     aligned = 4 if flat and all(held.get(at ^ 1) == thread for at, thread in held.items()) else 1
     parts = [
-        Part(*box, thread, 1, thread // WARP, thread == marked, read)
-        for *box, (thread, read) in joined(cells, aligned, 1)
+        Part(row, column, down, across, thread, 1, thread // WARP, thread == marked, read)
+        for row, column, down, across, (thread, read) in joined(cells, aligned, 1)
     ]
     labels = [str(row * columns if flat else row) for row in range(first, last + 1)]
     return Panel(title, pitch, columns, labels, parts, strip, ground=aligned == 1)

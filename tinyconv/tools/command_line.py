@@ -27,7 +27,7 @@ COMMANDS = {
     "report": ("weights.report", "a page that shows what a net has learned"),
     "plan": ("tools.plan_command", "which file computes which layer, by what kernel or library"),
     "features": ("tools.features_command", "write what a layer computes for each photo"),
-    "draw": ("tools.draw_command", "the net as boxes and arrows, or its first filters"),
+    "draw": ("tools.draw_command", "the net, its first filters, or drawn pictures"),
     "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),
     "traffic": ("lab.traffic_command", "count a kernel's memory accesses by source line"),
     "draw-kernel": ("lab.picture_command", "write a page that shows a kernel step by step"),

@@ -180,6 +180,14 @@ WRONG = [
         "    c = index // (x.shape[2] * x.shape[1]) % x.shape[3]\n",
         ["right on 3 inputs", "goal: 100%: NOT YET", "sectors for each", "exercise 3: not yet"],
     ),
+    (
+        3,
+        "w = index // x.shape[3] % x.shape[2]\n"
+        "    h = index // (x.shape[3] * x.shape[2]) % x.shape[1]\n",
+        "h = index // x.shape[3] % x.shape[1]\n"
+        "    w = index // (x.shape[3] * x.shape[1]) % x.shape[2]\n",
+        ["right on 3 inputs", "goal: 100%: NOT YET", "exercise 3: not yet"],
+    ),
     (4, "x[n, p * STRIDE, q * STRIDE, c]\n", "x.dtype.type(0)\n", ["wrong at y[", "got 0"]),
     (
         4,

@@ -288,7 +288,7 @@ def joined(cells: Iterable[tuple[int, int, Any]], aligned: int, strip: int) -> l
             run = [row, column, 1, 1, key]
             runs.append(run)
     found: list[list[Any]] = []
-    below: dict[tuple, list[Any]] = {}  # by the row, columns and key that would go on with it
+    below: dict[tuple, list[Any]] = {}  # by the row, columns and key that would continue it
     for row, column, _, columns, key in runs:
         above = below.pop((row, column, columns, key), None)
         if above is None or row % strip == 0:

@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.options(
             commands.add_parser(name, help=purpose, description=description, formatter_class=raw)
         )
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # said with the command's own usage
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         if options.command in IN_THE_SIMULATOR or getattr(options, "simulate", False):
             if not SIMULATED:

@@ -84,9 +84,10 @@ def test_a_kernel_that_fails_can_be_stepped_through_up_to_there(typed):
         (["pool"], "no kernel is called 'pool': choose FILE.py:KERNEL, a kernel of docs/kernels"),
         (["lrn", "--output", "a"], "--output is numbers such as 1,2,3,0, not 'a'"),
         (["lrn", "--output", "1,2,3,0"], "y has the shape (18, 16): there is no element 1,2,3,0"),
-        (["max_pool", "--output", "2,0,0,0"], "but 0,0,0,0 to 1,2,3,7; --shape SHAPE makes"),
+        (["max_pool", "--output", "2,0,0,0"], "but 0,0,0,0 to 1,2,3,7 (--shape SHAPE makes"),
         (["max_pool", "--output=-1,0,0,0"], "there is no element -1,0,0,0"),
         (["max_pool", "--array", "z"], "has no array 'z', only x, y, winner"),
+        (["lrn", "--array", "dx", "--output", "18,0"], "dx has the shape (18, 16): there is no"),
         (["max_pool", "--array", "x"], "no thread of max_pool_forward_kernel writes x[0, 0, 0, 0]"),
         (["max_pool", "--shape", "1"], "--shape of max_pool is positive numbers"),
     ],
@@ -95,6 +96,13 @@ def test_what_does_not_fit_is_one_line(arguments, said, capsys):
     assert main(["step", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_an_unknown_option_is_said_with_the_usage_of_the_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["step", "lrn", "--orders", "3"])
+    said = capsys.readouterr().err
+    assert said.startswith("usage: tinyconv step") and "arguments: --orders 3" in said
 
 
 def test_a_launch_that_writes_nothing():

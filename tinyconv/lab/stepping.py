@@ -95,7 +95,8 @@ def writer_of(trace: Trace, name: str, index: tuple[int, ...]) -> int:
         last = ",".join(str(side - 1) for side in shape)
         raise ValueError(
             f"{name} has the shape {shape}: there is no element {','.join(map(str, index))}, but "
-            f"{','.join('0' * len(shape))} to {last} (--shape SHAPE makes the input of a layer here larger)"
+            f"{','.join('0' * len(shape))} to {last} (--shape SHAPE makes "
+            "the input of a layer here larger)"
         )
     data = trace.arrays[arrays[name]].data
     offset = sum(i * s // data.itemsize for i, s in zip(index, data.strides, strict=True))

@@ -22,8 +22,8 @@ SIDE, GAP, PER_CLASS, GUTTER, HEAD = 64, 4, 8, 108, 46
 STYLE = """
 svg{--paper:#fffefb;--ink:#22252b;--soft:#5d636e;--line:#dcd8cd}
 @media(prefers-color-scheme:dark){svg{--paper:#1b1e25;--ink:#e6e7ea;--soft:#a3aab6;--line:#343943}}
-text{font:13px system-ui,sans-serif;fill:var(--ink)}.t{font-size:15px;font-weight:650}
-.s{fill:var(--soft);font-size:12px}
+text{font:12px system-ui,sans-serif;fill:var(--ink)}.t{font-size:15px;font-weight:650}
+.s{fill:var(--soft)}
 """.strip()
 
 

@@ -85,8 +85,9 @@ def test_drawn_pictures_are_on_a_sheet(tmp_path, capsys):
         assert name in said
         for column in (0, PER_CLASS - 1):
             found = pixels[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
-            drawn = np.asarray(train.images[row * PER_CLASS + column]).astype(int)
-            assert np.abs(found - drawn).mean() < 12  # a JPEG
+            # A JPEG blurs colours, but each place is nearest to its own picture.
+            distances = np.abs(np.asarray(train.images).astype(int) - found).mean(axis=(1, 2, 3))
+            assert int(distances.argmin()) == row * PER_CLASS + column and distances.min() < 25
     shown = (ROOT / "docs" / "pictures" / "drawn_pictures.svg").read_text("utf-8")
     assert [name for name in train.class_names if f">{name}<" not in shown] == []
 

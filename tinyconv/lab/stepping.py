@@ -26,7 +26,8 @@ WHAT_TO_TYPE = """\
 Type at the prompt, and press Enter after each:
 
     n                     run this line and show the next; s also steps into a function
-    p index               print a variable, or any expression
+    p index               print a variable, or any expression; with p, for n, c, p, q, h and w
+                          alone are commands
     until LINE            run up to this line of the file
     ll                    show the whole kernel, with an arrow at this line
     c                     continue to the end

@@ -2,12 +2,13 @@
 
 import io
 import pdb
+import re
 import sys
 
 import numpy as np
 import planted
 import pytest
-from simulated import line_of
+from simulated import ROOT, line_of
 
 from layers import max_pool
 from layers.fast.conv import shared_memory
@@ -96,6 +97,13 @@ def test_what_does_not_fit_is_one_line(arguments, said, capsys):
     assert main(["step", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_start_md_names_the_line_after_the_maximum_is_known():
+    start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    lines = (ROOT / "layers" / "max_pool.py").read_text(encoding="utf-8").splitlines()
+    number = int(re.search(r"`until (\d+)`", start)[1])
+    assert lines[number - 1].strip() == "value = x[n, h, w, c]"
 
 
 def test_an_unknown_option_is_said_with_the_usage_of_the_command(capsys):

@@ -4,9 +4,8 @@
 
 Every command runs in a process of its own, as a reader starts it. Exercises are marked with their
 solutions, which takes longest: wrong ones stop at the first input. Prints Markdown tables of
-seconds, medians: by the clock, and of the processor. On a free machine the clock shows no more than
-the processor; on a busy one it does. Ends with exit status 1 if an exercise took over 5 s of the
-processor.
+seconds, medians: by the clock, which a busy machine stretches, and of the processor. Ends with exit
+status 1 if an exercise took over 5 s of the processor.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Which pictures of the convolution ladder `draw-kernel NAME --view VIEW` draws, beside its steps.
 
-    tile        one whole tile, larger than life: who loads, stores and owns what (`tile_svg.py`)
+    tile        one whole tile, larger than life: who loads, stores and owns what (`numbered.py`, `tile_svg.py`)
     pipeline    k-tiles over time: loads, copies, waits, barriers, products (`pipeline_svg.py`)
     banks       each stride, offset and swizzle of shared memory, with and without (`banks_svg.py`)
 
@@ -31,18 +31,10 @@ from tinyconv.lab.banks_svg import Access, Region, banks_svg
 from tinyconv.lab.cases import recorded
 from tinyconv.lab.cases.case import CaseLaunch, Shape
 from tinyconv.lab.cases.runs import activations
+from tinyconv.lab.numbered import Numbered, Tile, fragments, numbered
 from tinyconv.lab.pipeline_svg import pipeline_svg
 from tinyconv.lab.steps import Launch
-from tinyconv.lab.tile_svg import (
-    Numbered,
-    Panel,
-    Tile,
-    fragments,
-    numbered,
-    shared_panel,
-    table,
-    tile_svg,
-)
+from tinyconv.lab.tile_svg import Panel, shared_panel, table, tile_svg
 
 # --- launches
 

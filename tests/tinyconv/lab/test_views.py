@@ -21,8 +21,9 @@ from tinyconv.lab.convolution_views import (
     numbered_forward,
     replaced,
 )
+from tinyconv.lab.numbered import fragments, numbered, tile_of
 from tinyconv.lab.pipeline_svg import FLIGHT, LOAD, MULTIPLY, STORE, in_words, timeline
-from tinyconv.lab.tile_svg import fragments, joined, numbered, spoken, tile_of
+from tinyconv.lab.tile_svg import joined, spoken
 
 # --- one whole tile
 

@@ -1,6 +1,6 @@
 """Which pictures of the convolution ladder `draw-kernel NAME --view VIEW` draws, beside its steps.
 
-    tile        one whole tile, larger than life: who loads, stores and owns what (`numbered.py`, `tile_svg.py`)
+    tile        one whole tile: who loads, stores and owns what (`numbered.py`, `tile_svg.py`)
     pipeline    k-tiles over time: loads, copies, waits, barriers, products (`pipeline_svg.py`)
     banks       each stride, offset and swizzle of shared memory, with and without (`banks_svg.py`)
 

@@ -36,7 +36,7 @@ def centre(x, mean, y):
 
 
 if __name__ == "__main__":
-    images = [numbers(2, 3, 5, 7), numbers(1, 1, 1, 1), numbers(2, 4, 6, 32)]
+    images = [numbers(2, 3, 5, 7), numbers(1, 1, 1, 1), numbers(2, 4, 6, 12)]
     mark(
         centre,
         specification,

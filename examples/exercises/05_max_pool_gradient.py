@@ -54,5 +54,5 @@ def windows_of(n, height, width, channels):
 
 
 if __name__ == "__main__":
-    inputs = [windows_of(1, 3, 3, 1), windows_of(2, 8, 6, 5), windows_of(1, 7, 9, 32)]
-    mark(max_pool_gradient, specification, inputs, goal=Goal(coalescing=0.8))
+    inputs = [windows_of(1, 5, 5, 1), windows_of(2, 8, 6, 5), windows_of(1, 7, 9, 32)]
+    mark(max_pool_gradient, specification, inputs, goal=Goal(coalescing=0.8, bytes=3))

@@ -10,6 +10,8 @@ the target. So a race with either end is found.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from layers.simulator.arrays import KernelArray
@@ -24,13 +26,17 @@ POISON = np.full(BYTES, 0xFF, np.uint8)
 
 
 class Copies:
-    """The copies that one thread has begun and not yet waited for."""
+    """The copies that one thread has begun and not yet waited for.
 
-    __slots__ = ("begun", "groups")
+    note: called as note("commit", 0) and note("wait", newest) before either.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("begun", "groups", "note")
+
+    def __init__(self, note: Callable[[str, int], None] | None = None) -> None:
         self.begun: list[tuple] = []
         self.groups: list[list[tuple]] = []
+        self.note = note
 
     def begin(
         self,
@@ -60,11 +66,15 @@ class Copies:
 
     def commit(self) -> None:
         """Make a group, possibly empty, of the copies begun since the last one."""
+        if self.note is not None:
+            self.note("commit", 0)
         self.groups.append(self.begun)
         self.begun = []
 
     def wait(self, newest: int) -> None:
         """Carry out the copies of all groups but the `newest`, oldest first."""
+        if self.note is not None:
+            self.note("wait", newest)
         while len(self.groups) > newest:
             for target, to, source, at, inside, caller in self.groups.pop(0):
                 values = ZEROS

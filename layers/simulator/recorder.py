@@ -24,6 +24,7 @@ from layers.simulator.trace import (
     SEGMENT,
     ArrayInfo,
     BarrierEvent,
+    GroupEvent,
     Instruction,
     Trace,
 )
@@ -183,6 +184,11 @@ class Recorder:
         self.trace.barrier_events.append(
             BarrierEvent(call, file, line, self.block, tuple(threads), self._noted)
         )
+
+    def note_group(self, call: str, newest: int) -> None:
+        """The running thread commits a group of asynchronous copies, or waits for some."""
+        segment = len(self._segments) - 1
+        self.trace.group_events.append(GroupEvent(call, newest, segment, self._noted))
 
     def finish(self) -> Trace:
         """The trace with its tables filled, also after a launch that failed."""

@@ -182,7 +182,8 @@ class Launch:
     def copies(self) -> Copies:
         """The asynchronous copies of the running thread."""
         if self.thread.copies is None:
-            self.thread.copies = Copies()
+            note = None if self.recorder is None else self.recorder.note_group
+            self.thread.copies = Copies(note)
         return self.thread.copies
 
     def _wait_at(

@@ -115,6 +115,19 @@ class BarrierEvent:
     """The number of accesses recorded before it opened."""
 
 
+@dataclass(frozen=True)
+class GroupEvent:
+    """A thread commits a group of asynchronous copies, or waits until `newest` are pending."""
+
+    call: str
+    """"commit" or "wait"."""
+    newest: int
+    segment: int
+    """Of the thread, a row of Trace.segments."""
+    after: int
+    """The number of accesses recorded before it."""
+
+
 @dataclass
 class Trace:
     """One launch: every access, in the order in which the simulator made it."""
@@ -127,6 +140,7 @@ class Trace:
     arrays: list[ArrayInfo] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     barrier_events: list[BarrierEvent] = field(default_factory=list)
+    group_events: list[GroupEvent] = field(default_factory=list)
     segments: np.ndarray = field(default_factory=lambda: np.empty(0, SEGMENT))
     accesses: np.ndarray = field(default_factory=lambda: np.empty(0, ACCESS))
     arguments: tuple[Any, ...] = ()

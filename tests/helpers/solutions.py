@@ -158,6 +158,14 @@ WRONG = [
         "max(x[127 - i % 128]",
         ["wrong at y[1]", "that is what y[126] has to be: is an index shifted?"],
     ),
+    (1, "cuda.grid(1)", "cuda.threadIdx.x", ["race: y[0]", "cuda.grid(1) over all of them"]),
+    (
+        1,
+        "y[i] = max(x[i], x.dtype.type(0))",
+        "if x[i] > 0:\n        y[i] = x[i]",
+        ["missing: y[0]", "or a branch skips the write"],
+    ),
+    (1, "y[i] = max(", "x[i] = max(", ["missing: y[0]", "it writes x, which is an input"]),
     (2, "if i < x.size:\n        ", "", ["index: IndexError: x[1]", "return before they"]),
     (2, "i < x.size", "i <= x.size", ["index: IndexError: x[1] of shape (1,)"]),
     (2, "i < x.size", "i < x.size - 1", ["missing: y[0]", "no thread owns these outputs"]),
@@ -169,7 +177,18 @@ WRONG = [
         ["compile: the compiler makes no code for a GPU"],
     ),
     (3, "c = index % x.shape[3]", "c = index % x.shape[2]", ["race", "n, h, w and c"]),
-    (3, "index // x.shape[3] % x.shape[2]", "index // x.shape[3]", ["index: IndexError"]),
+    (
+        3,
+        "index // x.shape[3] % x.shape[2]",
+        "index // x.shape[3]",
+        ["index: IndexError", "the guard is right", "its index leaves axis"],
+    ),
+    (
+        3,
+        "index // x.shape[3] % x.shape[2]",
+        "index / x.shape[3] % x.shape[2]",
+        ["compile: the compiler", "// gives one, / gives a float"],
+    ),
     (3, "mean[c]", "mean[w]", ["wrong at y[0, 0, 0, 1]", "mean[0]"]),
     (3, "index // (x.shape[3] * x.shape[2]) % x.shape[1]", "0", ["race: y[0, 0, 0, 0]"]),
     (
@@ -179,6 +198,14 @@ WRONG = [
         "w = index % x.shape[2]\n    h = index // x.shape[2] % x.shape[1]\n"
         "    c = index // (x.shape[2] * x.shape[1]) % x.shape[3]\n",
         ["right on 3 inputs", "goal: 100%: NOT YET", "sectors for each", "exercise 3: not yet"],
+    ),
+    (
+        3,
+        "w = index // x.shape[3] % x.shape[2]\n"
+        "    h = index // (x.shape[3] * x.shape[2]) % x.shape[1]\n",
+        "h = index // x.shape[3] % x.shape[1]\n"
+        "    w = index // (x.shape[3] * x.shape[1]) % x.shape[2]\n",
+        ["right on 3 inputs", "goal: 100%: NOT YET", "exercise 3: not yet"],
     ),
     (4, "x[n, p * STRIDE, q * STRIDE, c]\n", "x.dtype.type(0)\n", ["wrong at y[", "got 0"]),
     (
@@ -202,6 +229,12 @@ WRONG = [
         ["wrong at dx[0, 0, 0"],
     ),
     (5, "h // STRIDE + 1)", "h // STRIDE)", ["wrong at dx["]),
+    (
+        5,
+        "max(0, (h - SIZE) // STRIDE + 1), min(dy.shape[1], h // STRIDE + 1)",
+        "dy.shape[1]",
+        ["right on 3 inputs", "goal: 3 times: NOT YET"],
+    ),
     (
         5,
         "max(0, (h - SIZE) // STRIDE + 1)",

@@ -118,9 +118,14 @@ def test_some_layers_by_name(capsys):
     titles = [line.split()[0] for line in printed.splitlines() if line and line[0].isupper()]
     assert set(titles) == {"LocalResponseNorm", "Tanh"}
     assert printed.endswith("simple host loops; no kernel was run (--simulate runs them)\n")
+    assert main(["gradcheck", "max_pool", "locally_connected"]) == 0
+    printed = capsys.readouterr().out
+    titles = [line.split()[0] for line in printed.splitlines() if line and line[0].isupper()]
+    assert set(titles) == {"MaxPool2D", "LocallyConnected2D"}
     assert main(["gradcheck", "conv4d"]) == 2
     said = capsys.readouterr().err
     assert "no layer 'conv4d': choose from conv2d, maxpool2d," in said and said.count("\n") == 1
+    assert ", or lrn, " in said
 
 
 def test_simulated_kernels(capsys, cuda_device):

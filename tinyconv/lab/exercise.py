@@ -23,26 +23,13 @@ import numpy as np
 from layers import Layer, simulator
 from tinyconv.gradient_check import HEADER, check_gradients
 from tinyconv.lab.checks import check_kernel
-from tinyconv.lab.issues import Issue, Line, Report, element, indented, worker_of
+from tinyconv.lab.hints import hint, shifted
+from tinyconv.lab.issues import Line, Report, element, indented, worker_of
 from tinyconv.lab.stepping import reads_of, writer_of
 from tinyconv.lab.traffic import measure
 from tinyconv.lab.watch import doubles_of, page_of, summary
 
 THREADS = 128
-
-HINTS = {
-    "compile": "the simulator runs any Python; a GPU knows numbers, arrays, loops and branches.",
-    "index": "which threads have no element? They have to return before they touch an array.",
-    "barrier": "every thread of a block has to reach the same syncthreads(): no return before it, "
-    "and no branch around it.",
-    "race": "let one thread own each output: it gathers what others have, none scatters to it.",
-    "shared race": "a barrier, cuda.syncthreads(), has to stand between one thread's write and "
-    "another's read, and between that read and the next write.",
-    "unwritten": "fill all of an array before you read it.",
-    "missing": "no thread owns these outputs. Compare your index with the number of threads.",
-    "rewritten": "several threads own one output. Does your index use all of n, h, w and c?",
-}
-"""What leads from an issue to the fault."""
 
 ORDER = ("compile", "index", "barrier", "error", "race", "unwritten", "missing", "rewritten")
 
@@ -102,16 +89,19 @@ def mark(
         report = check_kernel(kernel, grid, block, (*args, *made), filled, orders=1)
         results = dict(zip(names, (*args, *made), strict=True))
         wrong = []
-        if not any(issue.kind in ("index", "barrier", "error") for issue in report.issues):
+        stopped = any(issue.kind in ("index", "barrier", "error") for issue in report.issues)
+        if not stopped:
             for name, output in zip(updates or filled, outputs, strict=True):
                 wrong += differences(name, output, results[name], report)
         if wrong or not report.ok:
             shapes = ", ".join(str(a.shape) for a in arguments if isinstance(a, np.ndarray))
             print(f"on inputs of shape {shapes}:")
-            tell(report.issues, wrong)
-            failed(path, draw(path, report, kernel))
+            tell(report, results, updates or filled, wrong)
+            # What stopped a launch is not among the accesses that a page could show.
+            failed(path, "" if stopped else draw(path, report, kernel))
     assert report is not None
-    print(f"right on {len(inputs)} inputs: no race, no stray access, every output written once")
+    count = f"{len(inputs)} input{'s' * (len(inputs) > 1)}"
+    print(f"right on {count}: no race, no stray access, every output written once")
     reached = grade(report, goal or Goal())
     drawn = draw(path, report, kernel)
     if not reached:
@@ -119,17 +109,19 @@ def mark(
     passed(path, drawn)
 
 
-def tell(issues: list[Issue], wrong: list[str]) -> None:
+def tell(
+    report: Report, results: dict[str, np.ndarray], outputs: Sequence[str], wrong: list[str]
+) -> None:
     """Print the issues, the most telling first, each with its hint, and wrong results."""
-    told = {issue.kind: issue for issue in reversed(issues) if issue.kind in ORDER}
+    told = {issue.kind: issue for issue in reversed(report.issues) if issue.kind in ORDER}
+    if "race" in told and told["race"].array in outputs:  # which these two follow from
+        told = {kind: issue for kind, issue in told.items() if kind not in ("missing", "rewritten")}
     for kind in [kind for kind in ORDER if kind in told][:3]:
-        issue = told[kind]
-        print(indented(issue))
-        shared = kind == "race" and not issue.array.isidentifier()
-        if hint := HINTS.get("shared race" if shared else kind):
-            print(textwrap.fill(f"hint: {hint}", 90, initial_indent="  ", subsequent_indent="  "))
+        print(indented(told[kind]))
+        if text := hint(told[kind], report, results, outputs):
+            print(textwrap.fill(f"hint: {text}", 90, initial_indent="  ", subsequent_indent="  "))
     # Wrong results of a race are no riddle of their own.
-    if not {"race", "unwritten", "compile"} & set(told):
+    if wrong and not {"race", "unwritten", "compile"} & set(told):
         print("\n".join(wrong))
 
 
@@ -144,10 +136,8 @@ def differences(name: str, expected: np.ndarray, got: np.ndarray, report: Report
         f"  wrong at {element(name, index)}: expected {expected[index]:.6g}, got {got[index]:.6g} "
         f"({np.count_nonzero(~close)} of {close.size} elements are wrong)"
     ]
-    elsewhere = np.argwhere(np.isclose(expected, got[index], rtol=1e-6, atol=0))
-    if len(elsewhere) == 1:
-        there = element(name, tuple(elsewhere[0].tolist()))
-        text.append(f"  that is what {there} has to be: is an index shifted?")
+    if moved := shifted(name, expected, got, ~close):
+        text.append(moved)
     trace = report.trace
     assert trace is not None
     try:

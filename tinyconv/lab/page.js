@@ -9,9 +9,9 @@ let launch, block, cells, lit = [], owned = [], playing = null;
 
 // A step as it comes from Python, with names.
 function stepAt(number) {
-  const [place, turn, write, requests] = block.steps[number];
+  const [place, occurrence, write, requests] = block.steps[number];
   return {
-    place: launch.places[place], number: place, turn, write: !!write,
+    place: launch.places[place], number: place, occurrence, write: !!write,
     requests: requests.map(([warp, array, lanes, cells, sectors, ideal, ways, bad]) =>
       ({ warp, array, lanes, cells, sectors, ideal, ways, bad: !!bad })),
   };
@@ -183,7 +183,7 @@ function showNow(step) {
   const names = [...new Set(step.requests.map((r) => launch.arrays[r.array].name))].join(", ");
   const what = (step.write ? "write " : "read ") + names + ", line " + step.place.line;
   const where = "Step " + (state.step + 1) + " of " + block.steps.length;
-  let more = step.turn ? ", turn " + (step.turn + 1) : "";
+  let more = step.occurrence ? ", iteration " + (step.occurrence + 1) : "";
   if (block.marks.length) more += ", " + plural(passed, "barrier", "barriers") + " passed";
   now.append(make("b", "", where), ": " + what + more);
   const bad = step.requests.filter((r) => r.bad).length;

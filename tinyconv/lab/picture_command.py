@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tinyconv.lab.cases import GROUPS, Shape, checked_shape
 from tinyconv.lab.cases import launches as case_launches
+from tinyconv.lab.convolution_views import VIEWS
 from tinyconv.lab.picture import MOST_CELLS, launched, page
 from tinyconv.lab.picture_svg import svg_of
 from tinyconv.lab.steps import Launch
@@ -43,18 +44,18 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", help="with --svg: which kernel (default: the first launched)")
     parser.add_argument("--block", type=int, metavar="N", help="with --svg: which block, from 0")
     parser.add_argument("--step", type=int, metavar="N", help="with --svg: which step, from 1")
+    views = dict.fromkeys(view for known in VIEWS.values() for view in known)
     parser.add_argument(
-        "--all-pictures",
-        metavar="FOLDER",
-        help="write the picture of every kernel, as in docs/pictures",
+        *("--view",), choices=views, help=f"another picture, of one of {', '.join(VIEWS)}"
     )
+    parser.add_argument("--all-pictures", metavar="FOLDER", help="write all of docs/pictures")
 
 
 def main(options: argparse.Namespace) -> int:
     """Write what was asked for and say where. ValueError for what cannot be drawn."""
     still = (options.kernel, options.block, options.step)
     if options.all_pictures is not None:
-        others = (options.name, options.shape, options.out, *still)
+        others = (options.name, options.shape, options.out, options.view, *still)
         if options.svg or any(other is not None for other in others):
             raise ValueError("--all-pictures FOLDER goes alone")
         return all_pictures(Path(options.all_pictures))
@@ -63,6 +64,15 @@ def main(options: argparse.Namespace) -> int:
     if not options.svg and still != (None, None, None):
         raise ValueError("--kernel, --block and --step choose a picture: they need --svg")
     name = options.name
+    if options.view:
+        if options.svg or options.shape:
+            raise ValueError("--view goes without --svg and --shape")
+        if options.view not in VIEWS.get(name, {}):
+            known = "; ".join(f"{each}: {', '.join(views)}" for each, views in VIEWS.items())
+            raise ValueError(f"{name} has no view {options.view}; there are {known}")
+        return written(
+            Path(options.out or f"{name}_{options.view}.svg"), VIEWS[name][options.view]()
+        )
     if own := named_script(name):
         if options.shape:
             raise ValueError("--shape is for the layers of this project")
@@ -80,7 +90,11 @@ def main(options: argparse.Namespace) -> int:
         text = svg_of(launch, options.block or 0, step - 1)
     else:
         name, text = f"{name}.html", page(name, drawn)
-    out = Path(options.out or name)
+    return written(Path(options.out or name), text)
+
+
+def written(out: Path, text: str) -> int:
+    """Write `text` and say where."""
     write(out, text)
     print(f"{out}: {len(text.encode()) / 1000:.0f} kB; open it in a browser")
     return 0
@@ -104,7 +118,7 @@ def write(file: Path, text: str) -> None:
 
 
 def all_pictures(folder: Path) -> int:
-    """Write the picture of every kernel that has one into `folder`."""
+    """Write the picture of every kernel that has one, and all views, into `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,5 +131,9 @@ def all_pictures(folder: Path) -> int:
                 text = svg_of(find(name, drawn, case.name), *case.figure)
                 write(folder / f"{case.name}.svg", text)
                 count += 1
+    for name, views in VIEWS.items():
+        for view, draw in views.items():
+            write(folder / f"{name}_{view}.svg", draw())
+            count += 1
     print(f"{folder}: {count} pictures")
     return 0

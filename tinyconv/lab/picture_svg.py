@@ -263,11 +263,11 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
     instruction = launch.trace.instructions[step.instruction]
     names = ", ".join(dict.fromkeys(launch.arrays[r.array].name for r in step.requests))
     what = f"{'write' if step.write else 'read'} {names}"
-    turn = f", turn {step.occurrence + 1}" if step.occurrence else ""
+    which = f", iteration {step.occurrence + 1}" if step.occurrence else ""
     body = [
         f'<text class="t" y="14">{escape(launch.trace.kernel)}</text>',
         f'<text class="s" y="32">{escape(launch.title)} · block {block} of '
-        f"{launch.trace.blocks}, step {number + 1} of {steps}: {escape(what)}{turn}</text>",
+        f"{launch.trace.blocks}, step {number + 1} of {steps}: {escape(what)}{which}</text>",
     ]
     y = 44
     for away in (-1, 0, 1):
@@ -312,11 +312,19 @@ def svg_of(launch: Launch, block: int, number: int) -> str:
             f'<text{style} x="16" y="{y + 9.5}">warp {r.warp}: {cost_of(r, launch)}</text>'
         )
         y += 16
-    height = y + 2 * MARGIN
+    return document(f"{launch.trace.kernel}: {what}", body, y)
+
+
+def document(title: str, body: Iterable[str], height: int, style: str = "") -> str:
+    """The text of an SVG file: `body`, which is `height` high, on paper with a margin.
+
+    style: rules beyond STYLE.
+    """
+    height += 2 * MARGIN
     return plain_colours(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img">'
-        f"<title>{escape(launch.trace.kernel)}: {escape(what)}</title><style>{STYLE}</style>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style>"
         f'<pattern id="c" width="{PITCH}" height="{PITCH}" patternUnits="userSpaceOnUse">'
         f'<rect class="e" width="{SIZE}" height="{SIZE}" rx="1.5"/></pattern>'
         f'<rect x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="8" '

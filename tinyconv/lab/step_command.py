@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError("--shape is for the layers of this project")
         launch = first_launch(*own)
     else:
-        launch, outputs = known_launch(options.name, options.shape)
+        launch, outputs = known_launch(options.name, options.shape, output)
         output = output or (outputs or (None,))[0]
     text = options.output
     try:
@@ -53,8 +53,13 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def known_launch(name: str, shape: str | None) -> tuple[OwnLaunch, tuple[str, ...]]:
-    """The first launch of a kernel, or of a group, and its outputs."""
+def known_launch(
+    name: str, shape: str | None, array: str | None = None
+) -> tuple[OwnLaunch, tuple[str, ...]]:
+    """The first launch of a kernel, or of a group, and its outputs.
+
+    array: of a group the first kernel that has this output; None: the first of all.
+    """
     groups = [key for key, group in GROUPS.items() if name in (case.name for case in group.cases)]
     group = groups[0] if groups else name
     if name not in CASES and name not in GROUPS:
@@ -62,11 +67,13 @@ def known_launch(name: str, shape: str | None) -> tuple[OwnLaunch, tuple[str, ..
             f"no kernel is called {name!r}: choose FILE.py:KERNEL, a kernel of docs/kernels.md, or "
             f"{', '.join(GROUPS)}"
         )
+    of_group = GROUPS[group].cases
+    cases = [case for case in of_group if array in (None, *case.outputs)] or of_group
     small = GROUPS[group].small
     # At least two images, so that their order in memory shows.
     sides = checked_shape(group, shape) or (max(2, small[0]), *small[1:])
     for each in launches(group, sides):
-        if each.name == name or (not groups and each.case in GROUPS[group].cases):
+        if each.name == name or (not groups and each.case in cases):
             grid, block = each.grid, each.block
             return OwnLaunch(each.case.kernel, grid, block, each.args, 0), each.case.outputs  # type: ignore[arg-type]
     raise ValueError(f"no run of {group} launches {name}")

@@ -26,7 +26,8 @@ WHAT_TO_TYPE = """\
 Type at the prompt, and press Enter after each:
 
     n                     run this line and show the next; s also steps into a function
-    p index               print a variable, or any expression
+    p index               print a variable, or any expression; with p, for n, c, p, q, h and w
+                          alone are commands
     until LINE            run up to this line of the file
     ll                    show the whole kernel, with an arrow at this line
     c                     continue to the end
@@ -95,7 +96,8 @@ def writer_of(trace: Trace, name: str, index: tuple[int, ...]) -> int:
         last = ",".join(str(side - 1) for side in shape)
         raise ValueError(
             f"{name} has the shape {shape}: there is no element {','.join(map(str, index))}, but "
-            f"{','.join('0' * len(shape))} to {last}; --shape SHAPE makes the input larger"
+            f"{','.join('0' * len(shape))} to {last} (--shape SHAPE makes "
+            "the input of a layer here larger)"
         )
     data = trace.arrays[arrays[name]].data
     offset = sum(i * s // data.itemsize for i, s in zip(index, data.strides, strict=True))

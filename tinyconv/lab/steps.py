@@ -156,7 +156,7 @@ class Launch:
                 data = info.data
                 self.arrays.append(
                     Array(
-                        self._name(info),
+                        variable_name(info, self.trace),
                         info.space,
                         data.shape,
                         str(data.dtype),
@@ -168,13 +168,6 @@ class Launch:
                 )
             self._drawn[number] = known[key]
             self.arrays[known[key]].values[info.block] = np.array(info.data).reshape(-1)
-
-    def _name(self, info: ArrayInfo) -> str:
-        """The variable that holds a shared array, where its line says so; else the array's name."""
-        line = re.fullmatch(r"shared array of line (\d+)", info.name)
-        text = linecache.getline(self.trace.file, int(line[1])) if line else ""
-        variable = re.match(r"\s*(\w+) = cuda\.shared\.array\(", text)
-        return variable[1] if variable else info.name
 
     def block(self, number: int) -> Block:
         """Block `number`; ValueError if there is none."""
@@ -247,6 +240,14 @@ class Launch:
                 f"there is no step {step + 1}"
             )
         return steps[step]
+
+
+def variable_name(info: ArrayInfo, trace: Trace) -> str:
+    """The variable that holds a shared array, where its line says so; else the array's name."""
+    line = re.fullmatch(r"shared array of line (\d+)", info.name)
+    text = linecache.getline(trace.file, int(line[1])) if line else ""
+    variable = re.match(r"\s*(\w+) = cuda\.shared\.array\(", text)
+    return variable[1] if variable else info.name
 
 
 def in_program_order(threads: dict[int, list[tuple]]) -> list[tuple]:

@@ -72,11 +72,13 @@ def summary(traffic: Traffic) -> list[str]:
 
 
 def doubles_of(report: Report) -> list[str]:
-    """A line for what computes in float64, in a launch whose arrays have no float64."""
+    """Lines for what computes in float64, in a launch whose arrays have no float64, and a hint."""
     trace = report.trace
     if trace is None or any(a.data.dtype.itemsize == 8 for a in trace.arrays if a.space != SHARED):
         return []
-    return [f"computes in float64, which is slow on most GPUs: {line}" for line in report.doubles]
+    lines = [f"computes in float64, which is slow on most GPUs: {line}" for line in report.doubles]
+    hint = "  hint: a whole number with a float32 gives a float64; x.dtype.type(0) is of x's type"
+    return [*lines, hint] if lines else []
 
 
 # --- the context and the decorator

@@ -27,7 +27,7 @@ COMMANDS = {
     "report": ("weights.report", "a page that shows what a net has learned"),
     "plan": ("tools.plan_command", "which file computes which layer, by what kernel or library"),
     "features": ("tools.features_command", "write what a layer computes for each photo"),
-    "draw": ("tools.draw_command", "the net as boxes and arrows, or its first filters"),
+    "draw": ("tools.draw_command", "the net, its first filters, or drawn pictures"),
     "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),
     "traffic": ("lab.traffic_command", "count a kernel's memory accesses by source line"),
     "draw-kernel": ("lab.picture_command", "write a page that shows a kernel step by step"),
@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.options(
             commands.add_parser(name, help=purpose, description=description, formatter_class=raw)
         )
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # said with the command's own usage
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         if options.command in IN_THE_SIMULATOR or getattr(options, "simulate", False):
             if not SIMULATED:

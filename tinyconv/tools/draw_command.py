@@ -3,6 +3,7 @@
     python -m tinyconv draw --out net.svg
     python -m tinyconv draw --parallel columns --recipe authors --out two_columns.svg
     python -m tinyconv draw --filters runs/001 --out filters.png
+    python -m tinyconv draw --pictures --out pictures.svg
 
 The first also prints the net's table, the second the bytes that the devices exchange. --filters
 draws the first filters of a trained net (a run's folder or a weights file), those of column 0 above
@@ -21,6 +22,7 @@ from tinyconv.run.filters import colourfulness
 from tinyconv.run.plots import plot_column_filters
 from tinyconv.run.sealed import replace_file
 from tinyconv.tools.draw_net import svg_of_net
+from tinyconv.tools.draw_pictures import svg_of_pictures
 
 
 def crossing_table(net: Columns, batch_size: int = 128) -> str:
@@ -69,12 +71,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--recipe", choices=RECIPES, default="paper", help="default paper")
     add("--batch-size", type=int, default=128, help="images per step, for the table (default 128)")
     add("--filters", metavar="WEIGHTS.h5", help="draw the first filters of a trained net as a PNG")
-    add("--out", metavar="FILE", help="default: net.svg, or filters.png with --filters")
+    add("--pictures", action="store_true", help="draw a sheet of drawn training pictures")
+    add("--out", metavar="FILE", help="default: net.svg, filters.png or pictures.svg")
 
 
 def main(chosen: argparse.Namespace) -> int:
     """Write the picture and print its table; ValueError for unusable arguments."""
-    out = Path(chosen.out or ("filters.png" if chosen.filters else "net.svg"))
+    if chosen.pictures and chosen.filters:
+        raise ValueError("--pictures and --filters are two pictures: give one")
+    name = "filters.png" if chosen.filters else "pictures.svg" if chosen.pictures else "net.svg"
+    out = Path(chosen.out or name)
     ending = ".png" if chosen.filters else ".svg"
     if out.suffix != ending:
         raise ValueError(f"--out {out}: this picture is a {ending} file")
@@ -82,6 +88,8 @@ def main(chosen: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: there is no folder {str(out.parent)!r}")
     if chosen.filters:
         _draw_filters(chosen.filters, out)
+    elif chosen.pictures:
+        replace_file(out, svg_of_pictures().encode())
     else:
         _draw_net(chosen, out)
     print(f"written: {out}")

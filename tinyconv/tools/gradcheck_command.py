@@ -13,8 +13,8 @@ from tinyconv.gradient_check import HEADER, check_gradients
 from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.sequential import Sequential
 
-SHORT = {"lrn": "localresponsenorm", "pool": "maxpool2d", "conv": "conv2d", "net": "small"}
-"""Other names of layers."""
+SHORT = {"lrn": "localresponsenorm", "pool": "maxpool2d", "net": "small"}
+"""Other names of layers. The beginning of a name will do, with underscores or without: max_pool."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +38,15 @@ def main(options: argparse.Namespace) -> int:
         raise DeviceError(f"{error}; or --simulate, which needs no GPU") from None
     cases = list(gradient_cases())
     kinds = list(dict.fromkeys(title.split()[0].lower() for title, *_ in cases))
-    names = [SHORT.get(name.lower(), name.lower()) for name in options.names] or kinds
-    if unknown := [name for name in names if name not in kinds]:
-        raise ValueError(f"no layer {unknown[0]!r}: choose from {', '.join(kinds)}")
+    names = kinds if not options.names else []
+    for name in options.names:
+        plain = name.lower().replace("_", "")
+        found = [kind for kind in kinds if plain and kind.startswith(SHORT.get(plain, plain))]
+        if not found:
+            raise ValueError(
+                f"no layer {name!r}: choose from {', '.join(kinds)}, or {', '.join(SHORT)}"
+            )
+        names += found
     print(f"central differences in float64 on {device}, kernels {options.kernels}")
     failed = checked = 0
     for title, layer, x, labels in cases:

@@ -45,6 +45,19 @@ def test_groups_arrive_in_order_and_late(newest, arrived):
     assert (y[arrived:] == POISON).all()
 
 
+def test_commits_and_waits_are_in_the_trace():
+    x, y = np.arange(12, dtype=np.float32), np.zeros(12, np.uint32)
+    with simulator.record() as traces:
+        three_groups[2, 2](x, y, 1)
+    (trace,) = traces
+    calls = [(event.call, event.newest) for event in trace.group_events]
+    assert calls == [*[("commit", 0)] * 3, ("wait", 1), ("wait", 0)] * 4
+    threads = [int(trace.segments["thread"][event.segment]) for event in trace.group_events]
+    assert threads == [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5
+    # The first commit comes after the eight writes that two copies are recorded as.
+    assert [event.after for event in trace.group_events[:3]] == [8, 12, 12]
+
+
 @cuda.jit
 def without(y, x, waiting):
     tile = cuda.shared.array(128, float32)

@@ -20,6 +20,7 @@ from tinyconv.lab.cases import CASES, GROUPS, checked_shape, launches
 from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.lab.cases.case import STORED, KernelCase
 from tinyconv.lab.checks import check_kernel
+from tinyconv.run.layer_table import ARGUMENTS
 from tinyconv.tools.command_line import main
 
 
@@ -159,8 +160,10 @@ def lacking(kind):
     for name, kernel in vars(sys.modules[kind.__module__]).items():
         if is_kernel(kernel) and kernel.__module__ == kind.__module__ and name not in CASES:
             yield f"a KernelCase of {name}: tinyconv/lab/cases/book.py"
-    torch_twin = importlib.import_module("torch_twin")
-    for layer in made or [object.__new__(kind)]:
+    if kind not in ARGUMENTS:
+        yield "how its constructor is called: tinyconv/run/layer_table.py"
+    torch_twin = importlib.import_module("torch_twin") if find_spec("torch") else None
+    for layer in (made or [object.__new__(kind)]) if torch_twin else []:
         try:
             torch_twin.modules_of(layer, our_masks=True)
         except KeyError:
@@ -189,7 +192,7 @@ def kinds():
 
 @pytest.mark.parametrize("kind", [*kinds()])
 def test_a_layer_lacks_nothing(kind):
-    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    """Without PyTorch all but its counterpart there."""
     assert not list(lacking(kind))
 
 
@@ -205,7 +208,10 @@ def test_everything_that_a_layer_lacks_is_named(monkeypatch):
         x[0] = 1
 
     monkeypatch.setattr(sys.modules[__name__], "cube_kernel", cube_kernel, raising=False)
-    ending = "a KernelCase of cube_kernel", "its modules in PyTorch", "a sentence on its file"
+    ending = (
+        *("a KernelCase of cube_kernel", "how its constructor is called"),
+        *("its modules in PyTorch", "a sentence on its file"),
+    )
     assert [line.partition(":")[0] for line in lacking(Cube)] == [
         *("its export", "a test file", "a gradient case", *ending)
     ]

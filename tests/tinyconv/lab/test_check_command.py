@@ -46,6 +46,10 @@ def test_issues_stand_below_their_row(capsys, monkeypatch):
     "arguments, message",
     [
         (["relux"], "no kernels are called 'relux': choose from conv, max_pool, avg_pool"),
+        (
+            ["lrn_backward_kernel"],
+            "lrn_backward_kernel is one of the kernels of lrn: give that name",
+        ),
         (["--shape", "1,1"], "--shape is for the NAMEs it fits"),
         (["lrn", "--shape", "2,3"], "--shape of lrn is positive numbers such as 2,6,7,5, not"),
         (["lrn", "--shape", "2,3,0,1"], "positive numbers"),

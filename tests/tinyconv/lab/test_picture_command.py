@@ -9,6 +9,7 @@ from simulated import ROOT
 
 from tinyconv.lab import picture_command
 from tinyconv.lab.cases import CASES
+from tinyconv.lab.convolution_views import VIEWS
 
 
 def run(*arguments):
@@ -33,6 +34,13 @@ def test_command_writes_a_still_picture(tmp_path):
     assert "block 1 of 3, step 2 of" in out.read_text(encoding="utf-8")
 
 
+def test_command_writes_a_view(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("shared", "--view", "pipeline") == 0
+    assert "shared_pipeline.svg" in capsys.readouterr().out
+    assert "no k-tile is in flight" in Path("shared_pipeline.svg").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
@@ -53,6 +61,16 @@ def test_command_writes_a_still_picture(tmp_path):
         (["relu", "--svg", "--block", "-1"], "there is no block -1"),
         (["relu", "--out", "no/such/folder.html"], "cannot write"),
         (["relu", "--all-pictures", "x"], "goes alone"),
+        (
+            ["relu", "--view", "tile"],
+            "relu has no view tile; there are shared: tile, pipeline, banks",
+        ),
+        (["tensor_bf16", "--view", "banks"], "tensor_bf16 has no view banks"),
+        (["shared", "--view", "tile", "--shape", "1,6,6,8"], "without --svg and --shape"),
+        (["shared", "--view", "tile", "--svg"], "without --svg and --shape"),
+        (["shared", "--view", "tile", "--step", "1"], "need --svg"),
+        (["--view", "tile"], "a NAME is missing"),
+        (["--view", "tile", "--all-pictures", "x"], "goes alone"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(arguments, complaint, tmp_path, monkeypatch):
@@ -68,16 +86,17 @@ def test_every_kernel_has_its_picture_in_the_documents(tmp_path, capsys):
     folder = ROOT / "docs" / "pictures"
     assert run("--all-pictures", tmp_path / "new") == 0  # draws every NAME of the help
     figures = {f"{case.name}.svg" for case in CASES.values() if case.figure}
+    figures |= {f"{name}_{view}.svg" for name, views in VIEWS.items() for view in views}
     assert str(len(figures)) in capsys.readouterr().out
     made = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
     assert set(made) == figures
     text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     for name, picture_now in made.items():
         ElementTree.fromstring(picture_now)
-        assert len(picture_now) < 60_000, name
+        assert len(picture_now) < (150_000 if "_tile" in name else 60_000), name
         assert f"](pictures/{name})" in text, f"docs/kernels.md does not show {name}"
-    kept = {file.name for file in folder.glob("*_kernel.svg")}
-    assert kept == set(made)
+    kept = {file.name for file in folder.glob("*.svg")}
+    assert kept == {*made, "two_columns.svg", "drawn_pictures.svg"}  # of `draw`
     if hasattr(run.__code__, "co_positions"):  # marks an expression, not a whole line
         stale = [name for name, now in made.items() if (folder / name).read_bytes() != now]
         assert not stale, "draw them anew: python -m tinyconv draw-kernel --all-pictures " + str(

@@ -2,12 +2,13 @@
 
 import io
 import pdb
+import re
 import sys
 
 import numpy as np
 import planted
 import pytest
-from simulated import line_of
+from simulated import ROOT, line_of
 
 from layers import max_pool
 from layers.fast.conv import shared_memory
@@ -84,9 +85,10 @@ def test_a_kernel_that_fails_can_be_stepped_through_up_to_there(typed):
         (["pool"], "no kernel is called 'pool': choose FILE.py:KERNEL, a kernel of docs/kernels"),
         (["lrn", "--output", "a"], "--output is numbers such as 1,2,3,0, not 'a'"),
         (["lrn", "--output", "1,2,3,0"], "y has the shape (18, 16): there is no element 1,2,3,0"),
-        (["max_pool", "--output", "2,0,0,0"], "but 0,0,0,0 to 1,2,3,7; --shape SHAPE makes"),
+        (["max_pool", "--output", "2,0,0,0"], "but 0,0,0,0 to 1,2,3,7 (--shape SHAPE makes"),
         (["max_pool", "--output=-1,0,0,0"], "there is no element -1,0,0,0"),
         (["max_pool", "--array", "z"], "has no array 'z', only x, y, winner"),
+        (["lrn", "--array", "dx", "--output", "18,0"], "dx has the shape (18, 16): there is no"),
         (["max_pool", "--array", "x"], "no thread of max_pool_forward_kernel writes x[0, 0, 0, 0]"),
         (["max_pool", "--shape", "1"], "--shape of max_pool is positive numbers"),
     ],
@@ -95,6 +97,20 @@ def test_what_does_not_fit_is_one_line(arguments, said, capsys):
     assert main(["step", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_start_md_names_the_line_after_the_maximum_is_known():
+    start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    lines = (ROOT / "layers" / "max_pool.py").read_text(encoding="utf-8").splitlines()
+    number = int(re.search(r"`until (\d+)`", start)[1])
+    assert lines[number - 1].strip() == "value = x[n, h, w, c]"
+
+
+def test_an_unknown_option_is_said_with_the_usage_of_the_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["step", "lrn", "--orders", "3"])
+    said = capsys.readouterr().err
+    assert said.startswith("usage: tinyconv step") and "arguments: --orders 3" in said
 
 
 def test_a_launch_that_writes_nothing():

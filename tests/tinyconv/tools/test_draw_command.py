@@ -1,15 +1,24 @@
 """`python -m tinyconv draw`: what it prints and writes, and what it says to mistakes."""
 
+from base64 import b64decode
+from io import BytesIO
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tinyconv import alexnet
+from tinyconv.data.synthetic import synthetic
 from tinyconv.parallel.columns import Columns
 from tinyconv.recipes import RECIPES
 from tinyconv.run.checkpoint import save_weights
 from tinyconv.tools.command_line import main
 from tinyconv.tools.draw_command import crossing_table
+from tinyconv.tools.draw_pictures import PER_CLASS, SIDE
+
+ROOT = Path(__file__).resolve().parents[3]
 
 SMALL = ["--width", "0.05", "--image-size", "64", "--classes", "6"]
 
@@ -62,11 +71,33 @@ def test_filters_of_a_trained_net_become_a_picture(tmp_path, capsys):
         assert picture.width > 300
 
 
+def test_drawn_pictures_are_on_a_sheet(tmp_path, capsys):
+    out = tmp_path / "sheet.svg"
+    assert main(["draw", "--pictures", "--out", str(out)]) == 0
+    root = ElementTree.fromstring(out.read_text("utf-8"))
+    data = next(e for e in root.iter() if e.tag.endswith("image")).get("href")
+    with Image.open(BytesIO(b64decode(data.partition("base64,")[2]))) as sheet:
+        pixels = np.asarray(sheet).astype(int)
+    train, _ = synthetic(PER_CLASS, 1, SIDE)
+    assert pixels.shape == (10 * SIDE, PER_CLASS * SIDE, 3)
+    said = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")]
+    for row, name in enumerate(train.class_names):
+        assert name in said
+        for column in (0, PER_CLASS - 1):
+            found = pixels[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
+            # A JPEG blurs colours, but each place is nearest to its own picture.
+            distances = np.abs(np.asarray(train.images).astype(int) - found).mean(axis=(1, 2, 3))
+            assert int(distances.argmin()) == row * PER_CLASS + column and distances.min() < 25
+    shown = (ROOT / "docs" / "pictures" / "drawn_pictures.svg").read_text("utf-8")
+    assert [name for name in train.class_names if f">{name}<" not in shown] == []
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         (["--out", "net.png"], "this picture is a .svg file"),
         (["--filters", "w.h5", "--out", "net.svg"], "this picture is a .png file"),
+        (["--filters", "w.h5", "--pictures"], "two pictures: give one"),
         (["--out", "nowhere/net.svg"], "there is no folder 'nowhere'"),
         (["--filters", "w.h5"], "w.h5"),
         (["--width", "0"], "width must be between"),

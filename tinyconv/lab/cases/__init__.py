@@ -33,6 +33,9 @@ def checked_shape(name: str, text: str | None) -> Shape | None:
     ValueError, in one line, for an unknown name, for text that is not a shape, and for a shape of
     the wrong number of sides.
     """
+    if name in CASES:
+        group = next(key for key, group in GROUPS.items() if CASES[name] in group.cases)
+        raise ValueError(f"{name} is one of the kernels of {group}: give that name")
     if name not in GROUPS:
         raise ValueError(f"no kernels are called {name!r}: choose from {', '.join(GROUPS)}")
     if text is None:

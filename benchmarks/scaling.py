@@ -27,8 +27,7 @@ from pathlib import Path
 from machine import machine
 
 from tinyconv import alexnet
-from tinyconv.parallel.launch import THREADS, join, spawn, under_mpi
-from tinyconv.parallel.rank import cores
+from tinyconv.parallel.launch import THREADS, cores, join, spawn, under_mpi
 
 IMAGENET = 1_281_167
 """Training photos of ILSVRC-2012."""
@@ -157,7 +156,7 @@ def train(options, replica=None) -> int:
     from tinyconv import SGD
     from tinyconv.data import PhotoSet
     from tinyconv.data.augment import Augment
-    from tinyconv.parallel.replicas import ReplicaStep, begin_together, part_of
+    from tinyconv.parallel.replicas import PartOfPhotos, ReplicaStep, begin_together
     from tinyconv.run.training import step_for
     from tinyconv.train import Training, TrainingData
 
@@ -173,7 +172,7 @@ def train(options, replica=None) -> int:
     step = step_for(net, optimizer)
     if replica:
         step, share = ReplicaStep(net, optimizer, replica), (replica.rank, replica.size)
-    data = TrainingData(photos, part_of(photos, slice(0, 1)), augment, batch, 0, *share)
+    data = TrainingData(photos, PartOfPhotos(photos, slice(0, 1)), augment, batch, 0, *share)
     run = Training(net, data, step, epochs=options.warm_up + options.steps)
     if replica:
         begin_together(run)
@@ -192,12 +191,11 @@ def train(options, replica=None) -> int:
     run.run(on_step=end)
     sums = []
     if replica:
-        ranks, flat = replica.communicator, run.optimizer.grads
         for _ in range(options.warm_up + options.steps):
-            ranks.exchange(np.zeros(1))
+            replica.communicator.exchange(None)
             started = time.perf_counter()
-            ranks.start(slice(0, flat.size))
-            ranks.finish()
+            replica.sums.start(run.optimizer.grads)
+            replica.sums.finish()
             device.synchronize()
             sums.append(time.perf_counter() - started)
     if replica is None or replica.first:

@@ -8,7 +8,7 @@ import types
 import pytest
 from rank_threads import connected, explain, on_all
 
-from layers import DeviceError
+from layers import Device, DeviceError
 from tinyconv.parallel import rank as rank_module
 from tinyconv.parallel.communicator import LOST
 from tinyconv.parallel.rank import connect, device_names, device_of, run_rank
@@ -67,7 +67,7 @@ GPUS = {
 @pytest.mark.parametrize("names, message", GPUS.values(), ids=GPUS)
 def test_gpus_that_cannot_be_used_are_reported_once(monkeypatch, names, message):
     monkeypatch.setattr(
-        rank_module, "Device", lambda name: FakeGPU(name) if "cuda" in name else None
+        rank_module, "Device", lambda name: FakeGPU(name) if "cuda" in name else Device(name)
     )
     monkeypatch.setattr(rank_module.socket, "gethostname", lambda: "here")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")

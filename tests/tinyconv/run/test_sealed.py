@@ -64,22 +64,23 @@ def test_every_flipped_bit_and_every_cut_is_noticed(path):
         open_sealed(path, "thing 3")
 
 
-def test_other_files_are_explained(path, tmp_path):
-    with pytest.raises(SealError, match="not a tinyconv thing of version 4"):
-        open_sealed(path, "thing 4")
-    with pytest.raises(SealError, match="is not a tinyconv other"):
-        open_sealed(path, "other 3")
+@pytest.mark.parametrize(
+    "name, kind, message",
+    [
+        ("file.h5", "thing 4", "not a tinyconv thing of version 4"),
+        ("file.h5", "other 3", "is not a tinyconv other"),
+        ("text", "thing 3", "is not a tinyconv thing"),
+        ("empty", "thing 3", "is not a tinyconv thing"),
+        ("absent", "thing 3", "No such file"),
+        (".", "thing 3", "Is a directory"),
+    ],
+)
+def test_other_files_are_explained(path, tmp_path, name, kind, message):
     (tmp_path / "text").write_text("hello\n")
     (tmp_path / "empty").write_bytes(b"")
-    for name, message in (
-        ("text", "is not a tinyconv thing"),
-        ("empty", "is not a tinyconv thing"),
-        ("absent", "No such file"),
-        (".", "Is a directory"),
-    ):
-        with pytest.raises(SealError, match=message) as caught:
-            open_sealed(tmp_path / name, "thing 3")
-        assert "\n" not in str(caught.value)
+    with pytest.raises(SealError, match=message) as caught:
+        open_sealed(tmp_path / name, kind)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -11,8 +11,8 @@ DOCUMENT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def tables():
-    """As text; they take two nets of full size to count in."""
-    return ["\n".join(table) for table in scaling.tables()]
+    """They take two nets of full size to count in."""
+    return scaling.tables()
 
 
 def test_the_document_has_the_tables_that_are_printed(tables):

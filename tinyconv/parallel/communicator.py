@@ -39,10 +39,6 @@ SLOT = 2**19
 """Bytes that a rank writes to shared memory at a time: the slots of all ranks stay in the cache."""
 
 
-class CommunicatorError(DeviceError):
-    """Ranks cannot be connected: a package is missing."""
-
-
 class RankLostError(RuntimeError):
     """Another rank has failed. Attribute `status`: this process's exit status."""
 
@@ -128,7 +124,7 @@ class SharedMemory:
 
 
 class MPI:
-    """Processes that mpiexec has started, connected by mpi4py; CommunicatorError without it.
+    """Processes that mpiexec has started, connected by mpi4py; DeviceError without it.
 
     A sum is an all-gather and an addition in each rank, since MPI's own reductions may add in any
     order. How much is sent before `finish` depends on the MPI.
@@ -138,7 +134,7 @@ class MPI:
         try:
             self._world = importlib.import_module("mpi4py.MPI").COMM_WORLD
         except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library found
-            raise CommunicatorError(
+            raise DeviceError(
                 f"started by mpiexec, and mpi4py cannot be used ({one_line(error)}): pip install "
                 "-e '.[mpi]' mpich"
             ) from None

@@ -23,9 +23,10 @@ from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
+from layers import DeviceError
 from tinyconv.data.bar import tqdm
 from tinyconv.data.decode import cores
-from tinyconv.parallel.communicator import LOST, MPI, SLOT, CommunicatorError, SharedMemory
+from tinyconv.parallel.communicator import LOST, MPI, SLOT, SharedMemory
 from tinyconv.parallel.rank import Explain, Work, device_of, run_rank
 from tinyconv.parallel.replicas import Replica
 
@@ -170,7 +171,7 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
 
     try:
         ranks = MPI()
-    except CommunicatorError as error:
+    except DeviceError as error:
         if _mpi_variable("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", 0) == 0:
             tell(2, f"{program}: error: {error}")
         return 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from layers import Device
-from tinyconv.parallel.communicator import Communicator, CommunicatorError, one_line
+from layers import Device, DeviceError
+from tinyconv.parallel.communicator import Communicator, one_line
 
 
 class NCCL:
@@ -18,7 +18,7 @@ class NCCL:
 
     hosts: connects the ranks for everything else; device: a real GPU. The sums have a stream of
     their own: it waits for the work queued before `start`, and the work queued after `finish` waits
-    for it. CommunicatorError, on all ranks, if one of them has no NCCL.
+    for it. DeviceError, on all ranks, if one of them has no NCCL.
     """
 
     def __init__(self, hosts: Communicator, device: Device) -> None:
@@ -34,7 +34,7 @@ class NCCL:
         found = hosts.exchange((missing, own))
         for rank, (text, _) in enumerate(found):
             if text:
-                raise CommunicatorError(
+                raise DeviceError(
                     f"{device.name}: NCCL is missing on rank {rank} ({text}): pip install "
                     "-e '.[nccl12]' or '.[nccl13]', whichever CUDA CuPy is for"
                 )

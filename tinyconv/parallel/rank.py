@@ -82,7 +82,7 @@ def connect(communicator: Communicator, name: str) -> Replica:
     """Open the device `name`, compare it with those of the other ranks, and set up NCCL on GPUs.
 
     Raises the same on all ranks: ValueError for devices that cannot be opened, are unequal (the
-    slowest would delay the others) or are used twice; CommunicatorError without NCCL.
+    slowest would delay the others) or are used twice; DeviceError without NCCL.
     """
     device, kind, problem, host = Device("cpu"), "the host", "", socket.gethostname()
     try:

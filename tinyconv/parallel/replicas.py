@@ -179,11 +179,10 @@ def begin_together(training: Training) -> None:
     for layer in training.net.layers:
         if isinstance(layer, Dropout):
             layer.first_row = first_row
-    flats = optimizer.values, optimizer.velocities
-    state = [Device.to_host(flat) for flat in flats], training.progress
-    arrays, training.progress = replica.begin(state if replica.first else None)
-    for flat, array in zip(flats, arrays, strict=True):
-        flat[...] = training.net.device.array(array)
+    training.progress = replica.begin(training.progress if replica.first else None)
+    for flat in (optimizer.values, optimizer.velocities):
+        own = Device.to_host(flat) if replica.first else None
+        flat[...] = training.net.device.array(replica.broadcast(own))
     if training.progress.schedule:
         training.schedule.state = training.progress.schedule
 

@@ -12,9 +12,10 @@ from programs import run_program
 from rank_runs import has_mpi, mpiexec
 from rank_threads import connected, on_all
 
+from layers import DeviceError
 from tinyconv.data.loader import part
 from tinyconv.parallel import communicator
-from tinyconv.parallel.communicator import MPI, CommunicatorError, RankLostError, add_in_order
+from tinyconv.parallel.communicator import MPI, RankLostError, add_in_order
 
 
 @pytest.mark.parametrize("count, size", [(0, 3), (1, 4), (7, 3), (8, 2), (9, 1), (5, 8)])
@@ -104,7 +105,7 @@ def test_abort_ends_all_waiting_also_that_of_sums():
 def test_without_mpi4py_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
-    with pytest.raises(CommunicatorError, match=r"pip install -e '\.\[mpi\]' mpich"):
+    with pytest.raises(DeviceError, match=r"pip install -e '\.\[mpi\]' mpich"):
         MPI()
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from rank_threads import connected, on_all
 
-from layers import Device
-from tinyconv.parallel.communicator import CommunicatorError
+from layers import Device, DeviceError
 from tinyconv.parallel.nccl import NCCL
 
 IDENTITY = tuple(range(-64, 64))
@@ -56,4 +55,4 @@ def test_nccl_sums_after_the_computing_before_it_and_before_the_computing_after(
 def test_without_nccl_the_package_is_named_on_every_rank(monkeypatch, nccl):
     device = fake_device(monkeypatch, MagicMock(), nccl)
     for error in on_all(connected(2), lambda hosts: NCCL(hosts, device)):
-        assert isinstance(error, CommunicatorError) and "'.[nccl12]'" in str(error)
+        assert isinstance(error, DeviceError) and "'.[nccl12]'" in str(error)

@@ -1,5 +1,6 @@
 """Programs in processes of their own."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -29,3 +30,11 @@ def run_program(*command, before=(), cwd=None, timeout=60, **more):
         timeout=timeout,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def example(name):
+    """A program of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -9,13 +9,13 @@ one more plain launch). The three alternate, so that a slow moment of the machin
 
 import argparse
 import os
-import time
 from statistics import median
 
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np
 from machine import machine
+from measuring import seconds, table
 from numba import cuda, float32
 from simulator import cases
 
@@ -60,12 +60,6 @@ def launches():
                 yield title, kernel, each.grid, each.block, each.args, outputs
 
 
-def seconds(run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def measure(kernel, grid, block, args, outputs, repeats) -> tuple[int, list[list[float]]]:
     """Accesses; and of plain, recorded and checked launches the seconds of each repeat."""
     accesses = 0
@@ -97,16 +91,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     simulator.install()
-    print("| kernel | accesses | plain | recorded | checked |\n|---|---:|---:|---:|---:|")
-    worst = 0.0
+    rows, worst = [], 0.0
     for title, *launch in launches():
         accesses, times = measure(*launch, options.repeats)
         plain, recorded, checked = map(median, times)
         worst = max(worst, checked / plain)
-        print(
-            f"| {title} | {accesses:,} | {1000 * plain:.1f} ms | {recorded / plain:.1f} × | "
-            f"{checked / plain:.1f} × |"
-        )
+        times = f"{1000 * plain:.1f} ms", f"{recorded / plain:.1f} ×", f"{checked / plain:.1f} ×"
+        rows.append([title, f"{accesses:,}", *times])
+    print(table(["kernel", "accesses", "plain", "recorded", "checked"], rows))
     print(f"\nAt most {worst:.1f} times a plain launch. Medians of {options.repeats} runs.")
     print(f"{machine('numba-cuda', 'greenlet', 'numpy')}.")
 

@@ -25,10 +25,10 @@ import time
 from pathlib import Path
 
 from machine import machine
+from measuring import table
 
 from tinyconv import alexnet
-from tinyconv.parallel.launch import THREADS, join, spawn, under_mpi
-from tinyconv.parallel.rank import cores
+from tinyconv.parallel.launch import THREADS, cores, join, spawn, under_mpi
 
 IMAGENET = 1_281_167
 """Training photos of ILSVRC-2012."""
@@ -106,43 +106,40 @@ def epoch_seconds(rate: float, gpus: int, link: str) -> tuple[float, float]:
     return steps * max(compute, exchange), steps * (compute + exchange)
 
 
-def bytes_table() -> list[str]:
-    rows = ["| GPUs | replicas | columns | hybrid |", "|---|---|---|---|"]
+def left(header: list[str], rows: list[list[str]]) -> str:
+    return table(header, rows, text=len(header))
+
+
+def bytes_table() -> str:
+    rows = []
     for gpus in (2, 4, 8, 64):
         columns = f"{columns_bytes(gpus * BATCH) / 1e6:,.1f}" if gpus == 2 else ""
-        hybrid = hybrid_bytes(gpus, gpus * BATCH) / 1e6
-        rows.append(f"| {gpus} | {replicas_bytes(gpus) / 1e6:,.1f} | {columns} | {hybrid:,.1f} |")
-    return rows
+        hybrid = f"{hybrid_bytes(gpus, gpus * BATCH) / 1e6:,.1f}"
+        rows.append([f"{gpus}", f"{replicas_bytes(gpus) / 1e6:,.1f}", columns, hybrid])
+    return left(["GPUs", "replicas", "columns", "hybrid"], rows)
 
 
-def seconds_table() -> list[str]:
-    rows = [f"| 2 GPUs | {' | '.join(LINKS)} |", "|---|" + "---|" * len(LINKS)]
+def seconds_table() -> str:
     schemes = {
         "replicas": replicas_bytes(2),
         "columns": columns_bytes(2 * BATCH),
         "hybrid": hybrid_bytes(2, 2 * BATCH),
     }
-    for name, count in schemes.items():
-        times = " | ".join(f"{1e3 * count / speed:,.2f}" for speed in LINKS.values())
-        rows.append(f"| {name} | {times} |")
-    return rows
+    speeds = LINKS.values()
+    rows = [[n, *(f"{1e3 * sent / speed:,.2f}" for speed in speeds)] for n, sent in schemes.items()]
+    return left(["2 GPUs", *LINKS], rows)
 
 
-def epochs_table(link: str) -> list[str]:
-    rows = [
-        f"| GPUs, {link} | {' | '.join(f'{rate:,} photos/s' for rate in RATES)} |",
-        "|---|" + "---|" * len(RATES),
-    ]
+def epochs_table(link: str) -> str:
+    rows = []
     for gpus in (1, 2, 4, 8, 16, 32, 64):
-        cells = []
-        for rate in RATES:
-            hidden, shown = epoch_seconds(rate, gpus, link)
-            cells.append(f"{hidden:,.0f}" if gpus == 1 else f"{hidden:,.0f} to {shown:,.0f}")
-        rows.append(f"| {gpus} | {' | '.join(cells)} |")
-    return rows
+        found = [epoch_seconds(rate, gpus, link) for rate in RATES]
+        cells = [f"{a:,.0f}" if gpus == 1 else f"{a:,.0f} to {b:,.0f}" for a, b in found]
+        rows.append([f"{gpus}", *cells])
+    return left([f"GPUs, {link}", *(f"{rate:,} photos/s" for rate in RATES)], rows)
 
 
-def tables() -> list[list[str]]:
+def tables() -> list[str]:
     return [bytes_table(), seconds_table(), epochs_table("NVLink 4"), epochs_table("PCIe 5 ×16")]
 
 
@@ -157,7 +154,7 @@ def train(options, replica=None) -> int:
     from tinyconv import SGD
     from tinyconv.data import PhotoSet
     from tinyconv.data.augment import Augment
-    from tinyconv.parallel.replicas import ReplicaStep, begin_together, part_of
+    from tinyconv.parallel.replicas import PartOfPhotos, ReplicaStep, begin_together
     from tinyconv.run.training import step_for
     from tinyconv.train import Training, TrainingData
 
@@ -173,7 +170,7 @@ def train(options, replica=None) -> int:
     step = step_for(net, optimizer)
     if replica:
         step, share = ReplicaStep(net, optimizer, replica), (replica.rank, replica.size)
-    data = TrainingData(photos, part_of(photos, slice(0, 1)), augment, batch, 0, *share)
+    data = TrainingData(photos, PartOfPhotos(photos, slice(0, 1)), augment, batch, 0, *share)
     run = Training(net, data, step, epochs=options.warm_up + options.steps)
     if replica:
         begin_together(run)
@@ -192,12 +189,11 @@ def train(options, replica=None) -> int:
     run.run(on_step=end)
     sums = []
     if replica:
-        ranks, flat = replica.communicator, run.optimizer.grads
         for _ in range(options.warm_up + options.steps):
-            ranks.exchange(np.zeros(1))
+            replica.communicator.exchange(None)
             started = time.perf_counter()
-            ranks.start(slice(0, flat.size))
-            ranks.finish()
+            replica.sums.start(run.optimizer.grads)
+            replica.sums.finish()
             device.synchronize()
             sums.append(time.perf_counter() - started)
     if replica is None or replica.first:
@@ -247,24 +243,26 @@ def report(options) -> None:
         f"{options.rounds} rounds {options.steps} steps after {options.warm_up} to warm up\n"
         f"{machine('numba', 'numpy', 'mpi4py')}\n"
     )
-    print(
-        "| ranks | batch | ms a step | fastest to slowest | images/s | beside the first, round by "
-        "round | predicted |\n|---|---|---|---|---|---|---|"
-    )
+    rows = []
     for count in counts:
         every = [seconds for one in steps[count] for seconds in one]
         rates = [batches[count] / middle(one) for one in steps[count]]
         bases = [batches[counts[0]] / middle(one) for one in steps[counts[0]]]
         ratios = [rate / base for rate, base in zip(rates, bases, strict=True)]
-        beside = f"{middle(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         predicted = ""
         if count > 1:
             predicted = f"{batches[count] / (middle(parts[count]) + middle(sums[count])):,.1f}"
-        print(
-            f"| {count} | {batches[count]} | {1e3 * middle(every):,.1f} | {1e3 * min(every):,.1f} "
-            f"to {1e3 * max(every):,.1f} | {batches[count] / middle(every):,.1f} | {beside} | "
-            f"{predicted} |"
-        )
+        rows.append([
+            f"{count}",
+            f"{batches[count]}",
+            f"{1e3 * middle(every):,.1f}",
+            f"{1e3 * min(every):,.1f} to {1e3 * max(every):,.1f}",
+            f"{batches[count] / middle(every):,.1f}",
+            f"{middle(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            predicted,
+        ])  # fmt: skip
+    header = ["ranks", "batch", "ms a step", "fastest to slowest", "images/s"]
+    print(left([*header, "beside the first, round by round", "predicted"], rows))
 
 
 def main() -> int:
@@ -288,7 +286,7 @@ def main() -> int:
     add("--found", default=f"/tmp/scaling-{os.getpid()}.json", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.paper:
-        print("\n\n".join("\n".join(table) for table in tables()))
+        print("\n\n".join(tables()))
         return 0
     if options.worker is None:
         try:

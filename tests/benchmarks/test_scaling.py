@@ -1,21 +1,18 @@
 """benchmarks/scaling.py: what docs/scaling.md says is what it prints; and a small measurement."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import scaling
+from programs import ROOT, run_program
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    """As text; they take two nets of full size to count in."""
-    return ["\n".join(table) for table in scaling.tables()]
+    """They take two nets of full size to count in."""
+    return scaling.tables()
 
 
 def test_the_document_has_the_tables_that_are_printed(tables):
@@ -56,19 +53,12 @@ def test_an_epoch_takes_as_long_as_the_slower_of_the_two_or_as_both():
     assert fast[0] == pytest.approx(1_281_167 / (128 * 16) * exchange)
 
 
-def test_a_small_measurement(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--ranks", "1,2"]
-    command += ["--width", "0.05", "--image-size", "64", "--batch-size", "4", "--steps", "2"]
-    command += ["--warm-up", "1", "--rounds", "1"]
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    done = subprocess.run(
-        command,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_a_small_measurement():
+    sizes = (
+        "--ranks 1,2 --width 0.05 --image-size 64 --batch-size 4 --steps 2 --warm-up 1 --rounds 1"
     )
-    assert done.returncode == 0, done.stderr
-    one, two = done.stdout.splitlines()[-2:]
+    status, out, err = run_program(ROOT / "benchmarks" / "scaling.py", *sizes.split())
+    assert status == 0, err
+    one, two = out.splitlines()[-2:]
     assert one.startswith("| 1 | 4 |") and one.endswith("| 1.00 (1.00 to 1.00) |  |")
     assert two.startswith("| 2 | 4 |") and not two.endswith("|  |")

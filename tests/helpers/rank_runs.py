@@ -24,10 +24,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from programs import environment
+
 from layers.process import compiling
 from tinyconv.parallel.launch import THREADS
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER, KILL = "RANK_RUNS_FOLDER", "RANK_RUNS_KILL"
 
 # The mpiexec beside this Python, or that of the variable MPIEXEC (for Open MPI's wheel: with its
@@ -73,13 +74,6 @@ def random_kill(seed):
         (rng.choice(["os.fsync", "os.replace"]), rng.randint(3, 9), 0),  # a checkpoint's
     ][seed // 6 % 5]
     return ranks, Kill(victim, where, count, at), rng.choice([1, 2, 4])
-
-
-def environment(**more):
-    """For a process that imports the example and trains on the host."""
-    paths = [ROOT, ROOT / "examples", ROOT / "tests" / "helpers"]
-    kept = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    return kept | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | more
 
 
 def mpiexec(ranks):

@@ -7,9 +7,9 @@ from tinyconv.parallel.communicator import SLOT, SharedMemory
 from tinyconv.train import TrainingError
 
 
-def connected(size):
+def connected(size, slot=SLOT):
     """Communicators of so many ranks."""
-    barrier, memory = threading.Barrier(size, timeout=30), bytearray(2 * size * SLOT)
+    barrier, memory = threading.Barrier(size, timeout=30), bytearray(2 * size * slot)
     return [SharedMemory(rank, barrier, memory) for rank in range(size)]
 
 

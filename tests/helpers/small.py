@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from tinyconv import SGD, Sequential
+from tinyconv import SGD, Sequential, alexnet
 from tinyconv.data import PhotoSet
 from tinyconv.data.random_arrays import normal, words
 from tinyconv.lab.cases.book import small_net
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep
+from tinyconv.recipes import RECIPES
+from tinyconv.run.checkpoint import save_weights
 from tinyconv.run.training import step_for
 from tinyconv.train import Training, TrainingData
 
@@ -20,6 +22,16 @@ def random_photos(count: int, classes: int = 3, size: int = 75, seed: int = 0) -
     level = 60 * labels[:, None, None, None]
     images = (level + noise.reshape(count, size, size, 3)).astype(np.uint8)
     return PhotoSet(images, labels.astype(np.int64), tuple(f"class{i}" for i in range(classes)))
+
+
+def saved_net(path, classes, recipe="robust", net=None, mean=None, **changes):
+    """Save a small AlexNet for these classes as a run does; returns it. None: without a setting."""
+    net = net or alexnet(len(classes), 0.05, 64, recipe, seed=1)
+    settings = {"width": 0.05, "image_size": 64, "recipe": dict(vars(RECIPES[recipe]))}
+    settings |= {"class_names": list(classes), "class_ids": list(classes)} | changes
+    mean = np.full((73, 73, 3), 100, np.float32) if mean is None else mean
+    save_weights(path, net, mean, {k: v for k, v in settings.items() if v is not None})
+    return net
 
 
 def seeded_net(device: str = "cpu", dtype: str = "float64") -> Sequential:

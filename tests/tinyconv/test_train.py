@@ -230,7 +230,7 @@ def test_of_replicas_each_looks_for_the_origin_of_a_validation_loss():
     net["fc7"].bias.value[0] = np.inf
 
     class Rank:
-        communicator = SimpleNamespace(texts=lambda text: ["", text])
+        communicator = SimpleNamespace(exchange=lambda text: ["", text])
 
         def __str__(self):
             return "rank 1 (cpu)"

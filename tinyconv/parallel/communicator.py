@@ -3,25 +3,28 @@
 A rank is one process with one device; there are `size` of them, numbered from 0, and all call the
 same methods in the same order:
 
-    exchange, broadcast     all-gather and broadcast of a few bytes (once: of the weights)
-    start, finish           all-reduce stretches of one flat array (the gradients), in place
+    exchange(value)    all-gather of what can be pickled -> the values of all ranks, rank 0 first
+    start(flat)        begin to sum an array over all ranks, in place: contiguous, of one size
+    finish()           return when every array that was started holds its sum
+    abort(status)      after a failure here: end the waiting of the other ranks, or the ranks
 
-`start` returns at once: the gradients of one layer are summed while the backward pass computes
-those of the layer before it. `finish` returns when all sums are complete.
+The gradients of one layer are summed while the backward pass computes those of the layer before it;
+they must not change until `finish`.
 
     SharedMemory    processes of one machine, started by `launch.spawn`
     MPI             processes started by mpiexec, on any machines
-    NCCL            sums on GPUs; `nccl.py`
 
-On hosts every rank receives the stretches of all ranks and adds rank 0 + rank 1 + ..., in this
-order: the same bits in every run, by shared memory and by MPI. A rank sends a stretch size − 1
-times; NCCL's all-reduce sends it 2 · (size − 1) / size times and has an order of its own.
+On GPUs NCCL makes the sums (`nccl.py`). On hosts every rank receives the arrays of all ranks and
+adds rank 0 + rank 1 + ..., in this order: the same bits in every run, by shared memory and by MPI.
+A rank sends an array size − 1 times; NCCL's all-reduce sends it 2 · (size − 1) / size times and has
+an order of its own.
 """
 
 import importlib
 import os
+import pickle
+import threading
 import time
-from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -36,16 +39,12 @@ SLOT = 2**19
 """Bytes that a rank writes to shared memory at a time: the slots of all ranks stay in the cache."""
 
 
-class CommunicatorError(DeviceError):
-    """Ranks cannot be connected: a package is missing."""
-
-
 class RankLostError(RuntimeError):
-    """Another rank has failed. Attributes: `rank`; `status`, this process's exit status."""
+    """Another rank has failed. Attribute `status`: this process's exit status."""
 
-    def __init__(self, rank: int, status: int = LOST) -> None:
-        super().__init__(f"rank {rank} has failed")
-        self.rank, self.status = rank, status
+    def __init__(self, status: int = LOST) -> None:
+        super().__init__("another rank has failed")
+        self.status = status
 
 
 def add_in_order(rows: np.ndarray, out: np.ndarray) -> None:
@@ -60,53 +59,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-class Communicator(ABC):
-    """A rank's connection to the others. Attributes: `rank`, `size`."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self._flat: Any = None
-
-    @abstractmethod
-    def exchange(self, values: np.ndarray) -> np.ndarray:
-        """All-gather: values of one shape and dtype on all ranks -> (size, ...), rank 0 first."""
-
-    @abstractmethod
-    def broadcast(self, data: bytes, root: int = 0) -> bytes:
-        """The bytes that rank `root` passes."""
-
-    def attach(self, flat: Any) -> None:
-        """Set the array whose stretches are summed: flat, contiguous, of one size on all ranks."""
-        self._flat = flat
-
-    @abstractmethod
-    def start(self, stretch: slice) -> None:
-        """Begin to sum a stretch of the attached array; it must not change until `finish`."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Return when every stretch that was started holds its sum over all ranks.
-
-        On a GPU, work that is queued from now on reads the sums.
-        """
-
-    @abstractmethod
-    def abort(self, status: int) -> None:
-        """End the waiting of the other ranks, or the ranks themselves, after a failure here."""
-
-    def close(self) -> None:
-        """Release memory and connections."""
-        self._flat = None
-
-    def texts(self, text: str) -> list[str]:
-        """All-gather of a text per rank."""
-        data = text.encode()
-        longest = max(1, int(self.exchange(np.array(len(data))).max()))
-        padded = np.frombuffer(data.ljust(longest, b"\0"), np.uint8)
-        return [row.tobytes().rstrip(b"\0").decode() for row in self.exchange(padded)]
-
-
-class SharedMemory(Communicator):
+class SharedMemory:
     """Processes of one machine.
 
     barrier: a Barrier for all ranks, of multiprocessing or threading; memory: a buffer of
@@ -116,33 +69,31 @@ class SharedMemory(Communicator):
     barrier of the operation between.
 
     Sums run in a thread of their own, beside the backward pass. After `abort`, by any rank, all
-    operations raise BrokenBarrierError. Ranks wait without a time limit: their parent process ends
-    them when one of them dies.
+    operations raise RankLostError. Ranks wait without a time limit: their parent process ends them
+    when one of them dies.
     """
 
     def __init__(self, rank: int, barrier: Any, memory: Any) -> None:
-        super().__init__(rank, barrier.parties)
+        self.rank, self.size = rank, barrier.parties
         self._banks = np.frombuffer(memory, np.uint8).reshape(2, self.size, SLOT)
         self._barrier, self._bank = barrier, 0
         self._thread = ThreadPoolExecutor(1)
         self._sums: list[Future] = []
 
-    def exchange(self, values: np.ndarray) -> np.ndarray:
-        """All-gather of at most SLOT bytes."""
-        values = np.asarray(values)
-        rows = self._gather(np.frombuffer(values.tobytes(), np.uint8)).copy()
-        return rows.view(values.dtype).reshape(self.size, *values.shape)
+    def exchange(self, value: Any) -> list[Any]:
+        """All-gather, a slot at a time."""
+        data = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = self._gather(np.array([data.size]))[:, 0].tolist()
+        found = [bytearray() for _ in sizes]
+        for begin in range(0, max(sizes), SLOT):
+            slots = self._gather(data[begin : begin + SLOT])
+            for whole, slot, size in zip(found, slots, sizes, strict=True):
+                whole += slot[: max(0, size - begin)].tobytes()
+        return [pickle.loads(whole) for whole in found]
 
-    def broadcast(self, data: bytes, root: int = 0) -> bytes:
-        """Broadcast, a slot at a time."""
-        length = int(self.exchange(np.array(len(data)))[root])
-        own = np.frombuffer(data if self.rank == root else bytes(length), np.uint8)
-        pieces = [own[begin : begin + SLOT] for begin in range(0, length, SLOT)]
-        return b"".join([self._gather(piece)[root].tobytes() for piece in pieces])
-
-    def start(self, stretch: slice) -> None:
-        """Hand the stretch to the thread."""
-        self._sums.append(self._thread.submit(self._sum, self._flat[stretch]))
+    def start(self, flat: np.ndarray) -> None:
+        """Hand the array to the thread."""
+        self._sums.append(self._thread.submit(self._sum, flat))
 
     def finish(self) -> None:
         """Wait for the thread."""
@@ -154,28 +105,26 @@ class SharedMemory(Communicator):
         """Break the barrier."""
         self._barrier.abort()
 
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown()
-        super().close()
-
-    def _gather(self, data: np.ndarray) -> np.ndarray:
-        """All-gather of at most SLOT bytes; the result is valid until the next operation."""
-        slots = self._banks[self._bank, :, : data.size]
+    def _gather(self, values: np.ndarray) -> np.ndarray:
+        """The slots of all ranks, as arrays like `values`; valid until the next operation."""
+        slots = self._banks[self._bank].view(values.dtype)
         self._bank = 1 - self._bank
-        slots[self.rank] = data
-        self._barrier.wait()
+        slots[self.rank, : values.size] = values
+        try:
+            self._barrier.wait()
+        except threading.BrokenBarrierError:
+            raise RankLostError from None
         return slots
 
     def _sum(self, flat: np.ndarray) -> None:
         length = SLOT // flat.itemsize
         for begin in range(0, flat.size, length):
             chunk = flat[begin : begin + length]
-            add_in_order(self._gather(chunk.view(np.uint8)).view(flat.dtype), out=chunk)
+            add_in_order(self._gather(chunk)[:, : chunk.size], out=chunk)
 
 
-class MPI(Communicator):
-    """Processes that mpiexec has started, connected by mpi4py; CommunicatorError without it.
+class MPI:
+    """Processes that mpiexec has started, connected by mpi4py; DeviceError without it.
 
     A sum is an all-gather and an addition in each rank, since MPI's own reductions may add in any
     order. How much is sent before `finish` depends on the MPI.
@@ -183,44 +132,31 @@ class MPI(Communicator):
 
     def __init__(self) -> None:
         try:
-            self._mpi = importlib.import_module("mpi4py.MPI")
+            self._world = importlib.import_module("mpi4py.MPI").COMM_WORLD
         except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library found
-            raise CommunicatorError(
+            raise DeviceError(
                 f"started by mpiexec, and mpi4py cannot be used ({one_line(error)}): pip install "
                 "-e '.[mpi]' mpich"
             ) from None
-        self._world = self._mpi.COMM_WORLD
-        super().__init__(self._world.Get_rank(), self._world.Get_size())
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        self._rows: dict[tuple[int, int], np.ndarray] = {}
         self._started: list[tuple[np.ndarray, np.ndarray, Any]] = []
 
-    def attach(self, flat: np.ndarray) -> None:
-        """Set the array, and make room for that of every rank."""
-        super().attach(flat)
-        self._rows = np.empty(self.size * flat.size, flat.dtype)
+    def exchange(self, value: Any) -> list[Any]:
+        """All-gather, once all ranks have come to it."""
+        self._wait(self._world.Ibarrier())
+        return self._world.allgather(value)
 
-    def exchange(self, values: np.ndarray) -> np.ndarray:
-        """All-gather, by Iallgather."""
-        values = np.asarray(values, order="C")
-        rows = np.empty((self.size, *values.shape), values.dtype)
-        self._wait(self._world.Iallgather(values, rows))
-        return rows
-
-    def broadcast(self, data: bytes, root: int = 0) -> bytes:
-        """Broadcast, by Ibcast."""
-        size = int(self.exchange(np.array(len(data)))[root])
-        buffer = bytearray(data) if self.rank == root else bytearray(size)
-        self._wait(self._world.Ibcast(buffer, root))
-        return bytes(buffer)
-
-    def start(self, stretch: slice) -> None:
-        """Begin the all-gather of a stretch."""
-        flat = self._flat[stretch]
-        rows = self._rows[self.size * stretch.start :][: self.size * flat.size]
-        rows = rows.reshape(self.size, flat.size)
+    def start(self, flat: np.ndarray) -> None:
+        """Begin the all-gather of the array, into rows that its next sum will use again."""
+        place = flat.ctypes.data, flat.size
+        if place not in self._rows:
+            self._rows[place] = np.empty((self.size, flat.size), flat.dtype)
+        rows = self._rows[place]
         self._started.append((flat, rows, self._world.Iallgather(flat, rows)))
 
     def finish(self) -> None:
-        """Add the rows of every stretch that was started."""
+        """Add the rows of every array that was started."""
         for flat, rows, request in self._started:
             self._wait(request)
             add_in_order(rows, out=flat)
@@ -235,3 +171,6 @@ class MPI(Communicator):
         # MPI's own wait polls without a pause, which slows down ranks that share a core with it.
         while not request.Test():
             os.sched_yield()
+
+
+Communicator = SharedMemory | MPI

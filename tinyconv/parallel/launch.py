@@ -12,7 +12,6 @@ is reported in one line, and no process is orphaned:
     the parent is killed     each rank ends
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -20,15 +19,15 @@ import socket
 import sys
 import threading
 import time
-from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
+from layers import DeviceError
 from tinyconv.data.bar import tqdm
-from tinyconv.parallel.communicator import LOST, MPI, SLOT, CommunicatorError, SharedMemory
-from tinyconv.parallel.rank import Explain, Work, cores, device_of, run_rank
+from tinyconv.data.decode import cores
+from tinyconv.parallel.communicator import LOST, MPI, SLOT, SharedMemory
+from tinyconv.parallel.rank import Explain, Work, device_of, run_rank
 from tinyconv.parallel.replicas import Replica
 
 GRACE = 5.0
@@ -48,27 +47,44 @@ THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"
 def spawn(work: Work, options: Any, devices: list[str], explain: Explain, program: str) -> int:
     """Run `work` in one child process per device; returns the exit status.
 
-    work and explain: functions that a child can import.
+    work and explain: functions that a child can import. The ranks share the cores, by variables of
+    this process's environment. SIGINT and SIGTERM are passed on to the ranks; the second one kills
+    them, since some may hang.
     """
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(len(devices))
-    memory = context.RawArray("B", 2 * len(devices) * SLOT)
-    pipes = [context.Pipe(duplex=False) for _ in devices]
+    context, size = multiprocessing.get_context("spawn"), len(devices)
+    barrier, memory = context.Barrier(size), context.RawArray("B", 2 * size * SLOT)
+    told = context.SimpleQueue()
+    asked: list[int] = []
+    task = work, options, barrier, memory, explain, told
     ranks: list[Any] = []
-    for rank, (device, (_, pipe)) in enumerate(zip(devices, pipes, strict=True)):
-        arguments = work, options, rank, device, barrier, memory, explain, pipe
-        ranks.append(context.Process(target=_child, args=arguments))
+    for place in enumerate(devices):
+        ranks.append(context.Process(target=_child, args=(*place, *task)))
+
+    def forward(number: int, _: Any) -> None:
+        asked.append(number)
+        for child in ranks:
+            if child.is_alive():
+                os.kill(child.pid, number if len(asked) == 1 else signal.SIGKILL)
+
+    for name in THREADS:
+        os.environ.setdefault(name, str(max(1, cores() // size)))
+    # Blocked here until all ranks are started, and in each until it has imported the program.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = [signal.signal(number, forward) for number in STOPS]
     try:
-        with _forwarded_to(ranks) as asked:
-            _start(ranks)
-            failed = _wait(ranks)
+        for child in ranks:
+            child.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        failed = _wait(ranks)
     finally:
         for child in ranks:
             if child.is_alive():
                 child.kill()
+        for number, handler in zip(STOPS, before, strict=True):
+            signal.signal(number, handler)
     codes = [child.exitcode for child in ranks]
-    if told := [reader.recv() for reader, _ in pipes if reader.poll()]:
-        status, line = told[0]
+    if not told.empty():
+        status, line = told.get()
         print(line, file=sys.stderr)
         return status
     if failed is None or -codes[failed] in asked or len(asked) > 1:
@@ -82,23 +98,6 @@ def spawn(work: Work, options: Any, devices: list[str], explain: Explain, progra
         file=sys.stderr,
     )
     return 1
-
-
-def _start(ranks: list[Any]) -> None:
-    """Start all ranks, with their share of the cores.
-
-    Signals are delivered when all are started, and to each when it has imported the program.
-    """
-    names = [name for name in THREADS if name not in os.environ]
-    os.environ.update(dict.fromkeys(names, str(max(1, cores() // len(ranks)))))
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        for child in ranks:
-            child.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        for name in names:
-            del os.environ[name]
 
 
 def _wait(ranks: list[Any]) -> int | None:
@@ -121,38 +120,8 @@ def _wait(ranks: list[Any]) -> int | None:
     return first
 
 
-@contextmanager
-def _forwarded_to(ranks: list[Any]) -> Iterator[list[int]]:
-    """Send SIGINT and SIGTERM to the ranks instead of this process; yields those received.
-
-    The second one kills the ranks: some of them may hang.
-    """
-    asked: list[int] = []
-
-    def forward(number: int, _: Any) -> None:
-        asked.append(number)
-        for child in ranks:
-            if child.is_alive():
-                os.kill(child.pid, number if len(asked) == 1 else signal.SIGKILL)
-
-    before = {number: signal.signal(number, forward) for number in STOPS}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _child(
-    work: Work,
-    options: Any,
-    rank: int,
-    device: str,
-    barrier: Any,
-    memory: Any,
-    explain: Explain,
-    pipe: connection.Connection,
-) -> None:
+def _child(rank: int, device: str, work: Work, options: Any, *shared: Any) -> None:
+    barrier, memory, explain, told = shared
     os.setsid()  # Ctrl-C is for the parent, which forwards it once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _silence(rank)
@@ -164,7 +133,7 @@ def _child(
         return options, device
 
     def tell(status: int, line: str) -> None:
-        pipe.send((status, line))
+        told.put((status, line))
 
     sys.exit(run_rank(work, SharedMemory(rank, barrier, memory), prepare, explain, tell))
 
@@ -187,8 +156,8 @@ def under_mpi() -> bool:
 def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) -> int:
     """Run `work` as one of the ranks of mpiexec; returns the exit status.
 
-    settle: gives the options, a Namespace that JSON can hold; called by rank 0, which broadcasts
-    them. Their `device` names one for each rank of a machine, or one kind for all (cpu, auto).
+    settle: gives the options; called by rank 0, which broadcasts them. Their `device` names one for
+    each rank of a machine, or one kind for all (cpu, auto).
     """
     if any(name not in os.environ for name in THREADS):
         # NumPy and Numba have read the number of threads by now: start this program again.
@@ -202,23 +171,16 @@ def join(work: Work, settle: Callable[[], Any], explain: Explain, program: str) 
 
     try:
         ranks = MPI()
-    except CommunicatorError as error:
+    except DeviceError as error:
         if _mpi_variable("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", 0) == 0:
             tell(2, f"{program}: error: {error}")
         return 2
     _silence(ranks.rank)
 
-    def prepare(replica: Replica) -> tuple[Namespace, str]:
-        data = b""
-        try:
-            if replica.first:
-                data = json.dumps(vars(settle())).encode()
-        finally:
-            data = ranks.broadcast(data)
-        if not data:
-            replica.begin()  # raises RankLostError: rank 0 has failed
-        options = Namespace(**json.loads(data))
-        return options, device_of(options.device, ranks.texts(socket.gethostname()), ranks.rank)
+    def prepare(replica: Replica) -> tuple[Any, str]:
+        options = replica.broadcast(settle() if replica.first else None)
+        hosts = ranks.exchange(socket.gethostname())
+        return options, device_of(options.device, hosts, ranks.rank)
 
     return run_rank(work, ranks, prepare, explain, tell)
 

@@ -6,7 +6,6 @@ all raise is reported once. In training, a rank that fails reports its error and
 
 import os
 import socket
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 
 from layers import Device
 from layers.device import SIMULATED
-from tinyconv.parallel.communicator import LOST, Communicator, RankLostError, one_line
+from tinyconv.parallel.communicator import Communicator, RankLostError, one_line
 from tinyconv.parallel.nccl import NCCL
 from tinyconv.parallel.replicas import Replica
 from tinyconv.train import TrainingError
@@ -26,54 +25,56 @@ Explain = Callable[[BaseException, str], tuple[int, str] | None]
 """explain(error, whose) -> (status, line); None for an unforeseen error. `whose` names the rank,
 if not all of them raise it."""
 
+Tell = Callable[[int, str], None]
+"""tell(status, line) prints the line, or passes it to the parent process."""
+
 
 def run_rank(
     work: Work,
     communicator: Communicator,
     prepare: Callable[[Replica], tuple[Any, str]],
     explain: Explain,
-    tell: Callable[[int, str], None],
+    tell: Tell,
 ) -> int:
     """Run one rank; returns its exit status.
 
-    prepare: gives the options and the name of this rank's device. tell(status, line): prints the
-    line, or passes it to the parent; only ranks that fail for different reasons both call it.
+    prepare: gives the options and the name of this rank's device. tell: only ranks that fail for
+    different reasons both call it.
     """
-    replica = Replica(communicator, "")
+    replica = Replica(communicator)
     try:
         try:
             options, name = prepare(replica)
             replica = connect(communicator, name)
             status = work(options, replica)
-            replica.communicator.close()
+            if isinstance(replica.sums, NCCL):
+                replica.sums.close()
             return status
-        except (RankLostError, threading.BrokenBarrierError):
+        except RankLostError:
             raise
         except (Exception, KeyboardInterrupt) as error:
             return _fail(error, replica, explain, tell)
     except RankLostError as lost:
         return lost.status
-    except threading.BrokenBarrierError:
-        return LOST
 
 
-def _fail(
-    error: BaseException, replica: Replica, explain: Explain, tell: Callable[[int, str], None]
-) -> int:
+def _fail(error: BaseException, replica: Replica, explain: Explain, tell: Tell) -> int:
     """Report the failure of a rank; returns its exit status."""
-    whose = f"{replica}: " if replica.device else ""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
-    status, line = explain(error, whose) or (1, f"{whose}{trace}")
+
+    def explained(whose: str) -> tuple[int, str]:
+        return explain(error, whose) or (1, f"{whose}{trace}")
+
+    status, line = explained(f"{replica}: " if replica.device else "")
     interrupted, by_all = isinstance(error, KeyboardInterrupt), isinstance(error, TrainingError)
     if interrupted or (replica.begun and not by_all):
         if replica.first or not interrupted:
             tell(status, line)
         replica.communicator.abort(status)
         return status
-    first, failed = (0, replica.size) if by_all else replica.failed(status)
-    if replica.rank == first:
-        common = explain(error, "") if failed == replica.size else None
-        tell(status, common[1] if common else line)
+    failed = [*range(replica.size)] if by_all else replica.failed(status)
+    if replica.rank == failed[0]:
+        tell(*explained("") if len(failed) == replica.size else (status, line))
     return status
 
 
@@ -81,7 +82,7 @@ def connect(communicator: Communicator, name: str) -> Replica:
     """Open the device `name`, compare it with those of the other ranks, and set up NCCL on GPUs.
 
     Raises the same on all ranks: ValueError for devices that cannot be opened, are unequal (the
-    slowest would delay the others) or are used twice; CommunicatorError without NCCL.
+    slowest would delay the others) or are used twice; DeviceError without NCCL.
     """
     device, kind, problem, host = Device("cpu"), "the host", "", socket.gethostname()
     try:
@@ -90,20 +91,19 @@ def connect(communicator: Communicator, name: str) -> Replica:
             kind = str(device).partition(", ")[2]
     except Exception as error:
         problem = one_line(error)
-    for rank, text in enumerate(communicator.texts(problem)):
+    own = problem, kind, f"{device.name} on {host}", os.getpid()
+    problems, kinds, places, pids = zip(*communicator.exchange(own), strict=True)
+    for rank, text in enumerate(problems):
         if text:
             raise ValueError(f"rank {rank}: {text}")
-    kinds = communicator.texts(kind)
     for rank, other in enumerate(kinds):
         if other != kinds[0]:
             raise ValueError(
                 f"replicas need equal devices: rank 0 has {kinds[0]}, rank {rank} has {other}; "
                 "leave one out of --device"
             )
-    places = communicator.texts(f"{device.name} on {host}")
-    for rank, pid in enumerate(communicator.texts(str(os.getpid()))):
         if communicator.rank == 0:
-            print(f"rank {rank}: {places[rank]}, process {pid}", flush=True)
+            print(f"rank {rank}: {places[rank]}, process {pids[rank]}", flush=True)
     if not device.is_cuda or device.is_simulated:
         return Replica(communicator, device.name)
     place, ranks = Counter(places).most_common(1)[0]
@@ -111,7 +111,7 @@ def connect(communicator: Communicator, name: str) -> Replica:
         raise ValueError(f"two ranks use {place}: --device cuda:0,cuda:1,... names one for each")
     if all(each.endswith(f" on {host}") for each in places):
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    return Replica(NCCL(communicator, device), device.name)
+    return Replica(communicator, device.name, NCCL(communicator, device))
 
 
 def device_names(devices: str) -> list[str]:
@@ -144,9 +144,3 @@ def device_of(devices: str, hosts: list[str], rank: int) -> str:
     if names == ["auto"]:
         return f"cuda:{place}" if Device("auto").is_cuda else "cpu"
     return names[place if len(names) > 1 else 0]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    count = getattr(os, "sched_getaffinity", None)
-    return len(count(0)) if count else os.cpu_count() or 1

@@ -15,21 +15,18 @@ trains the same net, except for rounding: sums over a batch are now sums of sums
 A run of one process uses none of this and imports neither NCCL nor MPI.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from layers import Device, Dropout
 from tinyconv.data.loader import part
-from tinyconv.data.photos import PhotoSet
 from tinyconv.evaluate import Evaluation, count_hits, evaluate
 from tinyconv.parallel.communicator import Communicator, RankLostError
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import BLOCK
-from tinyconv.train import Progress, SingleStep, Training, TrainingData, TrainingError
+from tinyconv.train import SingleStep, Training, TrainingData, TrainingError
 
 BUCKET = 2**20
 """Fewest gradients to sum at once, 4 MiB in float32; smaller layers wait for the next one."""
@@ -45,37 +42,45 @@ class ReplicaError(TrainingError):
 class Replica:
     """A process's place in a data-parallel run.
 
-    communicator: to the other ranks; device: the name of this one's. Attributes: `rank`, `size`;
-    `first`, is this rank 0, which writes and prints; `begun`, have all ranks come as far as
-    `begin_together`.
+    communicator: to the other ranks; device: the name of this one's; sums: what sums gradients, by
+    `start` and `finish` (None: the communicator). Attributes: `rank`, `size`; `first`, is this rank
+    0, which writes and prints; `begun`, have all ranks come as far as `begin_together`.
     """
 
-    def __init__(self, communicator: Communicator, device: str = "cpu") -> None:
-        self.communicator, self.device = communicator, device
+    def __init__(self, communicator: Communicator, device: str = "", sums: Any = None) -> None:
+        self.communicator, self.device, self.sums = communicator, device, sums or communicator
         self.rank, self.size = communicator.rank, communicator.size
         self.first, self.begun = self.rank == 0, False
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.device})"
 
-    def begin(self) -> None:
-        """Wait for all ranks; RankLostError if one has failed on its way."""
-        for rank, status in enumerate(self.communicator.exchange(np.zeros(1, np.int64))):
-            if status[0]:
-                raise RankLostError(rank, int(status[0]))
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value; RankLostError if a rank has failed on its way here."""
+        found = self.communicator.exchange((0, value))
+        for status, _ in found:
+            if status:
+                raise RankLostError(status)
+        return found[0][1]
+
+    def begin(self, state: Any = None) -> Any:
+        """As `broadcast`; from now on ranks fail one by one."""
+        state = self.broadcast(state)
         self.begun = True
+        return state
+
+    def failed(self, status: int) -> list[int]:
+        """Tell all ranks at `broadcast` that this one has failed; returns those that have."""
+        found = self.communicator.exchange((status, None))
+        return [rank for rank, (other, _) in enumerate(found) if other]
 
     def agree(self, stop: int) -> int:
         """The largest `stop` of all ranks, so that all end after the same step."""
-        return int(self.communicator.exchange(np.array(int(stop))).max())
+        return max(self.communicator.exchange(int(stop)))
 
-    def failed(self, status: int) -> tuple[int, int]:
-        """Tell all ranks at `begin` that this one has failed.
-
-        Returns the first rank that has, and how many have.
-        """
-        found = self.communicator.exchange(np.array([status], np.int64))[:, 0]
-        return int(np.flatnonzero(found)[0]), int(np.count_nonzero(found))
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, in their order."""
+        return [sum(each) for each in zip(*self.communicator.exchange(values), strict=True)]
 
 
 class ReplicaStep(SingleStep):
@@ -94,7 +99,6 @@ class ReplicaStep(SingleStep):
     ) -> None:
         super().__init__(net, optimizer)
         self.replica, self.check_every = replica, check_every
-        self._ranks = replica.communicator
         self._begins: dict[str, int] = {}  # where a layer's gradients begin in the flat array
         begin = 0
         for parameter in optimizer.parameters:
@@ -116,8 +120,7 @@ class ReplicaStep(SingleStep):
             loss, hits = self.loss.value(), count_hits(self.loss.probabilities, labels, 1)
         self._backward(count / self.rows)
         self.own_loss = float(loss)
-        own = np.array([self.own_loss * count, float(hits), count])
-        total, hits, rows = self._ranks.exchange(own).sum(axis=0).tolist()
+        total, hits, rows = self.replica.sum(self.own_loss * count, float(hits), count)
         return total / rows, int(hits), int(rows)
 
     def _backward(self, share: float) -> None:
@@ -128,30 +131,28 @@ class ReplicaStep(SingleStep):
             dy = step.backward(dy)
             begin = self._begins.get(step.name.partition("+")[0])  # "fc6+relu6+drop6"
             if begin is not None and (begin == 0 or end - begin >= BUCKET):
-                self._ranks.start(slice(begin, end))
+                self.replica.sums.start(self.optimizer.grads[begin:end])
                 end = begin
-        self._ranks.finish()
+        self.replica.sums.finish()
 
     def compare(self, when: str) -> None:
         """Compare the ranks' weights by a checksum; ReplicaError names those that differ."""
-        bits = self.optimizer.values.view(np.uint32)
-        sums = self._ranks.exchange(np.array(int(bits.sum(dtype=np.uint64)), np.uint64))
-        if (sums == sums[0]).all():
-            return
-        values, counts = np.unique(sums, return_counts=True)
-        usual = values[counts.argmax()] if counts.max() > 1 else sums[0]
-        names = self._ranks.texts(str(self.replica))
-        odd = " and ".join(name for name, own in zip(names, sums, strict=True) if own != usual)
-        raise ReplicaError(
-            f"{when} {odd} held other weights than the rest, as a faulty device makes them; "
-            "resume without it from the last checkpoint"
-        )
+        checksum = int(self.optimizer.values.view(np.uint32).sum(dtype=np.uint64))
+        found = self.replica.communicator.exchange((checksum, str(self.replica)))
+        checksums = [each for each, _ in found]
+        usual = max(checksums, key=checksums.count)  # of two that differ, that of rank 0
+        odd = " and ".join(name for each, name in found if each != usual)
+        if odd:
+            raise ReplicaError(
+                f"{when} {odd} held other weights than the rest, as a faulty device makes them; "
+                "resume without it from the last checkpoint"
+            )
 
     def evaluate(self, data: TrainingData, on_batch: Callable[[], None]) -> Evaluation:
         """As `SingleStep.evaluate`: each rank evaluates its part of the photos."""
         self.compare("before validation")
         photos, size = len(data.val), self.replica.size
-        own_photos = part_of(data.val, part(photos, self.replica.rank, size))
+        own_photos = PartOfPhotos(data.val, part(photos, self.replica.rank, size))
         rows = data.batch_size // size
         result = Evaluation(0.0, 0.0, 0.0)
         if len(own_photos):
@@ -160,8 +161,8 @@ class ReplicaStep(SingleStep):
         for _ in range(-(-longest // rows) - -(-len(own_photos) // rows)):
             on_batch()  # as often as on every rank
         hits = [round(share * len(own_photos)) for share in (result.top1, result.top5)]
-        sums = self._ranks.exchange(np.array([result.loss * len(own_photos), *hits])).sum(axis=0)
-        return Evaluation(*(sums / photos).tolist())
+        sums = self.replica.sum(result.loss * len(own_photos), *hits)
+        return Evaluation(*(each / photos for each in sums))
 
 
 def begin_together(training: Training) -> None:
@@ -178,25 +179,20 @@ def begin_together(training: Training) -> None:
     for layer in training.net.layers:
         if isinstance(layer, Dropout):
             layer.first_row = first_row
-    replica.begin()
-    replica.communicator.attach(optimizer.grads)
+    training.progress = replica.begin(training.progress if replica.first else None)
     for flat in (optimizer.values, optimizer.velocities):
-        data = Device.to_host(flat).tobytes() if replica.first else b""
-        received = np.frombuffer(replica.communicator.broadcast(data), flat.dtype)
-        flat[...] = training.net.device.array(received)
-    now = json.dumps(asdict(training.progress)).encode()
-    training.progress = Progress(**json.loads(replica.communicator.broadcast(now)))
+        own = Device.to_host(flat) if replica.first else None
+        flat[...] = training.net.device.array(replica.broadcast(own))
     if training.progress.schedule:
         training.schedule.state = training.progress.schedule
 
 
-class PhotosOfPart:
-    """A stretch of a store's photos, with the interface of the whole."""
+class PartOfPhotos:
+    """A stretch of the photos, with the interface of the whole; copies none of their images."""
 
     def __init__(self, photos: Any, stretch: slice) -> None:
         self._photos, self._first = photos, stretch.start
         self.labels, self.size = photos.labels[stretch], photos.size
-        self.class_names = photos.class_names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,10 +200,3 @@ class PhotosOfPart:
     def copy_rows(self, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy the images of `ids`, counted from the start of the stretch, into out[:n]."""
         self._photos.copy_rows(ids + self._first, out)
-
-
-def part_of(photos: Any, stretch: slice) -> Any:
-    """A stretch of the photos, without copying their images."""
-    if isinstance(photos, PhotoSet):
-        return PhotoSet(photos.images[stretch], photos.labels[stretch], photos.class_names)
-    return PhotosOfPart(photos, stretch)

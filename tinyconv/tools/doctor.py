@@ -18,9 +18,7 @@ import importlib
 import os
 import platform
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -68,8 +66,8 @@ class Driver(NamedTuple):
 
     version: tuple[int, int] = (0, 0)
     gpus: tuple[Gpu, ...] = ()
-    problem: str = ""
-    fix: str = ""
+    problem: str = "the driver lists no GPU"
+    fix: str = "nvidia-smi -L"
 
 
 class Machine:
@@ -103,12 +101,6 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-# --- packages
-
-MODULES = {"numba-cuda": "", "pillow": "PIL.Image", "matplotlib": "matplotlib.figure"}
-"""What to import of a package, if not its name; numba-cuda is left to the test launch."""
-
-
 def installed(*names: str) -> dict[str, str]:
     """Versions of those of the packages that are installed."""
     found = {}
@@ -123,6 +115,12 @@ def installed(*names: str) -> dict[str, str]:
 def listed(versions: dict[str, str]) -> str:
     """Names with versions, in words."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+# --- packages
+
+MODULES = {"numba-cuda": "", "Python": "", "pillow": "PIL.Image", "matplotlib": "matplotlib.figure"}
+"""What to import of a package, if not its name; numba-cuda is left to the test launch."""
 
 
 def requirements() -> list[Requirement]:
@@ -141,19 +139,16 @@ def requirements() -> list[Requirement]:
 
 def package(needed: Requirement) -> Finding:
     """Whether Python or a package is installed, in range and importable."""
+    version, fix = installed(needed.name).get(needed.name, ""), f"pip install '{needed}'"
     if needed.name == "Python":
-        version, module = platform.python_version(), ""
+        version = platform.python_version()
         fix = "python3.12 -m venv .venv && . .venv/bin/activate && pip install -e ."
-    else:
-        version = installed(needed.name).get(needed.name, "")
-        module = MODULES.get(needed.name, needed.name)
-        fix = f"pip install '{needed}'"
     if not version:
         return Finding(FAILED, "not installed", fix)
     if not needed.specifier.contains(version, prereleases=True):
         return Finding(FAILED, f"{version}; tinyconv needs {needed.specifier}", fix)
     try:
-        if module:
+        if module := MODULES.get(needed.name, needed.name):
             importlib.import_module(module)
     except Exception as error:
         fix = f"pip install --force-reinstall --no-deps '{needed}'"
@@ -170,6 +165,8 @@ def optional(purpose: str, *names: str, fix: str = "") -> Finding:
 
 # --- driver and GPUs
 
+INSTALL = "install NVIDIA's driver (nvidia.com/drivers); nvidia-smi shows that it works"
+
 DRIVER_FIXES = {
     34: "unset LD_LIBRARY_PATH",
     100: "nvidia-smi -L",
@@ -180,51 +177,56 @@ DRIVER_FIXES = {
 
 def ask_driver() -> Driver:
     """Version and GPUs from the driver's library; no context is created, no memory allocated."""
-    install = "install NVIDIA's driver (nvidia.com/drivers); nvidia-smi shows that it works"
     try:
         library: Any = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
-        return Driver(problem="no NVIDIA driver", fix=install)
-    number, count = ctypes.c_int(0), ctypes.c_int(0)
-    library.cuDriverGetVersion(ctypes.byref(number))
-    version = (number.value // 1000, number.value % 1000 // 10)
-    status = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count))
+        return Driver(problem="no NVIDIA driver", fix=INSTALL)
+
+    def ask(name: str, *arguments: Any, answer: Any = ctypes.c_int) -> Any:
+        """What the function writes to its first argument; an error of the driver is raised."""
+        value = answer()
+        if status := getattr(library, name)(ctypes.byref(value), *arguments):
+            raise OSError(status, name)
+        return value.value
+
+    version = (0, 0)
+    try:
+        number = ask("cuDriverGetVersion")
+        version = (number // 1000, number % 1000 // 10)
+        if status := library.cuInit(0):
+            raise OSError(status, "cuInit")
+        gpus = []
+        for index in range(ask("cuDeviceGetCount")):
+            device, name = ask("cuDeviceGet", index), ctypes.create_string_buffer(256)
+            library.cuDeviceGetName(name, len(name), device)
+            # 75 and 76 are the compute capability, in cuda.h.
+            major, minor = (ask("cuDeviceGetAttribute", each, device) for each in (75, 76))
+            memory = ask("cuDeviceTotalMem_v2", device, answer=ctypes.c_size_t)
+            gpus.append(Gpu(name.value.decode(errors="replace"), (major, minor), memory))
+        return Driver(version, tuple(gpus))
+    except OSError as error:
+        status = error.errno or 0
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if status == 100 and hidden is not None:
         problem = f"CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs"
-        return Driver(version, problem=problem, fix="unset CUDA_VISIBLE_DEVICES")
-    if status:
-        name = ctypes.c_char_p()
-        library.cuGetErrorName(status, ctypes.byref(name))
-        problem = f"the driver returns {name.value.decode() if name.value else f'error {status}'}"
-        return Driver(version, problem=problem, fix=DRIVER_FIXES.get(status, install))
-    return Driver(version, tuple(_describe(library, index) for index in range(count.value)))
-
-
-def _describe(library: Any, index: int) -> Gpu:
-    device, memory, name = ctypes.c_int(0), ctypes.c_size_t(0), ctypes.create_string_buffer(256)
-    library.cuDeviceGet(ctypes.byref(device), index)
-    library.cuDeviceGetName(name, len(name), device)
-    library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    major, minor = ctypes.c_int(0), ctypes.c_int(0)
-    library.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # compute capability in cuda.h
-    library.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), memory.value)
+        return Driver(version, (), problem, "unset CUDA_VISIBLE_DEVICES")
+    text = ctypes.c_char_p()
+    library.cuGetErrorName(status, ctypes.byref(text))
+    problem = f"the driver returns {text.value.decode() if text.value else f'error {status}'}"
+    return Driver(version, (), problem, DRIVER_FIXES.get(status, INSTALL))
 
 
 def driver(machine: Machine) -> Finding:
     """The newest CUDA version that the driver supports, and its GPUs."""
-    (major, minor), gpus = machine.driver.version, machine.driver.gpus
+    (major, minor), gpus, problem, fix = machine.driver
     if not gpus:
-        problem = machine.driver.problem or "the driver lists no GPU"
-        return Finding(MISSING, problem, machine.driver.fix or "nvidia-smi -L")
+        return Finding(MISSING, problem, fix)
     found = f"CUDA {major}.{minor}"
     for index, gpu in enumerate(gpus):
         capability = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
         found += f"; cuda:{index} {gpu.name}, {capability}, {gpu.memory / 1e9:,.1f} GB"
-    index = int(machine.device.partition(":")[2] or "0")
-    if machine.wants_gpu and index >= len(gpus):
-        return Finding(FAILED, f"{found}; no cuda:{index}", f"--device cuda:{len(gpus) - 1}")
+    if machine.wants_gpu and (name := machine.device.partition(":")[2]) and int(name) >= len(gpus):
+        return Finding(FAILED, f"{found}; no cuda:{name}", f"--device cuda:{len(gpus) - 1}")
     return Finding(OK, found)
 
 
@@ -232,28 +234,12 @@ def driver(machine: Machine) -> Finding:
 
 CUPY = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
 
-LIBRARIES = ("nvrtc", "nvvm", "nvJitLink", "cublas")
-"""What Numba and CuPy load, by the names of cuda-pathfinder."""
-
-CACHED = {".pyc", ".nbi", ".nbc"}
-"""Files in __pycache__, Python's and Numba's."""
-
-LIBRARY_PACKAGES = tuple(
+LIBRARIES = tuple(
     f"nvidia-{name}{suffix}"
     for name in ("cuda-nvrtc", "nvvm", "cuda-nvcc", "nvjitlink", "cublas")
     for suffix in ("", "-cu12")
 )
-"""The packages that contain them; those without a suffix are of CUDA 13."""
-
-NOT_FOUND = """
-import sys
-from cuda.pathfinder import load_nvidia_dynamic_lib
-for name in sys.argv[1:]:
-    try:
-        load_nvidia_dynamic_lib(name)
-    except Exception:
-        print(name)
-"""
+"""Packages of what Numba and CuPy load; those without a suffix are of CUDA 13."""
 
 
 def major_of(version: str) -> int:
@@ -268,14 +254,13 @@ def install_cuda(machine: Machine, *remove: str) -> str:
     """
     major = machine.newest_cuda
     other = [name for name in installed(*CUPY) if name in remove or name != f"cupy-cuda{major}x"]
-    libraries = installed(*LIBRARY_PACKAGES)
-    other += [name for name, version in libraries.items() if major_of(version) != major]
+    other += [name for name, each in installed(*LIBRARIES).items() if major_of(each) != major]
     uninstall = f"pip uninstall -y {' '.join(other)} && " if other else ""
     return f"{uninstall}pip install -e '.[cuda{major}]'"
 
 
 def cupy(machine: Machine) -> Finding:
-    """Whether one package of CuPy is installed, and importable."""
+    """Whether one CuPy is importable, and fits NVIDIA's libraries, the driver and the GPUs."""
     packages = installed(*CUPY)
     if not packages:
         return Finding(MISSING, "not installed", install_cuda(machine))
@@ -286,55 +271,20 @@ def cupy(machine: Machine) -> Finding:
         importlib.import_module("cupy")
     except Exception as error:
         return Finding(FAILED, f"{found}, and importing it fails: {one_line(error)}", fix)
-    return Finding(OK, found)
-
-
-def libraries(machine: Machine) -> Finding:
-    """Whether the libraries of the CUDA toolkit are found, wherever they are installed."""
-    # In another process, because finding a library loads it.
-    command = [sys.executable, "-c", NOT_FOUND, *LIBRARIES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    lacking = done.stdout.split() if done.returncode == 0 else LIBRARIES
-    if lacking:
-        return Finding(MISSING, f"{', '.join(lacking)} not found", install_cuda(machine))
-    return Finding(OK, listed(installed(*LIBRARY_PACKAGES)) or f"found {', '.join(LIBRARIES)}")
-
-
-def versions_agree(machine: Machine) -> Finding:
-    """Whether NVIDIA's libraries, CuPy, the driver and the GPUs are of compatible versions."""
-    known = machine.driver.version
-    packages = installed(*LIBRARY_PACKAGES) or installed("cuda-bindings")
-    majors = {major_of(version) for version in packages.values()}
-    words = [f"libraries {major}" for major in sorted(majors)]
-    for major in re.findall(r"cuda(\d+)x", " ".join(installed(*CUPY))):
-        majors.add(int(major))
-        words.append(f"CuPy {major}")
-    found = ", ".join([*words, f"driver {known[0]}.{known[1]}" if known[0] else "no driver"])
-    if not known[0] or not majors:
-        return Finding(MISSING, found)
-    if (supported := min(known[0], machine.newest_cuda)) < max(majors):
-        note = f"{found}: this driver and these GPUs support CUDA {supported} at most"
-        return Finding(FAILED, note, install_cuda(machine))
+    libraries, fix = installed(*LIBRARIES) or installed("cuda-bindings"), install_cuda(machine)
+    majors = {major_of(version) for version in libraries.values()}
+    found += "".join(f", libraries of CUDA {major}" for major in sorted(majors))
+    majors |= {int(major) for major in re.findall(r"cuda(\d+)x", found)}
+    newest = min(machine.newest_cuda, machine.driver.version[0] or machine.newest_cuda)
+    if max(majors, default=0) > newest:
+        note = f"{found}: this driver and these GPUs support CUDA {newest} at most"
+        return Finding(FAILED, note, fix)
     if len(majors) > 1:
-        return Finding(WARNING, f"{found}: they should be of one version", install_cuda(machine))
+        return Finding(WARNING, f"{found}: they should be of one version", fix)
     return Finding(OK, found)
 
 
 # --- does it compute?
-
-
-def leftovers() -> Finding:
-    """Folders of caches that an uninstalled tinyconv has left: Python may take them for it."""
-    found = []
-    for folder in (Path(entry) / name for entry in sys.path for name in ("layers", "tinyconv")):
-        files = [path for path in folder.rglob("*") if not path.is_dir()]
-        cached = (path.suffix in CACHED and path.parent.name == "__pycache__" for path in files)
-        if files and all(cached):
-            found.append(shlex.quote(str(folder)))
-    if found:
-        note = f"caches of an uninstalled tinyconv hide this one: {', '.join(found)}"
-        return Finding(WARNING, note, f"rm -r {' '.join(found)}")
-    return Finding(OK, f"{ROOT}")
 
 
 def disk() -> Finding:
@@ -363,6 +313,8 @@ def launch(machine: Machine) -> Finding:
             fix = f"pip install --upgrade nvidia-nvjitlink{suffix}"
         elif "no locator available" in str(error):  # no writable folder for compiled loops
             fix = f"export NUMBA_CACHE_DIR={Path(tempfile.gettempdir()) / 'numba-cache'}"
+        elif machine.wants_gpu and "pip install" not in found:  # such as a missing library
+            fix = f"{install_cuda(machine)}  # see numba -s"
         return Finding(FAILED, found, fix)
 
 
@@ -376,8 +328,7 @@ def _compute(machine: Machine) -> Finding:
     linear.weight.value[...] = device.array([[1, 2, 3, 4], [-4, 3, -2, 1]], "float32")
     x = device.array([[1, -2, 3, -4], [-5, 6, 7, 8], [0, -1, 2, 5]], "float32")
     y = device.to_host(linear.forward(relu.forward(x))).tolist()
-    expected = [[10, -10], [65, 12], [26, 1]]
-    if y != expected:
+    if y != (expected := [[10, -10], [65, 12], [26, 1]]):
         return Finding(FAILED, f"{device} computes {y}, expected {expected}")
     what = "a kernel" if device.is_cuda else "a compiled loop"
     found = f"{device}: {what} and a matrix product give the right numbers"
@@ -392,26 +343,20 @@ def _compute(machine: Machine) -> Finding:
 def checks(machine: Machine) -> list[Check]:
     """(title, what it is needed for, check) in the order of the table."""
     if Requirement is None:
-        found = "not installed: versions are not checked"
-        missing = partial(Finding, FAILED, found, "pip install -e .")
-        packages: list[Check] = [("packaging", HOST, missing)]
+        missing = Finding(FAILED, "not installed: versions are not checked", "pip install -e .")
+        packages: list[Check] = [("packaging", HOST, lambda: missing)]
     else:
         packages = [(one.name, HOST, partial(package, one)) for one in requirements()]
+    greenlet = partial(optional, "kernels without a GPU", "greenlet")
     nccl = partial(optional, "several GPUs", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
-    mpi = partial(optional, "several machines", "mpi4py")
-    simulator = partial(
-        optional, "kernels without a GPU", "greenlet", fix="pip install -e '.[simulator]'"
-    )
     return [
         *packages,
         ("GPU driver", GPU, partial(driver, machine)),
         ("CuPy", GPU, partial(cupy, machine)),
-        ("CUDA libraries", GPU, partial(libraries, machine)),
-        ("CUDA versions", OPTIONAL, partial(versions_agree, machine)),
         ("NCCL", OPTIONAL, nccl),
-        ("MPI", OPTIONAL, mpi),
-        ("simulator", OPTIONAL, simulator),
-        ("tinyconv", HOST, leftovers),
+        ("MPI", OPTIONAL, partial(optional, "several machines", "mpi4py")),
+        ("simulator", OPTIONAL, partial(greenlet, fix="pip install -e '.[simulator]'")),
+        ("tinyconv", HOST, lambda: Finding(OK, str(ROOT))),
         ("disk", HOST, disk),
         ("test launch", HOST, partial(launch, machine)),
     ]

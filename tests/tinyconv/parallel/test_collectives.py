@@ -1,4 +1,4 @@
-"""The meetings of the two columns: what crosses, what comes back, and in which order."""
+"""Stages that copy between the columns: what crosses, what comes back, and in which order."""
 
 from pathlib import Path
 
@@ -153,55 +153,41 @@ def test_arrays_that_are_not_in_rows_are_put_in_rows():
 # --- two GPUs, without two GPUs
 
 
-def met(gpus, stage, x, dy, rounds=3):
-    """Run the stage forward and backward on stand-ins for two GPUs; copies of what came out."""
+def on_two_gpus(gpus, stage, x, dy, rounds=3):
+    """Run the stage forward and backward on emulated GPUs: (k, y, dx) for inputs times k."""
     second, first = Device("cuda:1"), Device("cuda:0")
     devices = (first, second)
     stage.to(devices, "float64")
     stage.connect((Link(first, second), Link(second, first)))
     assert gpus.now == 0, "the first device is the current one"
 
-    def fresh(array, gpu):
+    def on_gpu(gpu, buffer, values):
+        """buffer[...] = values, computed on the GPU; None: a new buffer."""
         with devices[gpu].current():
-            return gpus._empty(array.shape, array.dtype)
-
-    def keep(array):
-        with devices[array.gpu].current():
-            copy = fresh(array, array.gpu)
-            copy[...] = array
-        return copy
-
-    def fill(buffer, values):
-        with devices[buffer.gpu].current():
+            buffer = gpus._empty(values.shape, values.dtype) if buffer is None else buffer
             buffer[...] = values
+        gpus.run_some()
+        return buffer
 
     def assigned(buffers, arrays, k):
-        """The arrays times k, computed on the devices into the same buffers each round."""
-        if not isinstance(arrays, list):
-            fill(buffers[0], k * arrays)
-            return buffers[0]
-        for buffer, array in zip(buffers, arrays, strict=True):
-            fill(buffer, k * array)
-            gpus.run_some()
-        return Both(buffers)
+        """The arrays times k, into the same buffers each round."""
+        for gpu, array in enumerate(arrays):
+            buffers[gpu] = on_gpu(gpu, buffers.get(gpu), k * array)
+        return Both(buffers.values()) if len(arrays) > 1 else buffers[0]
 
-    def kept(found):
-        return [keep(each) for each in (found if isinstance(found, Both) else [found])]
+    def kept(arrays):
+        return [on_gpu(each.gpu, None, each) for each in listed(arrays)]
 
-    def room(arrays):
-        arrays = arrays if isinstance(arrays, list) else [arrays]
-        return [fresh(each, c) for c, each in enumerate(arrays)]
-
-    buffers = [room(x), room(dy)]
-    found = []
+    inputs, found = ({}, {}), []
     for k in range(1, rounds + 1):
-        y = kept(stage.forward(assigned(buffers[0], x, k)))
-        gpus.run_some()
-        dx = kept(stage.backward(assigned(buffers[1], dy, k)))
-        gpus.run_some()
-        found.append((k, y, dx))
+        y = kept(stage.forward(assigned(inputs[0], listed(x), k)))
+        found.append((k, y, kept(stage.backward(assigned(inputs[1], listed(dy), k)))))
     gpus.run_all()
     return [(k, *([each.values for each in part] for part in (y, dx))) for k, y, dx in found]
+
+
+def listed(arrays):
+    return list(arrays) if isinstance(arrays, list | tuple) else [arrays]
 
 
 def cases():
@@ -220,7 +206,7 @@ def cases():
 @pytest.mark.parametrize("seed", range(8))
 def test_on_two_gpus_the_same_numbers_come_out_in_whatever_order(case, peers, seed, monkeypatch):
     _, make, x, dy, y, dx = case
-    for k, found, found_dx in met(Gpus(monkeypatch, peers=peers, seed=seed), make(), x, dy):
+    for k, found, found_dx in on_two_gpus(Gpus(monkeypatch, peers=peers, seed=seed), make(), x, dy):
         for wanted, got in (*zip(y, found, strict=True), *zip(dx, found_dx, strict=True)):
             # k · (a + b) and k · a + k · b are rounded in different places.
             np.testing.assert_allclose(got, k * wanted, rtol=1e-13, atol=1e-14)
@@ -232,7 +218,7 @@ def test_without_the_waiting_wrong_numbers_come_out(case, monkeypatch):
     _, make, x, dy, y, dx = case
     wrong = 0
     for seed in range(20):
-        for k, found, found_dx in met(Gpus(monkeypatch, seed=seed), make(), x, dy):
+        for k, found, found_dx in on_two_gpus(Gpus(monkeypatch, seed=seed), make(), x, dy):
             pairs = (*zip(y, found, strict=True), *zip(dx, found_dx, strict=True))
             wrong += not all(np.allclose(got, k * wanted) for wanted, got in pairs)
     assert wrong

@@ -1,13 +1,10 @@
 """Training on two columns: the same loop, checkpoints that fit both forms, the main job."""
 
-import importlib.util
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from fake_gpus import Gpus
-from photo_bytes import photo_folder
+from programs import example
+from rank_runs import metrics
 from small import new_training, random_photos
 
 from layers import Conv2D, Device, Flatten, Linear, ReLU
@@ -23,7 +20,6 @@ from tinyconv.run.training import step_for
 from tinyconv.schedule import Steps
 from tinyconv.train import LossError, SingleStep
 
-SCRIPT = Path(__file__).parents[3] / "examples" / "train_alexnet.py"
 PHOTOS = random_photos(24)
 
 
@@ -49,12 +45,8 @@ def assert_equal_weights(found, wanted):
 
 def run(training, steps=None):
     """Train for some steps, or to the end; the epochs."""
-    history, done = [], []
-    training.run(
-        on_epoch=history.append,
-        on_step=lambda: done.append(1),
-        should_stop=lambda: steps is not None and len(done) >= steps,
-    )
+    history = []
+    training.run(on_epoch=history.append, should_stop=lambda: training.progress.step == steps)
     return history
 
 
@@ -261,16 +253,7 @@ def test_on_two_gpus_photos_cross_once_as_bytes(peers, on_gpu, monkeypatch):
 
 
 def main(*arguments):
-    spec = importlib.util.spec_from_file_location("train_alexnet", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(each) for each in arguments])
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Two classes of photos: light and dark noise."""
-    return photo_folder(tmp_path / "photos", train=6, val=3)
+    return example("train_alexnet").main([str(each) for each in arguments])
 
 
 def job(photos, out, *more):
@@ -281,10 +264,6 @@ def job(photos, out, *more):
 COLUMNS = ("--parallel", "columns", "--device", "cpu,cpu")
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_main_job_on_two_columns_is_the_one_on_one_device(photos, tmp_path, capsys):
     two, one = tmp_path / "two", tmp_path / "one"
     assert job(photos, two, *COLUMNS) == 0
@@ -293,7 +272,7 @@ def test_the_main_job_on_two_columns_is_the_one_on_one_device(photos, tmp_path, 
     assert job(photos, one, "--device", "cpu") == 0
     assert {each.name for each in two.iterdir()} == {each.name for each in one.iterdir()}
     for first, second in zip(metrics(one), metrics(two), strict=True):
-        # float32: sums in other orders over nine steps.
+        # float32: sums in other orders over twelve steps.
         assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-3)
         assert second["val_top1"] == first["val_top1"]
     model, other = load_model(two / "weights.h5"), load_model(one / "weights.h5")
@@ -309,7 +288,7 @@ def test_a_run_goes_on_in_the_other_form(precision, photos, tmp_path, capsys):
     assert f"precision: {precision}" in capsys.readouterr().out
     more = ("--resume", out, "--epochs", 4)
     assert main(*more, "--parallel", "none", "--device", "cpu") == 0
-    assert "resuming after step 9 (epoch 4)" in capsys.readouterr().out
+    assert "resuming after step 12 (epoch 4)" in capsys.readouterr().out
     assert main("--resume", out, "--epochs", 5, *COLUMNS) == 0
     assert [line["epoch"] for line in metrics(out)] == [1, 2, 3, 4, 5]
 

@@ -4,24 +4,19 @@
 moments.
 """
 
-import importlib.util
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
-import h5py
 import pytest
+from programs import environment, run_program
 from rank_runs import (
-    ROOT,
     SMALL,
     STEP,
     SUM,
     VALIDATION,
     Kill,
-    environment,
     has_mpi,
     pids,
     random_kill,
@@ -35,12 +30,10 @@ from rank_runs import (
 from rank_threads import explain
 
 from tinyconv.parallel import launch
-from tinyconv.parallel.launch import under_mpi
+from tinyconv.parallel.launch import THREADS, under_mpi
+from tinyconv.run.checkpoint import load_model
 
-SPAWN = "spawn"
-MPIEXEC = pytest.param(
-    "mpiexec", marks=pytest.mark.skipif(not has_mpi, reason="needs mpi4py and an MPI")
-)
+SPAWN, MPIEXEC = "spawn", "mpiexec"
 both = pytest.mark.parametrize("how", [SPAWN, MPIEXEC])
 
 KILLS = [
@@ -49,21 +42,22 @@ KILLS = [
     (SPAWN, 4, Kill(2, VALIDATION, 2), 1),
     (SPAWN, 4, Kill(3, "os.fsync", 5, at=0), 1),  # the first rank writes a checkpoint
     (SPAWN, 2, Kill(1, "", 0.5), 1),  # it imports
-    ("mpiexec", 4, Kill(2, SUM, 5), 1),
+    (MPIEXEC, 4, Kill(2, SUM, 5), 1),
 ]
 
 
 def pytest_generate_tests(metafunc):
     if "kill" in metafunc.fixturenames:
         count = metafunc.config.getoption("--kills")
-        more = [(how, *random_kill(seed)) for how in ("spawn", "mpiexec") for seed in range(count)]
-        cases = [
-            pytest.param(MPIEXEC.values[0], *rest, marks=MPIEXEC.marks)
-            if how == "mpiexec"
-            else (how, *rest)
-            for how, *rest in KILLS + more
-        ]
-        metafunc.parametrize("how, ranks, kill, again", cases)
+        more = [(how, *random_kill(seed)) for how in (SPAWN, MPIEXEC) for seed in range(count)]
+        metafunc.parametrize("how, ranks, kill, again", KILLS + more)
+
+
+@pytest.fixture(autouse=True)
+def mpi(request):
+    """Tests under mpiexec need one."""
+    if getattr(request.node, "callspec", None) and MPIEXEC in request.node.callspec.params.values():
+        has_mpi or pytest.skip("needs mpi4py and an MPI")
 
 
 def resume(alone, how, out, folder, ranks):
@@ -102,10 +96,10 @@ def test_a_rank_is_killed_and_the_run_resumes(
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not has_mpi, reason="needs mpi4py and an MPI")
-def test_spawn_and_mpiexec_give_the_same_bits(photos, whole, tmp_path):
+@pytest.mark.parametrize("others", [(SPAWN, MPIEXEC)])
+def test_spawn_and_mpiexec_give_the_same_bits(photos, whole, tmp_path, others):
     weights = []
-    for how in ("spawn", "mpiexec"):
+    for how in others:
         out, folder = tmp_path / how, tmp_path / f"{how} ranks"
         status, printed, err = run(how, 4, ["--data", photos, "--out", out, *SMALL], folder)
         assert status == 0, err
@@ -113,16 +107,8 @@ def test_spawn_and_mpiexec_give_the_same_bits(photos, whole, tmp_path):
         for rank, pid in pids(folder).items():
             assert f"rank {rank}: cpu on {os.uname().nodename}, process {pid}\n" in printed
         same_training(out, whole)
-        found = weights.append({}) or weights[-1]
-        with h5py.File(out / "weights.h5") as file:
-            file.visititems(
-                lambda name, each, found=found: (
-                    found.update({name: each[()].tobytes()})
-                    if isinstance(each, h5py.Dataset)
-                    else None
-                )
-            )
-    assert len(weights[0]) > 10 and weights[0] == weights[1]
+        weights.append([p.value.tobytes() for p in load_model(out / "weights.h5").net.parameters()])
+    assert len(weights[0]) == 16 and weights[0] == weights[1]
 
 
 @pytest.mark.full
@@ -140,12 +126,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(alone, how, photos, w
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "how, number",
-    [
-        (SPAWN, signal.SIGINT),
-        (SPAWN, signal.SIGTERM),
-        pytest.param("mpiexec", signal.SIGINT, marks=MPIEXEC.marks),
-    ],
+    "how, number", [(SPAWN, signal.SIGINT), (SPAWN, signal.SIGTERM), (MPIEXEC, signal.SIGINT)]
 )
 def test_a_signal_to_the_parent_reaches_the_ranks(how, photos, tmp_path, number):
     process = start_endless(how, photos, tmp_path)
@@ -190,60 +171,50 @@ def test_with_the_parent_killed_no_rank_stays(how, photos, tmp_path):
     wait_until_none_is_left(tmp_path / "ranks")
 
 
-@both
-def test_a_mistake_of_all_ranks_is_one_line_and_status_2(how, photos, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--data", photos, "--out", out, *SMALL, "--batch-size", "7"]
-    status, _, err = run(how, 2, arguments, tmp_path / "ranks")
-    assert status == 2 and not out.exists()
-    assert said(how, err) == [
-        "train_alexnet.py: error: a batch of 7 cannot be divided among 2 processes: use "
-        "--batch-size 6 or 8"
-    ]
+BATCH_OF_7 = "a batch of 7 cannot be divided among 2 processes: use --batch-size 6 or 8"
+NO_MPI4PY = (
+    "started by mpiexec, and mpi4py cannot be used (there is none): pip install -e '.[mpi]' "
+)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("how", [MPIEXEC])
-def test_a_run_that_cannot_be_resumed_is_one_line_and_status_2(how, tmp_path):
-    status, _, err = run(how, 2, ["--resume", tmp_path / "none"], tmp_path / "ranks")
+@pytest.mark.parametrize(
+    "how, options, message",
+    [
+        (SPAWN, ["--batch-size", "7"], BATCH_OF_7),
+        (MPIEXEC, ["--batch-size", "7"], BATCH_OF_7),
+        pytest.param(MPIEXEC, ["--resume", "none"], "none", marks=pytest.mark.full),
+        pytest.param(MPIEXEC, "no mpi4py", f"{NO_MPI4PY}mpich", marks=pytest.mark.full),
+    ],
+)
+def test_a_mistake_of_all_ranks_is_one_line_and_status_2(how, options, message, photos, tmp_path):
+    out, more = tmp_path / "run", {}
+    arguments = ["--data", photos, "--out", out, *SMALL, *options]
+    if options == "no mpi4py":
+        (tmp_path / "mpi4py.py").write_text("raise ImportError('there is none')")
+        more["PYTHONPATH"] = os.pathsep.join((str(tmp_path), environment()["PYTHONPATH"]))
+        arguments = arguments[: -len(options)]
+    if "--resume" in options:
+        arguments = options
+    status, _, err = run(how, 2, arguments, tmp_path / "ranks", **more)
     (line,) = said(how, err)
-    assert status == 2 and line.startswith("train_alexnet.py: error: ") and "none" in line
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("how", [MPIEXEC])
-def test_without_mpi4py_the_package_is_named_once(how, photos, tmp_path):
-    out = tmp_path / "run"
-    (tmp_path / "mpi4py.py").write_text("raise ImportError('there is none')")
-    path = os.pathsep.join((str(tmp_path), environment()["PYTHONPATH"]))
-    arguments = ["--data", photos, "--out", out, *SMALL]
-    status, _, err = run(how, 2, arguments, tmp_path / "ranks", PYTHONPATH=path)
     assert status == 2 and not out.exists()
-    assert said(how, err) == [
-        "train_alexnet.py: error: started by mpiexec, and mpi4py cannot be used (there is none): "
-        "pip install -e '.[mpi]' mpich"
-    ]
+    assert line.startswith("train_alexnet.py: error: ") and message in line
 
 
-MISTAKES = {
-    "kinds": (["--parallel", "replicas", "--device", "cpu,cuda:0"], "devices of one kind"),
-    "gap": (["--parallel", "replicas", "--device", "cpu,,cpu"], "devices of one kind"),
-    "autos": (["--parallel", "replicas", "--device", "auto,auto"], "devices of one kind"),
-    "no parallel": (["--device", "cpu,cpu"], "add --parallel replicas"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_wrong_options_are_one_line_and_status_2(name, photos, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("script", ROOT / "examples" / "train_alexnet.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    options, message = MISTAKES[name]
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--parallel", "replicas", "--device", "cpu,cuda:0"], "devices of one kind"),
+        (["--parallel", "replicas", "--device", "cpu,,cpu"], "devices of one kind"),
+        (["--parallel", "replicas", "--device", "auto,auto"], "devices of one kind"),
+        (["--device", "cpu,cpu"], "add --parallel replicas"),
+    ],
+)
+def test_wrong_options_are_one_line_and_status_2(options, message, alone, photos, tmp_path):
     out = tmp_path / "run"
-    assert script.main(["--data", str(photos), "--out", str(out), *SMALL, *options]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("train_alexnet.py: error: ") and err.count("\n") == 1
-    assert message in err and not out.exists()
+    assert alone.run(["--data", photos, "--out", out, *SMALL, *options]) == 2
+    (line,) = alone.printed().splitlines()
+    assert line.startswith("train_alexnet.py: error: ") and message in line and not out.exists()
 
 
 @pytest.mark.full
@@ -257,7 +228,8 @@ wrong = [name for name in sys.modules if name.partition(".")[0] in ("mpi4py", "c
 wrong += [name for name in sys.modules if name.endswith("cuda.nccl")]
 assert not wrong, wrong
 """
-    subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=50)
+    status, _, err = run_program("-c", program)
+    assert status == 0, err
 
 
 # --- the parent; the ranks are functions of this file
@@ -282,6 +254,13 @@ def hangs(options, replica):
     signal.pause()
 
 
+@pytest.fixture
+def one_thread(monkeypatch):
+    """`spawn` sets what the environment does not say."""
+    for name in THREADS:
+        monkeypatch.setenv(name, "1")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     "options, status, line",
@@ -292,13 +271,13 @@ def hangs(options, replica):
         ((143, 143), 143, ""),
     ],
 )
-def test_the_parent_reports_how_ranks_end(capsys, options, status, line):
+def test_the_parent_reports_how_ranks_end(capsys, one_thread, options, status, line):
     assert launch.spawn(ends, options, ["cpu"] * 2, explain, "program") == status
     err = capsys.readouterr().err
     assert re.match(line, err) and err.count("\n") == (1 if line else 0)
 
 
-def test_a_rank_that_does_not_notice_a_failure_is_killed(monkeypatch, capsys):
+def test_a_rank_that_does_not_notice_a_failure_is_killed(monkeypatch, capsys, one_thread):
     monkeypatch.setattr(launch, "GRACE", 0.1)
     assert launch.spawn(hangs, None, ["cpu"] * 2, explain, "program") == 2
     assert capsys.readouterr().err == "error: rank 1 (cpu): no room\n"

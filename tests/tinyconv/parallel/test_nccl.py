@@ -1,107 +1,58 @@
-"""The order of NCCL's sums on the stream, with an emulated NCCL."""
+"""The order of NCCL's sums on the stream, with an emulated CuPy that notes its calls."""
 
-import importlib.machinery
 import sys
-import types
+from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 import numpy as np
 import pytest
 from rank_threads import connected, on_all
 
-from layers import Device
-from tinyconv.parallel.communicator import CommunicatorError
+from layers import Device, DeviceError
 from tinyconv.parallel.nccl import NCCL
 
-
-class FakeCuda:
-    """CuPy's streams and events, which log their calls."""
-
-    def __init__(self, log):
-        self.log = log
-        self.computing = self.Stream_("computing")
-
-    def Stream_(self, name):
-        log = self.log
-        return types.SimpleNamespace(
-            name=name,
-            ptr=name,
-            wait_event=lambda event: log.append(f"{name} waits for {event.name}"),
-            synchronize=lambda: log.append(f"{name} is done"),
-        )
-
-    def Stream(self, non_blocking):
-        assert non_blocking
-        return self.Stream_("sums")
-
-    def Event(self, disable_timing):
-        event = types.SimpleNamespace(name="nothing")
-        event.record = lambda stream: setattr(event, "name", stream.name)
-        return event
-
-    def get_current_stream(self):
-        return self.computing
+IDENTITY = tuple(range(-64, 64))
 
 
-class FakeNccl(types.ModuleType):
-    available, NCCL_FLOAT32, NCCL_FLOAT64, NCCL_SUM = True, "float32", "float64", "sum"
-
-    def __init__(self, log):
-        super().__init__("fake_cupy.cuda.nccl")
-        self.log = log
-        self.__spec__ = importlib.machinery.ModuleSpec(self.__name__, None)
-
-    def get_unique_id(self):
-        return tuple(range(-64, 64))
-
-    def NcclCommunicator(self, size, identity, rank):
-        assert identity == tuple(range(-64, 64)) and (size, rank) in ((2, 0), (2, 1))
-        return types.SimpleNamespace(
-            allReduce=lambda *arguments: self.log.append(("sum", *arguments)),
-            destroy=lambda: self.log.append("destroyed"),
-        )
-
-
-class FakeArray:
-    """The part of a CuPy array that is needed."""
-
-    def __init__(self, start, size):
-        self.dtype, self.size = np.dtype(np.float32), size
-        self.data = types.SimpleNamespace(ptr=1000 + 4 * start)
-
-    def __getitem__(self, stretch):
-        return FakeArray(stretch.start, stretch.stop - stretch.start)
-
-
-def fake_device(nccl, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fake_cupy", types.ModuleType("fake_cupy"))
-    monkeypatch.setitem(sys.modules, "fake_cupy.cuda", types.ModuleType("fake_cupy.cuda"))
-    monkeypatch.setitem(sys.modules, "fake_cupy.cuda.nccl", nccl)
+def fake_device(monkeypatch, cupy, nccl):
+    for name, module in (("", cupy), (".cuda", cupy.cuda), (".cuda.nccl", nccl)):
+        monkeypatch.setitem(sys.modules, f"fake_cupy{name}", module)
     device = Device("cpu")
-    cuda = FakeCuda(getattr(nccl, "log", []))
-    device.xp = types.SimpleNamespace(__name__="fake_cupy", cuda=cuda)
+    device.xp = SimpleNamespace(__name__="fake_cupy", cuda=cupy.cuda)
     return device
 
 
 def test_nccl_sums_after_the_computing_before_it_and_before_the_computing_after(monkeypatch):
-    log = []
-    device = fake_device(FakeNccl(log), monkeypatch)
+    cupy = MagicMock()
+    nccl, sums = cupy.cuda.nccl, cupy.cuda.Stream.return_value
+    computing, event = cupy.cuda.get_current_stream.return_value, cupy.cuda.Event.return_value
+    nccl.get_unique_id.side_effect = [IDENTITY]  # the first rank's, once
+    device = fake_device(monkeypatch, cupy, nccl)
     ranks = on_all(connected(2), lambda hosts: NCCL(hosts, device))
-    assert [each.rank for each in ranks] == [0, 1] and log == []
-    ranks[1].attach(FakeArray(0, 100))
-    ranks[1].start(slice(40, 100))
+    nccl.NcclCommunicator.assert_has_calls([call(2, IDENTITY, r) for r in (0, 1)], any_order=True)
+    assert cupy.cuda.Stream.call_args == call(non_blocking=True)
+    cupy.reset_mock()
+    flat = SimpleNamespace(data=SimpleNamespace(ptr=1160), size=60, dtype=np.dtype(np.float32))
+    ranks[1].start(flat)
     ranks[1].finish()
     ranks[1].close()
-    assert log == [
-        "sums waits for computing",
-        ("sum", 1160, 1160, 60, "float32", "sum", "sums"),
-        "computing waits for sums",
-        "sums is done",
-        "destroyed",
+    assert cupy.mock_calls == [
+        call.cuda.get_current_stream(),
+        call.cuda.Event().record(computing),
+        call.cuda.Stream().wait_event(event),
+        call.cuda.nccl.NcclCommunicator().allReduce(
+            1160, 1160, 60, nccl.NCCL_FLOAT32, nccl.NCCL_SUM, sums.ptr
+        ),
+        call.cuda.Event().record(sums),
+        call.cuda.get_current_stream(),
+        call.cuda.get_current_stream().wait_event(event),
+        call.cuda.Stream().synchronize(),
+        call.cuda.nccl.NcclCommunicator().destroy(),
     ]
 
 
-@pytest.mark.parametrize("nccl", [None, types.SimpleNamespace(available=False)])
+@pytest.mark.parametrize("nccl", [None, SimpleNamespace(available=False)])
 def test_without_nccl_the_package_is_named_on_every_rank(monkeypatch, nccl):
-    device = fake_device(nccl, monkeypatch)
+    device = fake_device(monkeypatch, MagicMock(), nccl)
     for error in on_all(connected(2), lambda hosts: NCCL(hosts, device)):
-        assert isinstance(error, CommunicatorError) and "'.[nccl12]'" in str(error)
+        assert isinstance(error, DeviceError) and "'.[nccl12]'" in str(error)

@@ -8,7 +8,7 @@ import types
 import pytest
 from rank_threads import connected, explain, on_all
 
-from layers import DeviceError
+from layers import Device, DeviceError
 from tinyconv.parallel import rank as rank_module
 from tinyconv.parallel.communicator import LOST
 from tinyconv.parallel.rank import connect, device_names, device_of, run_rank
@@ -67,7 +67,7 @@ GPUS = {
 @pytest.mark.parametrize("names, message", GPUS.values(), ids=GPUS)
 def test_gpus_that_cannot_be_used_are_reported_once(monkeypatch, names, message):
     monkeypatch.setattr(
-        rank_module, "Device", lambda name: FakeGPU(name) if "cuda" in name else None
+        rank_module, "Device", lambda name: FakeGPU(name) if "cuda" in name else Device(name)
     )
     monkeypatch.setattr(rank_module.socket, "gethostname", lambda: "here")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
@@ -75,52 +75,45 @@ def test_gpus_that_cannot_be_used_are_reported_once(monkeypatch, names, message)
 
 
 def test_a_device_that_does_not_exist_is_the_same_error_on_all_ranks():
-    names = ["cpu", "gpu:7"]
-    for error in on_all(connected(2), lambda others: connect(others, names[others.rank])):
+    for error in on_all(
+        connected(2), lambda others: connect(others, ["cpu", "gpu:7"][others.rank])
+    ):
         assert isinstance(error, ValueError) and str(error).startswith("rank 1: device 'gpu:7'")
 
 
-def fails(rank, error, begun=True):
-    """Work in which one rank, or (None) each rank, raises the error."""
+def fails(errors, begun=True):
+    """Work in which some ranks raise their errors."""
 
     def work(_, replica):
         if begun:
             replica.begin()
-        if rank in (None, replica.rank):
-            raise error
+        if replica.rank in errors:
+            raise errors[replica.rank]
         replica.begin()
 
     return work
 
 
+GONE, NAN, BY_ZERO = ValueError("gone"), TrainingError("nan"), ZeroDivisionError("by zero")
+STOP = KeyboardInterrupt()
+
+
 @pytest.mark.parametrize(
-    "work, statuses, line",
+    "errors, begun, statuses, line",
     [
-        (fails(1, ValueError("gone"), begun=False), [2, 2, 2], "error: rank 1 (cpu): gone"),
-        (fails(None, ValueError("gone"), begun=False), [2, 2, 2], "error: gone"),
-        (fails(2, ValueError("gone")), [LOST, LOST, 2], "error: rank 2 (cpu): gone"),
-        (fails(None, TrainingError("the loss became nan")), [1, 1, 1], "the loss became nan"),
-        (fails(0, KeyboardInterrupt(), begun=False), [130, LOST, LOST], "interrupted"),
+        ({1: GONE}, False, [2, 2, 2], "error: rank 1 (cpu): gone"),
+        ({0: GONE, 1: GONE, 2: GONE}, False, [2, 2, 2], "error: gone"),
+        ({2: GONE}, True, [LOST, LOST, 2], "error: rank 2 (cpu): gone"),
+        ({0: NAN, 1: NAN, 2: NAN}, True, [1, 1, 1], "nan"),
+        ({0: STOP}, False, [130, LOST, LOST], "interrupted"),
+        ({0: STOP, 1: GONE, 2: GONE}, False, [130, LOST, LOST], "interrupted"),
+        ({2: BY_ZERO}, True, [LOST, LOST, 1], "rank 2 (cpu): Traceback ... by zero"),
     ],
 )
-def test_a_failure_ends_all_ranks_and_is_reported_once(work, statuses, line):
-    assert all_run(["cpu"] * 3, work) == (statuses, [line])
-
-
-def test_an_unforeseen_error_is_reported_with_its_trace():
-    statuses, (line,) = all_run(["cpu"] * 3, fails(2, ZeroDivisionError("by zero")))
-    assert statuses == [LOST, LOST, 1] and line.startswith("rank 2 (cpu): Traceback")
-    assert line.endswith("ZeroDivisionError: by zero")
-
-
-def test_an_error_before_the_first_step_when_another_rank_has_failed_is_not_reported():
-    def work(_, replica):
-        if replica.rank == 0:
-            raise KeyboardInterrupt
-        raise ValueError("gone")
-
-    statuses, told = all_run(["cpu"] * 2, work)
-    assert statuses == [130, LOST] and told == ["interrupted"]
+def test_a_failure_ends_all_ranks_and_is_reported_once(errors, begun, statuses, line):
+    found, (told,) = all_run(["cpu"] * 3, fails(errors, begun))
+    begin, _, end = line.partition(" ... ")
+    assert found == statuses and told.startswith(begin) and told.endswith(end or begin)
 
 
 def test_a_gpu_can_be_named_once_unless_it_is_simulated(monkeypatch):

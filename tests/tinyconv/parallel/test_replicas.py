@@ -4,13 +4,13 @@ The ranks are processes of this file, started as a program: python test_replicas
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from programs import run_program
 from small import new_training, random_photos
 
 from layers import Dropout
@@ -19,12 +19,10 @@ from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
 from tinyconv.parallel.communicator import RankLostError
 from tinyconv.parallel.launch import spawn
-from tinyconv.parallel.replicas import Replica, ReplicaError, begin_together, part_of
+from tinyconv.parallel.replicas import PartOfPhotos, Replica, ReplicaError, begin_together
 from tinyconv.run.diagnose import losses_explained
 from tinyconv.schedule import Steps
 from tinyconv.train import TrainingError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def training(count=21, **settings):
@@ -54,59 +52,52 @@ def whole(**settings):
 def work(mode_and_path, replica):
     """One rank's part."""
     mode, path = mode_and_path
-
-    def make(**settings):
-        return training(replica=replica, check_every=2, **settings)
-
-    def begin(run, **callbacks):
+    found = {}
+    for name, settings in CASES.items() if mode == "same" else [("", {"epochs": 9, "count": 41})]:
+        run, history = training(replica=replica, check_every=2, **settings), []
+        replica.begun = False
+        if not replica.first:
+            # Only rank 0 would have read a checkpoint: the others get its weights.
+            run.optimizer.values[...] = 7
+            run.progress.step = 3
         begin_together(run)
         with losses_explained(run, replica):
-            return run.run(**callbacks)
-
-    found = {}
-    if mode == "same":
-        for name, settings in CASES.items():
-            run, history = make(**settings), []
-            replica.begun = False
-            # Only rank 0 would have read a checkpoint: the others get its weights.
-            if not replica.first:
-                run.optimizer.values[...] = 7
-                run.progress.step = 3
-            assert begin(run, on_epoch=history.append)
-            found[name] = results(run, history)
-    elif mode == "fault":
-        run = make(epochs=9, count=41)
-
-        def fault():
-            if run.progress.step == 3 and replica.rank == 1:
-                run.optimizer.values[5] *= 1 + 1e-15
-
-        begin(run, on_step=fault)
-    elif mode == "nan":
-        run, calls = make(), []
-        original = run.data.augment.random
-
-        def broken(images, ids, epoch):
-            x = original(images, ids, epoch)
-            if replica.rank == 1 and (run.progress.step == 1 or calls):
-                calls.append(1)
-                x[0] = np.nan
-            return x
-
-        run.data.augment.random = broken
-        begin(run)
-    elif mode == "lone":
-        run = make()
-
-        def full():
-            if replica.rank == 1:
-                raise OSError("no space left")
-
-        begin(run, on_step=full)
+            on_step = (lambda run=run: FAULTS[mode](run)) if replica.rank == 1 else None
+            assert run.run(on_epoch=history.append, on_step=on_step)
+        found[name] = results(run, history)
     if replica.first:
         Path(path).write_text(json.dumps(found))
     return 0
 
+
+def other_weights(run):
+    if run.progress.step == 3:
+        run.optimizer.values[5] *= 1 + 1e-15
+
+
+def no_number(run):
+    """From the second step on, also when the step is looked at again."""
+    original = run.data.augment.random
+
+    def broken(images, ids, epoch):
+        x = original(images, ids, epoch)
+        x[0] = np.nan
+        return x
+
+    run.data.augment.random = broken
+
+
+def full_disk(run):
+    raise OSError("no space left")
+
+
+FAULTS = {
+    "same": lambda run: None,
+    "fault": other_weights,
+    "nan": no_number,
+    "lone": full_disk,
+}
+"""What happens on rank 1 after each step."""
 
 CASES = {"float64": {}, "less than a batch": {"count": 7}, "float32": {"dtype": "float32"}}
 
@@ -117,21 +108,6 @@ def explain(error, whose=""):
     return (2, f"error: {whose}{error}") if isinstance(error, OSError) else None
 
 
-def ranks(mode, count, path):
-    """Exit status, standard error and what rank 0 has written."""
-    helpers = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "helpers")))
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    done = subprocess.run(
-        [sys.executable, __file__, mode, str(count), str(path)],
-        env=environment | {"PYTHONPATH": helpers},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    found = json.loads(path.read_text()) if path.exists() else None
-    return done.returncode, done.stderr, found
-
-
 @pytest.fixture(scope="module")
 def alone():
     return {name: whole(**settings) for name, settings in CASES.items()}
@@ -139,9 +115,9 @@ def alone():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_number_of_ranks_trains_the_same_net(alone, tmp_path, count):
-    status, err, found = ranks("same", count, tmp_path / "found")
+    status, _, err = run_program(__file__, "same", count, tmp_path / "found")
     assert status == 0, err
-    for name, case in found.items():
+    for name, case in json.loads((tmp_path / "found").read_text()).items():
         # Sums over the batch in another order; the rest is the same arithmetic. 1e-5 is some
         # hundred roundings of float32, of weights of the order of 0.01 to 1.
         tolerance = 1e-5 if name == "float32" else 1e-9
@@ -162,15 +138,14 @@ def test_any_number_of_ranks_trains_the_same_net(alone, tmp_path, count):
     ],
 )
 def test_what_goes_wrong_on_one_rank_is_said_once_with_its_name(tmp_path, mode, status, message):
-    found, err, _ = ranks(mode, 2, tmp_path / "found")
+    found, _, err = run_program(__file__, mode, 2, tmp_path / "found")
     assert found == status and message in err and err.count("\n") == 1, err
 
 
-class Silent:
-    """A communicator that nobody answers: for what needs no answer."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+def place(rank, size, answers=None):
+    """The place of a rank among others that answer so, or (None) the same as this one."""
+    exchange = (lambda value: [value] * size) if answers is None else (lambda value: answers)
+    return Replica(SimpleNamespace(rank=rank, size=size, exchange=exchange))
 
 
 @pytest.mark.parametrize(
@@ -183,30 +158,22 @@ class Silent:
 )
 def test_what_cannot_be_divided_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        training(replica=Replica(Silent(0, 4)), **settings)
+        training(replica=place(0, 4), **settings)
 
 
 def test_a_rank_that_failed_before_the_first_step_is_noticed_by_the_others():
-    class Answers(Silent):
-        def exchange(self, values):
-            return np.array([[0], [2]])
-
+    answers = [(0, None), (2, None)]
     with pytest.raises(RankLostError) as caught:
-        Replica(Answers(0, 2)).begin()
-    assert (caught.value.rank, caught.value.status) == (1, 2)
-    assert Replica(Answers(1, 2)).failed(2) == (1, 1)
+        place(0, 2, answers).begin()
+    assert caught.value.status == 2
+    assert place(1, 2, answers).failed(2) == [1]
 
 
-def test_the_odd_one_out_is_named_by_majority():
-    class Answers(Silent):
-        def exchange(self, values):
-            return np.array([5, 6, 6, 6], np.uint64)
-
-        def texts(self, text):
-            return [f"rank {rank}" for rank in range(4)]
-
-    run = training(replica=Replica(Answers(1, 4)))
-    with pytest.raises(ReplicaError, match="^now rank 0 held other weights"):
+@pytest.mark.parametrize("sums, odd", [((5, 6, 6, 6), 0), ((5, 6), 1), ((5, 5, 7, 5), 2)])
+def test_the_odd_one_out_is_named_by_majority(sums, odd):
+    names = [(each, f"rank {rank}") for rank, each in enumerate(sums)]
+    run = training(replica=place(1, 4, names))
+    with pytest.raises(ReplicaError, match=f"^now rank {odd} held other weights"):
         run.step.compare("now")
 
 
@@ -255,21 +222,8 @@ def test_dropout_masks_are_those_of_the_rows_in_the_whole_batch(device, mode):
         )
 
 
-class Alone(Silent):
-    """Two ranks that say the same."""
-
-    def exchange(self, values):
-        return np.stack([values] * self.size)
-
-    def broadcast(self, data, root=0):
-        return data
-
-    def attach(self, flat):
-        pass
-
-
 def test_the_net_looks_the_same_and_its_dropout_knows_its_rows():
-    run = training(replica=Replica(Alone(1, 2)))
+    run = training(replica=place(1, 2))
     run.step.replica.first = True  # it broadcasts
     begin_together(run)
     assert run.net["drop6"].first_row == run.net["drop7"].first_row == 4
@@ -277,20 +231,11 @@ def test_the_net_looks_the_same_and_its_dropout_knows_its_rows():
 
 
 def test_a_part_of_the_photos():
-    class Stored:
-        """As a store's photos: no array of all images."""
-
-        def __init__(self, photos):
-            self.labels, self.size = photos.labels, photos.size
-            self.class_names, self.copy_rows = photos.class_names, photos.copy_rows
-
     photos = random_photos(9, size=4)
-    for each in (photos, Stored(photos)):
-        mine = part_of(each, slice(4, 7))
-        assert len(mine) == 3 and (mine.labels == photos.labels[4:7]).all()
-        out = np.zeros((2, 4, 4, 3), np.uint8)
-        mine.copy_rows(np.array([2, 0]), out)
-        np.testing.assert_array_equal(out, photos.images[[6, 4]])
+    some, out = PartOfPhotos(photos, slice(4, 7)), np.zeros((2, 4, 4, 3), np.uint8)
+    assert len(some) == 3 and some.size == 4 and (some.labels == photos.labels[4:7]).all()
+    some.copy_rows(np.array([2, 0]), out)
+    np.testing.assert_array_equal(out, photos.images[[6, 4]])
 
 
 if __name__ == "__main__":

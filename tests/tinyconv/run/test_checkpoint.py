@@ -7,7 +7,8 @@ from dataclasses import asdict
 import h5py
 import numpy as np
 import pytest
-from small import new_training, random_photos
+from damage import damaged
+from small import new_training, random_photos, saved_net
 
 from tinyconv import RECIPES, alexnet
 from tinyconv.data.augment import Augment
@@ -72,25 +73,38 @@ def test_nothing_but_the_file_is_left_behind_and_a_failure_leaves_the_old_one(sa
     assert [p.name for p in saved.parent.iterdir()] == ["weights.h5"]
 
 
-@pytest.mark.parametrize(
-    "other, message",
-    [
-        (lambda: net(classes=4), r"fc8.weight is float32 \(3, 204\), the net has \(4, 204\)"),
-        (lambda: net(width=0.1), r"conv1.weight is float32 \(4, 11, 11, 3\)"),
-    ],
-)
-def test_another_network_is_refused_with_the_first_difference(saved, other, message):
-    target = other()
+def assert_refused(path, message, target, error=CheckpointError):
+    """The file is not loaded, and the net stays as it is."""
     before = snapshot(target)
-    with pytest.raises(CheckpointError, match=message):
-        load_weights(saved, target)
+    with pytest.raises(error, match=message):
+        load_weights(path, target)
     for a, b in zip(before, target.parameters(), strict=True):
         np.testing.assert_array_equal(a, b.value)
 
 
-def rewrite(path, change):
-    """Change the HDF5 contents and seal the file again, as another program could."""
-    contents = io.BytesIO(path.read_bytes())
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"classes": 4}, r"fc8.weight is float32 \(3, 204\), the net has \(4, 204\)"),
+        ({"width": 0.1}, r"conv1.weight is float32 \(4, 11, 11, 3\)"),
+    ],
+)
+def test_another_network_is_refused_with_the_first_difference(saved, other, message):
+    assert_refused(saved, message, net(**other))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: f.pop("mean_image"), "cannot be read"),
+        (lambda f: f["weights"].create_dataset("x", data=1.0), "holds x, which the net does"),
+        (lambda f: f["weights"].pop("fc8.bias"), "holds no fc8.bias"),
+        (lambda f: wrong_type(f["weights"]), "fc8.bias is int64"),
+    ],
+)
+def test_missing_extra_and_wrongly_typed_arrays_are_refused(saved, change, message):
+    """The HDF5 contents are changed, and the file is sealed again, as another program could."""
+    contents = io.BytesIO(saved.read_bytes())
     with h5py.File(contents, "r+") as file:
         change(file)
 
@@ -99,51 +113,32 @@ def rewrite(path, change):
             for name in source:
                 source.copy(name, file)
 
-    write_sealed(path, KIND, fill)
+    write_sealed(saved, KIND, fill)
+    assert_refused(saved, message, net(seed=2))
 
 
-def test_missing_extra_and_wrongly_typed_arrays_are_refused(saved):
-    def refused(change, message):
-        rewrite(saved, change)
-        target = net(seed=2)
-        before = snapshot(target)
-        with pytest.raises(CheckpointError, match=message):
-            load_weights(saved, target)
-        for a, b in zip(before, target.parameters(), strict=True):
-            np.testing.assert_array_equal(a, b.value)
-
-    refused(lambda f: f.pop("mean_image"), "cannot be read")
-    refused(lambda f: f["weights"].create_dataset("x", data=1.0), "holds x, which the net does")
-    refused(lambda f: f["weights"].pop("fc8.bias"), "holds no fc8.bias")
-    refused(
-        lambda f: f["weights"].create_dataset("fc8.bias", data=np.zeros(3, int)),
-        "fc8.bias is int64",
-    )
+def wrong_type(weights):
+    del weights["fc8.bias"]
+    weights["fc8.bias"] = np.zeros(3, int)
 
 
-def test_files_that_are_no_weights_are_explained(tmp_path):
-    text = tmp_path / "text.h5"
-    text.write_text("hello")
-    for path, message in (
-        (text, "is not a tinyconv checkpoint"),
-        (tmp_path / "absent.h5", "No such file"),
-        (tmp_path, "Is a directory"),
-    ):
-        with pytest.raises(DamagedError, match=message):
-            load_weights(path, net())
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("text.h5", "is not a tinyconv checkpoint"),
+        ("absent.h5", "No such file"),
+        (".", "Is a directory"),
+    ],
+)
+def test_files_that_are_no_weights_are_explained(tmp_path, name, message):
+    (tmp_path / "text.h5").write_text("hello")
+    assert_refused(tmp_path / name, message, net(), DamagedError)
 
 
 def test_bit_flips_and_truncation_are_always_noticed(saved):
-    whole = saved.read_bytes()
-    rng = np.random.default_rng(0)
     target = net(seed=2)
     before = snapshot(target)
-    for case in range(300):
-        data = bytearray(whole)
-        if case % 3:
-            data[int(rng.integers(0, len(data)))] ^= 1 << int(rng.integers(0, 8))
-        else:
-            data = data[: int(rng.integers(0, len(whole)))]
+    for data in damaged(saved.read_bytes(), 300):
         saved.write_bytes(data)
         with pytest.raises(DamagedError):
             load_weights(saved, target)
@@ -168,16 +163,6 @@ def training(seed=1, width=0.05, recipe="authors", **options):
 SETTINGS = {"width": 0.05, "data": "abc", "classes": ["a", "b"], "recipe": {"lr": 1, "ones": (1,)}}
 
 
-def stop_after(steps):
-    calls = []
-
-    def stop():
-        calls.append(1)
-        return len(calls) >= steps
-
-    return stop
-
-
 def state_of(run):
     arrays = [run.optimizer.values, run.optimizer.velocities]
     return [array.tobytes() for array in arrays], asdict(run.progress), run.schedule.state
@@ -188,7 +173,7 @@ def test_stopped_after_any_step_and_resumed_the_bits_are_those_of_the_uninterrup
     assert whole.run()
     for steps in range(1, 12):  # 3 batches and 2 validation batches an epoch: within and between
         first, second = training(), training()
-        assert not first.run(should_stop=stop_after(steps))
+        assert not first.run(should_stop=iter([False] * (steps - 1) + [True]).__next__)
         save_checkpoint(tmp_path / "c.h5", first, SETTINGS)
         load_checkpoint(tmp_path / "c.h5", second, json.loads(json.dumps(SETTINGS)))
         assert state_of(second) == state_of(first)
@@ -250,19 +235,9 @@ def test_it_runs_on_simulated_devices_too(tmp_path, cuda_device):
 # --- models
 
 
-def model_settings(recipe="authors"):
-    return {
-        "width": 0.05,
-        "image_size": 64,
-        "recipe": asdict(RECIPES[recipe]),
-        "class_ids": ["n1", "n2", "n3"],
-        "class_names": ["a", "b", "c"],
-    }
-
-
 def test_a_model_is_built_from_the_file_alone(tmp_path):
     original = alexnet(3, 0.05, 64, "authors", seed=3)
-    save_weights(tmp_path / "best.h5", original, MEAN, model_settings())
+    saved_net(tmp_path / "best.h5", "abc", "authors", original, MEAN, class_ids=["n1", "n2", "n3"])
     for path in (tmp_path / "best.h5", tmp_path):
         model = load_model(path)
         assert model.class_names == ["a", "b", "c"] and model.class_ids == ["n1", "n2", "n3"]
@@ -276,8 +251,6 @@ def test_a_model_is_built_from_the_file_alone(tmp_path):
 def test_what_is_no_model_is_explained(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds neither best.h5 nor weights.h5"):
         load_model(tmp_path)
-    settings = model_settings()
-    del settings["image_size"]
-    save_weights(tmp_path / "weights.h5", net(), MEAN, settings)
+    saved_net(tmp_path / "weights.h5", "abc", image_size=None)
     with pytest.raises(CheckpointError, match=r"does not say which net it is \('image_size'\)"):
         load_model(tmp_path)

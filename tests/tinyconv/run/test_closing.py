@@ -2,17 +2,14 @@
 
 import configparser
 import importlib.util
-import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import ROOT, environment
 
 from tinyconv.run import closing
 from tinyconv.run.closing import look_lines, next_lines
-
-ROOT = Path(__file__).parents[3]
 
 
 def commands():
@@ -32,12 +29,10 @@ def test_the_pictures_and_the_number_of_the_second(tmp_path):
 def test_every_command_works_as_printed(tmp_path):
     """In a folder with the same programs, so that nothing is written into this one."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    environment["PYTHONPATH"] = str(ROOT)
     assert len(commands()) == 3
     for command in commands():
         done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+            command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "max_pool.html").stat().st_size > 10_000

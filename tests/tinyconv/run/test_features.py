@@ -3,13 +3,11 @@
 import h5py
 import numpy as np
 import pytest
-from small import random_photos
+from small import random_photos, saved_net
 
 from tinyconv import alexnet
 from tinyconv.data import synthetic
 from tinyconv.data.augment import Augment
-from tinyconv.recipes import RECIPES
-from tinyconv.run.checkpoint import save_weights
 from tinyconv.run.features import features, nearest, output_of
 from tinyconv.tools import command_line
 
@@ -65,12 +63,8 @@ def test_nearest_is_by_euclidean_distance_and_the_first_of_equals():
 
 
 def test_the_command_writes_them(tmp_path, capsys):
-    net, photos = alexnet(10, 0.05, 64, "robust", seed=1), synthetic(2, 1, 73)[0]
-    recipe = dict(vars(RECIPES["robust"]))
-    names = list(photos.class_names)
-    settings = {"width": 0.05, "image_size": 64, "recipe": recipe, "class_names": names,
-                "class_ids": names}  # fmt: skip
-    save_weights(tmp_path / "net.h5", net, np.zeros((73, 73, 3), np.float32), settings)
+    names = list(synthetic(2, 1, 73)[0].class_names)
+    saved_net(tmp_path / "net.h5", names)
     out = tmp_path / "fc7.h5"
     rest = "--layer", "fc7", "--device", "cpu"
     assert command_line.main(["features", str(tmp_path / "net.h5"), str(out), *rest]) == 0

@@ -1,15 +1,13 @@
 """Weights taken over, frozen layers, rates of their own: exact, and without wasted work."""
 
 import argparse
-from dataclasses import asdict
 
 import numpy as np
 import pytest
-from small import random_photos
+from small import random_photos, saved_net
 
-from tinyconv import RECIPES, SGD, alexnet, train
+from tinyconv import SGD, alexnet, train
 from tinyconv.data.augment import Augment
-from tinyconv.run.checkpoint import save_weights
 from tinyconv.run.fine_tune import begin_from, freeze, rates_of, set_rates, take
 
 
@@ -117,10 +115,8 @@ def options(**given):
 
 def test_the_options_of_a_run(tmp_path, capsys):
     source, tuned = net(5, seed=1), net(3, seed=2)
-    recipe = asdict(RECIPES["robust"])
-    settings = {"width": 0.05, "image_size": 64, "recipe": recipe, "input_divisor": 32.0}
     path = tmp_path / "weights.h5"
-    save_weights(path, source, np.zeros((73, 73, 3)), settings | {"class_names": list("abcde")})
+    saved_net(path, "abcde", net=source, input_divisor=32.0)
     drawn = values(tuned)
     given = options(init_from=str(path), freeze="conv1, conv2", lr_multiplier="fc8=10")
     begin_from(tuned, given)

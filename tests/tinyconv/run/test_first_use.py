@@ -1,19 +1,17 @@
 """How a program begins: any text can be printed, and Ctrl-C is one line at any moment."""
 
 import io
+import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from programs import environment, run_program
 
 from tinyconv.run.first_use import compilation_announced
 
-ROOT = Path(__file__).resolve().parents[3]
 
-
-def interrupted(tmp_path, script, module, environment=None):
+def interrupted(tmp_path, script, module, **more):
     """Run a script in which the import of `module` receives SIGINT: (exit status, stderr)."""
     (tmp_path / "script.py").write_text(script)
     (tmp_path / "here.py").write_text("x = 1\n")
@@ -26,26 +24,20 @@ def interrupted(tmp_path, script, module, environment=None):
         f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py")],
-        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", **(environment or {})},
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stderr
+    more["PYTHONPATH"] = os.pathsep.join((str(tmp_path), environment()["PYTHONPATH"]))
+    status, _, said = run_program(tmp_path / "script.py", **more)
+    return status, said
 
 
 @pytest.mark.parametrize("module", ["layers.conv", "numba.core", "tinyconv.run.training", "here"])
 def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
-    status, said = interrupted(
-        tmp_path, "import sys\nimport tinyconv\nfrom here import x\n", module
-    )
-    assert (status, said) == (-signal.SIGINT, "interrupted while importing\n")
+    found = interrupted(tmp_path, "import sys\nimport tinyconv\nfrom here import x\n", module)
+    assert found == (-signal.SIGINT, "interrupted while importing\n")
 
 
 def test_of_several_ranks_one_says_it(tmp_path):
     for name in "PMI_RANK", "OMPI_COMM_WORLD_RANK":
-        found = interrupted(tmp_path, "import tinyconv\n", "layers.conv", {name: "1"})
+        found = interrupted(tmp_path, "import tinyconv\n", "layers.conv", **{name: "1"})
         assert found == (-signal.SIGINT, "")
 
 

@@ -48,119 +48,109 @@ def make(device, graph=True, kernels="fast", dtype="float64"):
     return step_for(net, SGD(net.parameters(), lr=0.1), graph)
 
 
-def learn(step, x, labels, number):
-    """A whole step: what the loop of `Training` does with a batch."""
-    loss, _, _ = step.forward_backward(x, labels, number)
-    step.optimizer.step(loss)
-
-
 def seeded_batch(images, seed):
     """Input (images, 7, 6, 2) in float64, and labels."""
     x = normal((images, *SHAPE), 1.0, seed, 0).astype(np.float64)
     return x, (words(seed, 1, 0, np.arange(images)) % 4).astype(np.int64)
 
 
-def after(step, batches, rates=()):
-    """Losses, and the weights' bits at the end, after a step on each batch in turn."""
-    losses = []
-    for number, (x, labels) in enumerate(batches):
-        if number < len(rates):
-            step.optimizer.lr = rates[number]
-        learn(step, step.net.device.array(x), labels, number)
-        losses.append(step.loss.value())
-    return losses, step.net.device.to_host(step.optimizer.values).copy()
-
-
 def batches(count, images=3):
     return [seeded_batch(images, seed) for seed in range(count)]
 
 
-def test_recorded_steps_are_the_plain_ones_bit_for_bit(cuda_device):
-    rates = 0.1, 0.1, 0.03, 0.3, 0.01
-    recorded, plain = make(cuda_device), make(cuda_device, graph=False)
-    mine, right = (after(step, batches(5), rates) for step in (recorded, plain))
-    assert recorded.replayed and not plain.replayed
-    assert mine[0] == right[0]
-    np.testing.assert_array_equal(mine[1], right[1])
-    assert len(set(mine[0])) == 5
+def learn(step, batch, number):
+    """A whole step, as the loop of `Training` makes it: the loss."""
+    x, labels = batch
+    loss, _, _ = step.forward_backward(step.net.device.array(x), labels, number)
+    step.optimizer.step(loss)
+    return step.loss.value()
+
+
+def after(step, batches):
+    """Losses, and the weights' bits at the end, after a step on each batch in turn."""
+    losses = [learn(step, batch, number) for number, batch in enumerate(batches)]
+    return losses, step.net.device.to_host(step.optimizer.values).copy()
+
+
+def assert_equal_bits(recorded, plain, data, between=lambda step, number: None):
+    """Both make these steps: the same losses and weights, bit for bit. Which were replayed.
+
+    between(step, number): what each does before its step.
+    """
+    replayed = []
+    for number, batch in enumerate(data):
+        losses = []
+        for step in (recorded, plain):
+            between(step, number)
+            losses.append(learn(step, batch, number))
+        assert losses[0] == losses[1] and not plain.replayed
+        replayed.append(recorded.replayed)
+    np.testing.assert_array_equal(recorded.optimizer.values, plain.optimizer.values)
+    return replayed
+
+
+def pair(device, dtype="float64"):
+    return make(device, dtype=dtype), make(device, graph=False, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "images, replayed",
+    [
+        ([3, 3, 3, 3, 3], "nyyyy"),
+        ([3, 2, 3, 2, 3, 2, 3], "nnyyyyy"),  # each batch shape has its recording
+        ([2, 2, 3, 2, 2, 2], "nynnyy"),  # buffers that grew are noticed
+    ],
+)
+def test_recorded_steps_are_the_plain_ones_bit_for_bit(images, replayed, cuda_device):
+    def rate(step, number):
+        step.optimizer.lr = (0.1, 0.1, 0.03, 0.3, 0.01, 0.1, 0.1)[number]
+
+    recorded, plain = pair(cuda_device)
+    data = [seeded_batch(count, seed) for seed, count in enumerate(images)]
+    found = assert_equal_bits(recorded, plain, data, rate)
+    assert found == [letter == "y" for letter in replayed]
+    assert recorded.loss.probabilities.shape == (images[-1], 4)
 
 
 def test_float32_too_and_the_recording_is_what_runs(cuda_device, monkeypatch):
-    recorded, plain = make(cuda_device, dtype="float32"), make(cuda_device, False, dtype="float32")
+    recorded, plain = pair(cuda_device, "float32")
     data = [(x.astype(np.float32), labels) for x, labels in batches(4)]
-    after(recorded, data[:3])
+    assert_equal_bits(recorded, plain, data[:3])
     # From here on no step is called any more.
     for layer in recorded.net.steps:
         monkeypatch.setattr(layer, "forward", None)
         monkeypatch.setattr(layer, "backward", None)
-    right = after(plain, data)
-    learn(recorded, cuda_device.array(data[3][0]), data[3][1], 3)
-    assert recorded.replayed and recorded.loss.value() == right[0][3]
-    np.testing.assert_array_equal(cuda_device.to_host(recorded.optimizer.values), right[1])
-
-
-def test_each_batch_shape_has_its_recording(cuda_device):
-    data = [seeded_batch(images, seed) for seed, images in enumerate([3, 2, 3, 2, 3, 2, 3])]
-    recorded, plain = make(cuda_device), make(cuda_device, graph=False)
-    replayed = []
-    run = recorded.forward_backward
-
-    def noted(*arguments):
-        found = run(*arguments)
-        replayed.append(recorded.replayed)
-        return found
-
-    recorded.forward_backward = noted
-    mine, right = after(recorded, data), after(plain, data)
-    assert replayed == [False, False, True, True, True, True, True]
-    assert mine[0] == right[0]
-    np.testing.assert_array_equal(mine[1], right[1])
-    assert recorded.loss.probabilities.shape == (3, 4)
-
-
-def test_buffers_that_grew_are_noticed(cuda_device):
-    data = [seeded_batch(images, seed) for seed, images in enumerate([2, 2, 3, 2, 2, 2])]
-    recorded, plain = make(cuda_device), make(cuda_device, graph=False)
-    replayed, losses = [], []
-    for number, (x, labels) in enumerate(data):
-        for step in (recorded, plain):
-            learn(step, cuda_device.array(x), labels, number)
-        replayed.append(recorded.replayed)
-        losses.append((recorded.loss.value(), plain.loss.value()))
-    assert replayed == [False, True, False, False, True, True]
-    assert all(mine == right for mine, right in losses)
+    assert assert_equal_bits(recorded, plain, data[3:]) == [True]
 
 
 def test_a_look_at_other_pictures_in_between_changes_nothing(cuda_device):
-    recorded, plain = make(cuda_device), make(cuda_device, graph=False)
-    for number, (x, labels) in enumerate(batches(5)):
-        for step in (recorded, plain):
-            learn(step, cuda_device.array(x), labels, number)
-            if number % 2:
-                other, of = seeded_batch(2, 50)
-                step.loss.forward(step.net.forward(cuda_device.array(other), train=False), of)
-    assert recorded.replayed
-    assert recorded.loss.value() == plain.loss.value()
-    np.testing.assert_array_equal(recorded.optimizer.values, plain.optimizer.values)
+    def look(step, number):
+        if number in (2, 4):
+            other, of = seeded_batch(2, 50)
+            step.loss.forward(step.net.forward(cuda_device.array(other), train=False), of)
+
+    assert assert_equal_bits(*pair(cuda_device), batches(5), look)[-1]
 
 
 def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cuda_device):
-    recorded, plain = make(cuda_device), make(cuda_device, graph=False)
+    recorded, plain = pair(cuda_device)
     buffer = cuda_device.empty((3, *SHAPE), np.float64)
-    for number, (x, labels) in enumerate(batches(3)):
-        buffer[...] = cuda_device.array(x)
-        learn(recorded, buffer, labels, number)
-        learn(plain, cuda_device.array(x), labels, number)
+
+    def learn_from(x, batch, number):
+        if x is buffer:
+            buffer[...] = cuda_device.array(batch[0])
+        loss, _, _ = recorded.forward_backward(x, batch[1], number)
+        recorded.optimizer.step(loss)
+        assert recorded.loss.value() == learn(plain, batch, number)
+
+    for number, batch in enumerate(batches(3)):
+        learn_from(buffer, batch, number)
     assert not recorded._recorded[buffer.shape].copies
-    last = buffer.copy()
-    x, labels = seeded_batch(3, 77)
-    learn(recorded, cuda_device.array(x), labels, 3)  # a stranger
-    learn(plain, cuda_device.array(x), labels, 3)
+    last, stranger = buffer.copy(), seeded_batch(3, 77)
+    learn_from(cuda_device.array(stranger[0]), stranger, 3)
     assert recorded.replayed and recorded._recorded[buffer.shape].copies
     np.testing.assert_array_equal(buffer, last)
-    learn(recorded, buffer, labels, 4)
-    learn(plain, buffer, labels, 4)
-    assert recorded.loss.value() == plain.loss.value()
+    learn_from(buffer, stranger, 4)
     np.testing.assert_array_equal(recorded.optimizer.values, plain.optimizer.values)
 
 
@@ -173,15 +163,13 @@ def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cu
     ],
 )
 def test_a_changed_net_is_recorded_anew(change, cuda_device):
-    step = make(cuda_device)
-    data = batches(4)
-    after(step, data[:2])
-    assert step.replayed
-    change(step)
-    learn(step, cuda_device.array(data[2][0]), data[2][1], 2)
-    assert not step.replayed
-    learn(step, cuda_device.array(data[3][0]), data[3][1], 3)
-    assert step.replayed
+    step, replayed = make(cuda_device), []
+    for number, batch in enumerate(batches(4)):
+        if number == 2:
+            change(step)
+        learn(step, batch, number)
+        replayed.append(step.replayed)
+    assert replayed == [False, True, False, True]
 
 
 def test_simple_kernels_are_launched_one_by_one(cuda_device):
@@ -207,9 +195,9 @@ def test_a_net_with_locally_connected_layers_is_not_recorded(cuda_device):
         return step_for(net, SGD(net.parameters(), lr=0.1))
 
     step, host = made(cuda_device), made("cpu")
-    for number, (x, labels) in enumerate(batches(4)):
-        learn(step, cuda_device.array(x), labels, number)
-        learn(host, x, labels, number)
+    for number, batch in enumerate(batches(4)):
+        learn(step, batch, number)
+        learn(host, batch, number)
         assert not step.replayed
     # Sums in another order, in float64.
     np.testing.assert_allclose(
@@ -233,9 +221,8 @@ def test_on_the_host_steps_are_plain_and_those_of_the_loop_written_out():
 
 
 def test_if_products_are_not_captured_the_recording_is_cut_there(cuda_device, monkeypatch, capsys):
-    plain = make(cuda_device, graph=False)
     monkeypatch.setattr("tinyconv.run.graph_step.cublas_of", lambda device: True)
-    recorded, tried = make(cuda_device), []
+    tried = []
 
     def refuse_one(device, work, one_graph):
         tried.append(one_graph)
@@ -245,10 +232,8 @@ def test_if_products_are_not_captured_the_recording_is_cut_there(cuda_device, mo
         return recording
 
     monkeypatch.setattr("tinyconv.run.graph_step.Recording", refuse_one)
-    mine, right = after(recorded, batches(3)), after(plain, batches(3))
-    assert mine[0] == right[0] and recorded.replayed
+    assert assert_equal_bits(*pair(cuda_device), batches(3))[-1]
     assert tried == [True, False, False]  # the last one copies its input
-    np.testing.assert_array_equal(mine[1], right[1])
     said = capsys.readouterr().err
     assert said == "the CUDA graph is cut at products: cublasGemmEx failed with status 14\n"
 
@@ -256,16 +241,12 @@ def test_if_products_are_not_captured_the_recording_is_cut_there(cuda_device, mo
 def test_if_recording_is_refused_one_line_says_so_and_training_goes_on(
     cuda_device, monkeypatch, capsys
 ):
-    recorded, plain = make(cuda_device), make(cuda_device, graph=False)
-
     def refuse(device, work, one_graph):
         Recording(device, work)  # goes through all of the step, and fails at its end
         raise NotImplementedError("this cannot be captured\nsecond line")
 
     monkeypatch.setattr("tinyconv.run.graph_step.Recording", refuse)
-    mine, right = after(recorded, batches(3)), after(plain, batches(3))
-    assert mine[0] == right[0] and not recorded.replayed
-    np.testing.assert_array_equal(mine[1], right[1])
+    assert assert_equal_bits(*pair(cuda_device), batches(3)) == [False] * 3
     said = capsys.readouterr().err
     assert said == "no CUDA graph, each kernel is launched by itself: this cannot be captured\n"
 
@@ -284,7 +265,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_learned(graph, 
         (x, labels + 4, r"outside 0\.\.3"),
     ]:
         with pytest.raises(ValueError, match=message):
-            learn(step, cuda_device.array(wrong_x), wrong_labels, 3)
+            learn(step, (wrong_x, wrong_labels), 3)
     np.testing.assert_array_equal(step.optimizer.values, before)
 
 
@@ -293,7 +274,7 @@ def test_a_net_that_moved_is_noticed(cuda_device):
     after(step, batches(3))
     step.net.to(cuda_device)
     with pytest.raises(RuntimeError, match="moved after SGD was made"):
-        learn(step, cuda_device.array(seeded_batch(3, 3)[0]), seeded_batch(3, 3)[1], 3)
+        learn(step, seeded_batch(3, 3), 3)
 
 
 class Broken:

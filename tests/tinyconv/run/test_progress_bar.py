@@ -1,19 +1,6 @@
 """Progress: a bar on a terminal, elsewhere a line after the first step and then every minute."""
 
-import pytest
-from small import new_training, random_photos
-
-from tinyconv import alexnet
-from tinyconv.data.augment import Augment
 from tinyconv.run.progress_bar import ProgressBar
-
-
-@pytest.fixture
-def training():
-    photos = random_photos(32)
-    net = alexnet(3, 0.05, 64, "robust", 1)
-    augment = Augment(photos.mean_image(), 64, 64.0)
-    return new_training(net, photos, photos, augment, epochs=2, batch_size=8)
 
 
 def run(training, shown, monkeypatch, seconds_a_step=25.0):

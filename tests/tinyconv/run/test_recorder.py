@@ -3,22 +3,11 @@
 from argparse import Namespace
 
 import pytest
-from small import new_training, random_photos
 
-from tinyconv import alexnet
-from tinyconv.data.augment import Augment
 from tinyconv.run.recorder import Recorder, in_turn
 from tinyconv.run.run_folder import RunFolder
 
 SETTINGS = {"class_names": ["a", "b", "c"]}
-
-
-@pytest.fixture
-def training():
-    photos = random_photos(32)
-    net = alexnet(3, 0.05, 64, "robust", 1)
-    augment = Augment(photos.mean_image(), 64, 64.0)
-    return new_training(net, photos, photos, augment, epochs=2, batch_size=8)
 
 
 def recorder_of(training, folder, minutes=10, steps=None, resume=None):

@@ -34,16 +34,6 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_place_that_cannot_be_written_fails_at_once(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
-        RunFolder(tmp_path / "file" / "run")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(OSError):
-        RunFolder()
-
-
 def test_a_run_leaves_weights_metrics_curves_and_filters(tmp_path):
     folder = RunFolder(tmp_path / "a" / "run")
     history = [EPOCH, replace(EPOCH, epoch=2, train_loss=1.5)]
@@ -169,16 +159,20 @@ def test_damaged_options_are_an_error(tmp_path, text):
             folder.read_options()
 
 
-def test_a_place_that_cannot_be_written_is_refused_with_advice(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("")
-    with pytest.raises(OSError, match=r"runs/001 \(Not a directory\): name a folder with --out"):
-        RunFolder()
-    (tmp_path / "runs").unlink()
-
+@pytest.mark.parametrize(
+    "out, said", [(None, r"runs/001 \({}\): name a folder with --out"), ("runs/a", "{}")]
+)
+@pytest.mark.parametrize("reason", ["Not a directory", "Permission denied"])
+def test_a_place_that_cannot_be_written_is_refused_with_advice(
+    out, said, reason, tmp_path, monkeypatch
+):
     def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, reason)
 
-    monkeypatch.setattr("tinyconv.run.run_folder.Path.mkdir", refuse)
-    with pytest.raises(OSError, match=r"runs/001 \(Permission denied\): name a folder with --out"):
-        RunFolder()
+    monkeypatch.chdir(tmp_path)
+    if reason == "Permission denied":
+        monkeypatch.setattr("tinyconv.run.run_folder.Path.mkdir", refuse)
+    else:
+        (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=said.format(reason)):
+        RunFolder(out)

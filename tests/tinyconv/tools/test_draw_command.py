@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from small import saved_net
 
 from tinyconv import alexnet
 from tinyconv.data.synthetic import synthetic
 from tinyconv.parallel.columns import Columns
 from tinyconv.recipes import RECIPES
-from tinyconv.run.checkpoint import save_weights
 from tinyconv.tools.command_line import main
 from tinyconv.tools.draw_command import crossing_table
 from tinyconv.tools.draw_pictures import PER_CLASS, SIDE
@@ -57,11 +57,7 @@ def test_filters_of_a_trained_net_become_a_picture(tmp_path, capsys):
     net = alexnet(6, 0.05, 64)
     half = net["conv1"].weight.value.shape[0] // 2
     net["conv1"].weight.value[:half] = 0.5  # grey
-    settings = {
-        "class_names": list("abcdef"), "width": 0.05, "image_size": 64,
-        "recipe": vars(RECIPES["authors"]),
-    }  # fmt: skip
-    save_weights(tmp_path / "weights.h5", net, np.zeros((73, 73, 3), np.float32), settings)
+    saved_net(tmp_path / "weights.h5", "abcdef", "authors", net)
     out = tmp_path / "filters.png"
     assert main(["draw", "--filters", str(tmp_path), "--out", str(out)]) == 0
     printed = capsys.readouterr().out

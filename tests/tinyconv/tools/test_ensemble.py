@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from photo_bytes import encoded, noisy_jpeg, put
 from PIL import Image
+from small import saved_net
 
 from layers import Device, Flatten, Linear
-from tinyconv import Sequential, alexnet, evaluate
+from tinyconv import Sequential, evaluate
 from tinyconv.data import PhotoSet
 from tinyconv.data.augment import Augment
 from tinyconv.data.photos import PhotoError, decode_square
 from tinyconv.evaluate import average, log_probabilities
-from tinyconv.recipes import RECIPES
-from tinyconv.run.checkpoint import CheckpointError, save_weights
+from tinyconv.run.checkpoint import CheckpointError
 from tinyconv.tools.ensemble import (
     Member,
     check_members,
@@ -144,41 +144,25 @@ def test_nets_of_other_classes_are_not_averaged():
 # --- from files
 
 
-def saved(path, **changes):
-    recipe = RECIPES["robust"]
-    net = alexnet(2, 0.05, 64, recipe, seed=1)
-    settings = {
-        "width": 0.05,
-        "image_size": 64,
-        "recipe": {**recipe.__dict__},
-        "class_names": ["dark", "light"],
-        "class_ids": ["n1", "n2"],
-    }
-    settings = {key: value for key, value in (settings | changes).items() if value is not None}
-    mean = changes.get("mean", np.full((73, 73, 3), 100, np.float32))
-    settings.pop("mean", None)
-    save_weights(path, net, mean, settings)
-    return net
-
-
 def test_a_net_comes_with_its_mean_size_divisor_and_classes(tmp_path, device):
-    net = saved(tmp_path / "weights.h5")
+    ids = ["n1", "n2"]
+    net = saved_net(tmp_path / "weights.h5", ["dark", "light"], class_ids=ids)
     loaded = load_member(tmp_path, Device(device))
     assert (loaded.name, loaded.size, loaded.augment.crop) == (str(tmp_path), 73, 64)
-    assert loaded.augment.divisor == RECIPES["robust"].input_divisor == 32
-    assert loaded.class_ids == ["n1", "n2"] and loaded.class_names == ["dark", "light"]
+    assert loaded.augment.divisor == 32 and loaded.augment.mean.max() == 100
+    assert loaded.class_ids == ids and loaded.class_names == ["dark", "light"]
     assert loaded.net.device == loaded.augment.device == device
     for one, other in zip(net.parameters(), loaded.net.parameters(), strict=True):
         np.testing.assert_array_equal(one.value, device.to_host(other.value))
 
 
 def test_without_ids_the_names_are_the_ids(tmp_path):
-    saved(tmp_path / "weights.h5", class_ids=None)
+    saved_net(tmp_path / "weights.h5", ["dark", "light"], class_ids=None)
     assert load_member(tmp_path / "weights.h5", Device("cpu")).class_ids == ["dark", "light"]
 
 
 def test_a_mean_that_does_not_fit_the_crop_is_one_line(tmp_path):
-    saved(tmp_path / "weights.h5", mean=np.zeros((50, 50, 3), np.float32))
+    saved_net(tmp_path / "weights.h5", ["dark", "light"], mean=np.zeros((50, 50, 3), np.float32))
     with pytest.raises(CheckpointError, match="weights.h5: its mean image does not fit .*64 pix"):
         load_member(tmp_path / "weights.h5", Device("cpu"))
 

@@ -14,10 +14,10 @@ outputs are one product:
 after the other. Every window is inside it, and each of a window's rows (s, c) is one run of memory.
 So im2col copies runs and col2im adds them, and neither has to test for the image's border.
 
-The matrix holds each pixel up to R·S times: each group of conv2 would need 448 MB at batch 128. So it is built for a few rows of outputs at a time, as many as stay
-in the cache (COLUMN_BYTES) between the loop that writes them and the product that reads them, and
-anew in the backward pass. Bias and ReLU, and in the backward pass the ReLU's mask and dL/db, are
-computed for the same rows while they are in the cache.
+The matrix holds each pixel up to R·S times: each group of conv2 would need 448 MB at batch 128. So
+it is built for a few rows of outputs at a time, as many as stay in the cache (COLUMN_BYTES) between
+the loop that writes them and the product that reads them, and anew in the backward pass. Bias and
+ReLU, and in the backward pass the ReLU's mask and dL/db, are computed while those rows are there.
 """
 
 import numpy as np

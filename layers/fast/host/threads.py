@@ -68,9 +68,9 @@ def threads_for(elements: int) -> Iterator[None]:
         set_num_threads(count)
 
 
-def shares(count: int) -> list[slice]:
+def shares(count: int, most: int | None = None) -> list[slice]:
     """range(count) in at most as many slices as there are threads, of nearly equal length."""
-    parts = max(1, min(threads(), count))
+    parts = max(1, min(threads() if most is None else most, count))
     ends = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
 
@@ -97,6 +97,15 @@ def in_parallel(work: Callable[[int, slice], Any], parts: Sequence[slice]) -> No
         wait(others)
     for other in others:
         other.result()
+
+
+def in_rows(loop: Callable[..., Any], arrays: Sequence[Any], *numbers: Any) -> None:
+    """loop(*arrays, *numbers) in several threads, each with a part of the first axis of all arrays.
+
+    loop: compiled with nogil=True. For short arrays it runs in this thread alone.
+    """
+    parts = shares(len(arrays[0]), get_num_threads() if arrays[0].size >= WORTH_WAKING else 1)
+    in_parallel(lambda _, part: loop(*(array[part] for array in arrays), *numbers), parts)
 
 
 def own_array(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -16,7 +16,9 @@ its two; a net compiled as a whole has no rows. Without PyTorch only ours is tim
 the step of the book (`layers/*.py`, kernels="simple") in turn with the others.
 
 Each median is printed with the lower and the upper quartile; "both" is a layer's forward and
-backward pass added up, step by step.
+backward pass added up, step by step, and the last row is all convolutions. "of BLAS" is the share
+of the rate of NumPy's BLAS in one large product, of effective operations: those of the formula
+(`benchmarks/limits.py`), although Winograd's algorithm computes fewer. So it may exceed 100 %.
 """
 
 import argparse
@@ -35,7 +37,8 @@ from measuring import in_turns, seconds, table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
-WARM_UP = 2
+WARM_UP, SQUARE = 2, 2048
+PASSES, CONVOLUTIONS = ("forward", "backward"), "all convolutions"
 OURS = "tinyconv"
 SIMPLE = "tinyconv, simple"
 EAGER = "PyTorch", "PyTorch, channels_last"
@@ -167,8 +170,38 @@ def turn(steps):
         by_part(watch)
         layers = [name.removesuffix(" forward") for name in watch if name.endswith(" forward")]
         both = {f"{x} both": watch[f"{x} forward"] + watch[f"{x} backward"] for x in layers}
+        if convolutions := [took for name, took in both.items() if name.startswith("conv")]:
+            both[CONVOLUTIONS] = sum(convolutions)
         found.append({**watch, **both})
     return found
+
+
+def yardsticks(options):
+    """In a new process: BLAS's operations a second, and by name those that each pass has to do."""
+    os.environ.update(dict.fromkeys(THREADS, str(options.threads)))
+    from limits import work  # which loads `layers` before NumPy
+
+    from layers.fast.host.threads import multiply
+
+    net, x, _ = make(options)
+    import numpy as np
+
+    a, b, out = np.ones((3, SQUARE, SQUARE), np.float32)
+    rate = 2 * SQUARE**3 / min(seconds(lambda: multiply(net.device, (a, b, out))) for _ in range(9))
+    found, shape = {}, net.input_shape
+    for part in net.steps:
+        counts = [0, 0]
+        for layer in getattr(part, "layers", [part]):
+            passes = work(layer, shape, len(x), layer is not net.layers[0])
+            counts = [count + one.operations for count, one in zip(counts, passes, strict=True)]
+            shape = layer.output_shape(shape)
+        for name, count in zip(
+            ("forward", "backward", "both"), (*counts, sum(counts)), strict=True
+        ):
+            if count:
+                found[f"{part.name} {name}"] = count
+    found[CONVOLUTIONS] = sum(n for x, n in found.items() if x[:4] == "conv" and x[-4:] == "both")
+    return rate, found
 
 
 def check(options):
@@ -186,7 +219,8 @@ def check(options):
 def measure(contestants, options):
     """By contestant and by what was timed, the seconds of every step of every round.
 
-    And by contestant the seconds of its first step, which compiles what no cache has.
+    And by contestant the seconds of its first step, which compiles what no cache has; and what
+    `yardsticks` returns.
     """
     with ExitStack() as stack:
 
@@ -195,7 +229,7 @@ def measure(contestants, options):
 
         if "PyTorch" in contestants:
             process().submit(check, options).result()
-        turns, first = {}, {}
+        turns, first, ceiling = {}, {}, process().submit(yardsticks, options).result()
         for name in contestants:
             pool = process()
             first[name] = pool.submit(prepare, name, options).result()
@@ -203,7 +237,7 @@ def measure(contestants, options):
         found = in_turns(turns, options.rounds)
     steps = {name: [step for one in turns for step in one] for name, turns in found.items()}
     times = {name: {x: [step[x] for step in each] for x in each[0]} for name, each in steps.items()}
-    return times, first
+    return times, first, ceiling
 
 
 # --- tables; `times`: what `measure` returns
@@ -225,8 +259,11 @@ def quartiles(took):
     return statistics.quantiles(took if len(took) > 1 else took * 2, n=4, method="inclusive")
 
 
-def part_table(times):
-    """Every layer or pair, each pass and both; the loss; the optimizer. Views are left out."""
+def part_table(times, rate, operations):
+    """Every layer or pair, each pass and both; the loss; the optimizer. Views are left out.
+
+    rate: operations a second of BLAS; operations: by name, those of a row.
+    """
     times = {name: each for name, each in times.items() if name not in COMPILED}
     rows, with_others = [], len(times) > 1
     for what in times[OURS]:
@@ -239,8 +276,10 @@ def part_table(times):
             medians.append(median)
         if with_others:
             row.append(f"{min(medians[1:]) / medians[0]:.2f}")
+        counted = what in operations
+        row.append(f"{operations[what] / (medians[0] / 1e3) / rate:.0%}" if counted else "")
         rows.append(row)
-    return table(["ms", *times, *["theirs / ours"] * with_others], rows)
+    return table(["ms", *times, *["theirs / ours"] * with_others, "of BLAS"], rows)
 
 
 def main(arguments=None):
@@ -259,7 +298,7 @@ def main(arguments=None):
         contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
     try:
-        times, first = measure((*contestants, *[SIMPLE] * options.simple), options)
+        times, first, ceiling = measure((*contestants, *[SIMPLE] * options.simple), options)
     except (ValueError, BrokenProcessPool) as error:
         parser.error(str(error))
     print(
@@ -271,7 +310,8 @@ def main(arguments=None):
     took = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())
     print(f"\nThe first step, with what no cache held compiled: {took}")
     times.pop(SIMPLE, None)  # it goes through the net in other steps
-    print(f"\n{part_table(times)}")
+    print(f"BLAS, in one product of {SQUARE}³: {ceiling[0] / 1e9:.0f} GFLOP/s")
+    print(f"\n{part_table(times, *ceiling)}")
     return 0
 
 

@@ -44,6 +44,7 @@ SIMPLE = "tinyconv, simple"
 EAGER = "PyTorch", "PyTorch, channels_last"
 COMPILED = tuple(f"{name}, compiled" for name in EAGER)
 CONTESTANTS = OURS, *EAGER, *COMPILED
+AGAINST = {"eager": EAGER, "compiled": COMPILED}
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 
 
@@ -227,7 +228,7 @@ def measure(contestants, options):
         def process():
             return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
 
-        if "PyTorch" in contestants:
+        if set(contestants) - {OURS, SIMPLE}:
             process().submit(check, options).result()
         turns, first, ceiling = {}, {}, process().submit(yardsticks, options).result()
         for name in contestants:
@@ -289,11 +290,12 @@ def main(arguments=None):
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--simple", action="store_true", help='time kernels="simple" as well')
+    parser.add_argument("--only", choices=AGAINST, help="a shorter run: PyTorch one way of the two")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=2, help="timed steps in a round")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     options = parser.parse_args(arguments)
-    contestants = CONTESTANTS
+    contestants = (OURS, *AGAINST[options.only]) if options.only else CONTESTANTS
     if not importlib.util.find_spec("torch"):
         contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)

@@ -26,6 +26,7 @@ import importlib.util
 import os
 import statistics
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -71,7 +72,7 @@ class Stopwatch(dict):
     def timed(self, name, function, *arguments):
         """The result of function(*arguments), whose time becomes that of `name`."""
         result = []
-        self[name] = seconds(lambda: result.append(function(*arguments)))
+        self[name] = seconds(lambda: result.append(function(*arguments)), *CLOCK)
         return result[0]
 
 
@@ -148,15 +149,16 @@ def torch_step(name, options):
     return step, by_part
 
 
-READY = []
-"""In a contestant's process, the two functions that it measures."""
+READY, CLOCK = [], []
+"""In a contestant's process, the two functions that it measures, and the clock if it is special."""
 
 
 def prepare(name, options):
     """In a new process: make the step and warm up. Returns the seconds of its first run."""
     os.environ.update(dict.fromkeys(THREADS, str(options.threads)))
+    CLOCK[:] = [time.process_time] if options.cpu_time else []
     READY[:] = (our_step if name in (OURS, SIMPLE) else torch_step)(name, options)
-    first = seconds(READY[0])
+    first = seconds(READY[0], *CLOCK)
     for _ in range(WARM_UP):
         turn(1)
     return first
@@ -167,7 +169,7 @@ def turn(steps):
     step, by_part = READY
     found = []
     for _ in range(steps):
-        watch = Stopwatch(step=seconds(step))
+        watch = Stopwatch(step=seconds(step, *CLOCK))
         by_part(watch)
         layers = [name.removesuffix(" forward") for name in watch if name.endswith(" forward")]
         both = {f"{x} both": watch[f"{x} forward"] + watch[f"{x} backward"] for x in layers}
@@ -188,7 +190,9 @@ def yardsticks(options):
     import numpy as np
 
     a, b, out = np.ones((3, SQUARE, SQUARE), np.float32)
-    rate = 2 * SQUARE**3 / min(seconds(lambda: multiply(net.device, (a, b, out))) for _ in range(9))
+    clock = [time.process_time] if options.cpu_time else []
+    fastest = min(seconds(lambda: multiply(net.device, (a, b, out)), *clock) for _ in range(9))
+    rate = 2 * SQUARE**3 / fastest
     found, shape = {}, net.input_shape
     for part in net.steps:
         counts = [0, 0]
@@ -291,6 +295,11 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--simple", action="store_true", help='time kernels="simple" as well')
     parser.add_argument("--only", choices=AGAINST, help="a shorter run: PyTorch one way of the two")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time in place of the clock's, for --threads 1 on a machine that others use",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=2, help="timed steps in a round")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
@@ -303,10 +312,11 @@ def main(arguments=None):
         times, first, ceiling = measure((*contestants, *[SIMPLE] * options.simple), options)
     except (ValueError, BrokenProcessPool) as error:
         parser.error(str(error))
+    clock = ", processor time" * options.cpu_time
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
-        f" batch {options.batch_size}, float32, {options.threads} threads; medians of "
-        f"{options.rounds * options.steps} steps each, in {options.rounds} turns\n"
+        f" batch {options.batch_size}, float32, {options.threads} threads{clock}; "
+        f"medians of {options.rounds * options.steps} steps each, in {options.rounds} turns\n"
         f"{machine('numba', 'numpy', 'torch')}\n\n{step_table(times, options.batch_size)}"
     )
     took = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())

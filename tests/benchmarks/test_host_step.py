@@ -63,7 +63,9 @@ def test_both_passes_of_a_layer_are_added_up_step_by_step(monkeypatch):
 
 
 def test_operations_are_those_of_the_formula(monkeypatch):
-    options = SimpleNamespace(width=0.02, image_size=64, classes=3, batch_size=2, threads=1)
+    options = SimpleNamespace(
+        width=0.02, image_size=64, classes=3, batch_size=2, threads=1, cpu_time=True
+    )
     monkeypatch.setattr(host_step, "SQUARE", 8)
     with pytest.MonkeyPatch.context() as patch:
         for name in host_step.THREADS:
@@ -98,13 +100,13 @@ needs_torch = pytest.mark.skipif(not WITH_TORCH, reason="PyTorch is not installe
 
 @pytest.mark.parametrize("with_torch", [False, pytest.param(True, marks=needs_torch)])
 def test_a_run_prints_every_part_of_a_step(with_torch, monkeypatch, capfd):
-    simple = []
+    simple = [] if with_torch else ["--cpu-time"]
     # Of the two that are compiled one: that takes half a minute.
     contestants = (host_step.OURS, *host_step.EAGER, host_step.COMPILED[1])
     monkeypatch.setattr(host_step, "CONTESTANTS", contestants)
     if not with_torch:
         monkeypatch.setattr(host_step.importlib.util, "find_spec", lambda name: None)
-        simple = ["--simple"]
+        simple += ["--simple"]
     assert host_step.main([*TINY, *SHORT, *simple]) == 0
     printed = capfd.readouterr()
     assert ("PyTorch is not installed" in printed.err) == (not with_torch)

@@ -46,7 +46,7 @@ SMALL_BLOCK, LARGE_BLOCK = 2**19, 24 * 2**20
 TILES = (4, 5), (2, 3, 4)
 """Outputs of a tile in each direction, for 3×3 and for 5×5 filters: n = 6, 7 and 6, 7, 8.
 
-Without m = 6 for 3×3, which saves little and needs loops of its own to be compiled.
+Without m = 6 for 3×3, which saves little and errs more.
 """
 
 

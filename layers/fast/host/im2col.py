@@ -8,7 +8,7 @@ outputs are one product:
 
     y  = columns · wᵀ          (N·P·Q, R·S·C) · (R·S·C, K)
     dw = dyᵀ · columns
-    dx = col2im(dy · w)        each image element gathers what its windows hold for it
+    dx = col2im(dy · w)        each image element adds up what its windows hold for it
 
 `padded` is x with zeros around it, and only the channels of one group: groups are processed one
 after the other. Every window is inside it, and each of a window's rows (s, c) is one run of memory.

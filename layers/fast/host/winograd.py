@@ -31,11 +31,7 @@ import numpy as np
 from layers.fast.host.im2col import common
 from layers.fast.host.threads import in_parallel, multiply, own_array, shares
 from layers.fast.host.winograd_matrices import matrices
-from layers.fast.host.winograd_transforms import (
-    TERMS,
-    from_points,
-    to_points,
-)
+from layers.fast.host.winograd_transforms import TERMS, from_points, to_points
 from layers.fast.step import Step
 
 LEAST_WEIGHTS, LEAST_AFTER_S2D = 15_000, 17_000

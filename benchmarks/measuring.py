@@ -7,8 +7,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(run: Callable[[], object], clock: Callable[[], float] | None = None) -> float:
     """The wall-clock time of run(), or its time by another clock."""
+    clock = clock or time.perf_counter
     start = clock()
     run()
     return clock() - start

@@ -16,7 +16,9 @@ its two; a net compiled as a whole has no rows. Without PyTorch only ours is tim
 the step of the book (`layers/*.py`, kernels="simple") in turn with the others.
 
 Each median is printed with the lower and the upper quartile; "both" is a layer's forward and
-backward pass added up, step by step.
+backward pass added up, step by step, and the last row is all convolutions. "of BLAS" is the share
+of the rate of NumPy's BLAS in one large product, of effective operations: those of the formula
+(`benchmarks/limits.py`), although Winograd's algorithm computes fewer. So it may exceed 100 %.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import importlib.util
 import os
 import statistics
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -35,12 +38,14 @@ from measuring import in_turns, seconds, table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
-WARM_UP = 2
+WARM_UP, SQUARE = 2, 2048
+PASSES, CONVOLUTIONS = ("forward", "backward"), "all convolutions"
 OURS = "tinyconv"
 SIMPLE = "tinyconv, simple"
 EAGER = "PyTorch", "PyTorch, channels_last"
 COMPILED = tuple(f"{name}, compiled" for name in EAGER)
 CONTESTANTS = OURS, *EAGER, *COMPILED
+AGAINST = {"eager": EAGER, "compiled": COMPILED}
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 
 
@@ -67,7 +72,7 @@ class Stopwatch(dict):
     def timed(self, name, function, *arguments):
         """The result of function(*arguments), whose time becomes that of `name`."""
         result = []
-        self[name] = seconds(lambda: result.append(function(*arguments)))
+        self[name] = seconds(lambda: result.append(function(*arguments)), *CLOCK)
         return result[0]
 
 
@@ -144,15 +149,16 @@ def torch_step(name, options):
     return step, by_part
 
 
-READY = []
-"""In a contestant's process, the two functions that it measures."""
+READY, CLOCK = [], []
+"""In a contestant's process, the two functions that it measures, and the clock if it is special."""
 
 
 def prepare(name, options):
     """In a new process: make the step and warm up. Returns the seconds of its first run."""
     os.environ.update(dict.fromkeys(THREADS, str(options.threads)))
+    CLOCK[:] = [time.process_time] if options.cpu_time else []
     READY[:] = (our_step if name in (OURS, SIMPLE) else torch_step)(name, options)
-    first = seconds(READY[0])
+    first = seconds(READY[0], *CLOCK)
     for _ in range(WARM_UP):
         turn(1)
     return first
@@ -163,12 +169,44 @@ def turn(steps):
     step, by_part = READY
     found = []
     for _ in range(steps):
-        watch = Stopwatch(step=seconds(step))
+        watch = Stopwatch(step=seconds(step, *CLOCK))
         by_part(watch)
         layers = [name.removesuffix(" forward") for name in watch if name.endswith(" forward")]
         both = {f"{x} both": watch[f"{x} forward"] + watch[f"{x} backward"] for x in layers}
+        if convolutions := [took for name, took in both.items() if name.startswith("conv")]:
+            both[CONVOLUTIONS] = sum(convolutions)
         found.append({**watch, **both})
     return found
+
+
+def yardsticks(options):
+    """In a new process: BLAS's operations a second, and by name those that each pass has to do."""
+    os.environ.update(dict.fromkeys(THREADS, str(options.threads)))
+    from limits import work  # which loads `layers` before NumPy
+
+    from layers.fast.host.threads import multiply
+
+    net, x, _ = make(options)
+    import numpy as np
+
+    a, b, out = np.ones((3, SQUARE, SQUARE), np.float32)
+    clock = [time.process_time] if options.cpu_time else []
+    fastest = min(seconds(lambda: multiply(net.device, (a, b, out)), *clock) for _ in range(9))
+    rate = 2 * SQUARE**3 / fastest
+    found, shape = {}, net.input_shape
+    for part in net.steps:
+        counts = [0, 0]
+        for layer in getattr(part, "layers", [part]):
+            passes = work(layer, shape, len(x), layer is not net.layers[0])
+            counts = [count + one.operations for count, one in zip(counts, passes, strict=True)]
+            shape = layer.output_shape(shape)
+        for name, count in zip(
+            ("forward", "backward", "both"), (*counts, sum(counts)), strict=True
+        ):
+            if count:
+                found[f"{part.name} {name}"] = count
+    found[CONVOLUTIONS] = sum(n for x, n in found.items() if x[:4] == "conv" and x[-4:] == "both")
+    return rate, found
 
 
 def check(options):
@@ -186,16 +224,17 @@ def check(options):
 def measure(contestants, options):
     """By contestant and by what was timed, the seconds of every step of every round.
 
-    And by contestant the seconds of its first step, which compiles what no cache has.
+    And by contestant the seconds of its first step, which compiles what no cache has; and what
+    `yardsticks` returns.
     """
     with ExitStack() as stack:
 
         def process():
             return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
 
-        if "PyTorch" in contestants:
+        if set(contestants) - {OURS, SIMPLE}:
             process().submit(check, options).result()
-        turns, first = {}, {}
+        turns, first, ceiling = {}, {}, process().submit(yardsticks, options).result()
         for name in contestants:
             pool = process()
             first[name] = pool.submit(prepare, name, options).result()
@@ -203,7 +242,7 @@ def measure(contestants, options):
         found = in_turns(turns, options.rounds)
     steps = {name: [step for one in turns for step in one] for name, turns in found.items()}
     times = {name: {x: [step[x] for step in each] for x in each[0]} for name, each in steps.items()}
-    return times, first
+    return times, first, ceiling
 
 
 # --- tables; `times`: what `measure` returns
@@ -225,8 +264,11 @@ def quartiles(took):
     return statistics.quantiles(took if len(took) > 1 else took * 2, n=4, method="inclusive")
 
 
-def part_table(times):
-    """Every layer or pair, each pass and both; the loss; the optimizer. Views are left out."""
+def part_table(times, rate, operations):
+    """Every layer or pair, each pass and both; the loss; the optimizer. Views are left out.
+
+    rate: operations a second of BLAS; operations: by name, those of a row.
+    """
     times = {name: each for name, each in times.items() if name not in COMPILED}
     rows, with_others = [], len(times) > 1
     for what in times[OURS]:
@@ -239,8 +281,10 @@ def part_table(times):
             medians.append(median)
         if with_others:
             row.append(f"{min(medians[1:]) / medians[0]:.2f}")
+        counted = what in operations
+        row.append(f"{operations[what] / (medians[0] / 1e3) / rate:.0%}" if counted else "")
         rows.append(row)
-    return table(["ms", *times, *["theirs / ours"] * with_others], rows)
+    return table(["ms", *times, *["theirs / ours"] * with_others, "of BLAS"], rows)
 
 
 def main(arguments=None):
@@ -250,28 +294,36 @@ def main(arguments=None):
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--simple", action="store_true", help='time kernels="simple" as well')
+    parser.add_argument("--only", choices=AGAINST, help="a shorter run: PyTorch one way of the two")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time in place of the clock's, for --threads 1 on a machine that others use",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=2, help="timed steps in a round")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     options = parser.parse_args(arguments)
-    contestants = CONTESTANTS
+    contestants = (OURS, *AGAINST[options.only]) if options.only else CONTESTANTS
     if not importlib.util.find_spec("torch"):
         contestants = (OURS,)
         print("PyTorch is not installed: timing ours alone", file=sys.stderr)
     try:
-        times, first = measure((*contestants, *[SIMPLE] * options.simple), options)
+        times, first, ceiling = measure((*contestants, *[SIMPLE] * options.simple), options)
     except (ValueError, BrokenProcessPool) as error:
         parser.error(str(error))
+    clock = ", processor time" * options.cpu_time
     print(
         f"AlexNet, width {options.width:g}, {options.image_size} pixels, {options.classes} classes,"
-        f" batch {options.batch_size}, float32, {options.threads} threads; medians of "
-        f"{options.rounds * options.steps} steps each, in {options.rounds} turns\n"
+        f" batch {options.batch_size}, float32, {options.threads} threads{clock}; "
+        f"medians of {options.rounds * options.steps} steps each, in {options.rounds} turns\n"
         f"{machine('numba', 'numpy', 'torch')}\n\n{step_table(times, options.batch_size)}"
     )
     took = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())
     print(f"\nThe first step, with what no cache held compiled: {took}")
     times.pop(SIMPLE, None)  # it goes through the net in other steps
-    print(f"\n{part_table(times)}")
+    print(f"BLAS, in one product of {SQUARE}³: {ceiling[0] / 1e9:.0f} GFLOP/s")
+    print(f"\n{part_table(times, *ceiling)}")
     return 0
 
 

@@ -21,7 +21,7 @@ from numba import njit, prange
 
 from layers.device import THREADS, cuda, grid_of
 from layers.fast.bfloat16 import narrow, nearest_tf32
-from layers.fast.host.threads import threads_for
+from layers.fast.host.threads import in_parallel, in_rows, shares, threads_for_loop
 from layers.fast.reductions import (
     COLUMNS,
     SUMS,
@@ -38,15 +38,12 @@ from layers.fast.reductions import (
 )
 from layers.random_bits import random_words_device, random_words_host
 
-LANES = 32
-"""Columns that a thread of the host adds up at once."""
-
 # --- host
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def bias_relu_host(y, b):
-    for row in prange(y.shape[0]):
+    for row in range(y.shape[0]):
         for k in range(y.shape[1]):
             value = y[row, k] + b[k]
             y[row, k] = value if not value <= 0 else y.dtype.type(0)
@@ -64,19 +61,17 @@ def bias_relu_dropout_host(y, b, factor, threshold, key):
             y[row, k] = (value if not value <= 0 else zero) * factor if kept else zero
 
 
-@njit(parallel=True, cache=True)
-def masked_gradient_host(y, dy, dz, db, factor):
-    # Each thread owns some columns and adds the rows in order, as NumPy's sum over rows does.
-    columns = y.shape[1]
-    for part in prange((columns + LANES - 1) // LANES):
-        owned = slice(part * LANES, min((part + 1) * LANES, columns))
-        total = db[owned]
-        total[:] = 0
-        for row in range(y.shape[0]):
-            out, gradient, result = y[row, owned], dy[row, owned], dz[row, owned]
-            for k in range(total.size):
-                result[k] = gradient[k] * factor if not out[k] <= 0 else y.dtype.type(0)
-                total[k] += result[k]
+@njit(nogil=True, cache=True)
+def masked_gradient_host(y, dy, dz, db, factor, low, high):
+    # A thread owns columns low to high and adds the rows in order, as NumPy's sum over rows does.
+    total = db[low:high]
+    for k in range(total.size):
+        total[k] = 0
+    for row in range(y.shape[0]):
+        out, gradient, result = y[row, low:high], dy[row, low:high], dz[row, low:high]
+        for k in range(total.size):
+            result[k] = gradient[k] * factor if not out[k] <= 0 else y.dtype.type(0)
+            total[k] += result[k]
 
 
 # --- kernels
@@ -195,8 +190,7 @@ def bias_relu(device, p, b, y, dropout=None):
     elif device.is_cuda:
         _launch_bias(p, b, y, True)
     else:
-        with threads_for(y.size):
-            bias_relu_host(y, b)
+        in_rows(bias_relu_host, (y,), b)
 
 
 def bias_gradient(device, dy, db, buffer):
@@ -213,8 +207,11 @@ def masked_gradient(device, y, dy, dz, db, factor, buffer, rounded=False):
     rounded: dz to TF32, on a GPU; db is the sum of what was not rounded.
     """
     if not device.is_cuda:
-        with threads_for(y.size):
-            masked_gradient_host(y, dy, dz, db, factor)
+
+        def owned(_, part):
+            masked_gradient_host(y, dy, dz, db, factor, part.start, part.stop)
+
+        in_parallel(owned, shares(y.shape[1], threads_for_loop(y.size)))
         return
     rows, columns = y.shape
     partial = buffer("partial", (parts_of(rows), columns))

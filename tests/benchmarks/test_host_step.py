@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from types import SimpleNamespace
 
 import host_step
 import pytest
@@ -29,13 +30,18 @@ def test_steps_are_compared_by_their_medians():
 
 
 def test_each_part_is_compared_with_the_faster_of_pytorchs():
-    assert host_step.part_table(SECONDS).splitlines() == [
-        "| ms | tinyconv | PyTorch | PyTorch, channels_last | theirs / ours |",
-        "|---|---:|---:|---:|---:|",
-        "| fc8 forward | 2.00 (2.00 to 2.00) | 4.00 (4.00 to 4.00) | 3.00 (3.00 to 3.00) | 1.50 |",
+    # 1e9 operations in 2 ms at 400e9 a second.
+    assert host_step.part_table(SECONDS, 400e9, {"fc8 forward": 1e9}).splitlines() == [
+        "| ms | tinyconv | PyTorch | PyTorch, channels_last | theirs / ours | of BLAS |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| fc8 forward | 2.00 (2.00 to 2.00) | 4.00 (4.00 to 4.00) | 3.00 (3.00 to 3.00) "
+        "| 1.50 | 125% |",
     ]
-    alone = host_step.part_table({"tinyconv": SECONDS["tinyconv"]})
-    assert alone == "| ms | tinyconv |\n|---|---:|\n| fc8 forward | 2.00 (2.00 to 2.00) |"
+    alone = host_step.part_table({"tinyconv": SECONDS["tinyconv"]}, 400e9, {})
+    assert alone.splitlines()[::2] == [
+        "| ms | tinyconv | of BLAS |",
+        "| fc8 forward | 2.00 (2.00 to 2.00) |  |",
+    ]
 
 
 def test_a_quarter_of_the_times_is_below_the_spread_and_a_quarter_above():
@@ -56,12 +62,36 @@ def test_both_passes_of_a_layer_are_added_up_step_by_step(monkeypatch):
     assert list(steps[0]) == ["step", "norm1 forward", "norm1 backward", "sgd", "norm1 both"]
 
 
+def test_operations_are_those_of_the_formula(monkeypatch):
+    options = SimpleNamespace(
+        width=0.02, image_size=64, classes=3, batch_size=2, threads=1, cpu_time=True
+    )
+    monkeypatch.setattr(host_step, "SQUARE", 8)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in host_step.THREADS:
+            patch.setenv(name, "1")
+        rate, found = host_step.yardsticks(options)
+    net = alexnet(3, 0.02, 64, "robust")
+    conv1 = 2 * 2 * net["conv1"].multiply_adds(net.input_shape)
+    assert rate > 0 and not [name for name in found if name.startswith(("pool", "norm"))]
+    # No dL/dx of the first layer: backward as many as forward, elsewhere twice.
+    passes = [found[f"conv1+relu1 {name}"] for name in ("forward", "backward", "both")]
+    assert passes == [conv1, conv1, 2 * conv1]
+    assert (
+        found["fc8 backward"]
+        == 2 * found["fc8 forward"]
+        == 2 * 2 * 2 * net["fc8"].weight.value.size
+    )
+    convolutions = [n for x, n in found.items() if x.startswith("conv") and x.endswith("both")]
+    assert len(convolutions) == 5 and found[host_step.CONVOLUTIONS] == sum(convolutions)
+
+
 def expected_rows():
     net = alexnet(3, 0.02, 64, "robust")
     names = [step.name for step in net.steps if step.name != "flatten"]
     forward = [f"{name} forward" for name in names]
     backward = [f"{name} backward" for name in reversed(names)]
-    both = [f"{name} both" for name in (*names, "loss")]
+    both = [*(f"{name} both" for name in (*names, "loss")), host_step.CONVOLUTIONS]
     return [*forward, "loss forward", "loss backward", *backward, "sgd", *both]
 
 
@@ -70,13 +100,13 @@ needs_torch = pytest.mark.skipif(not WITH_TORCH, reason="PyTorch is not installe
 
 @pytest.mark.parametrize("with_torch", [False, pytest.param(True, marks=needs_torch)])
 def test_a_run_prints_every_part_of_a_step(with_torch, monkeypatch, capfd):
-    simple = []
+    simple = [] if with_torch else ["--cpu-time"]
     # Of the two that are compiled one: that takes half a minute.
     contestants = (host_step.OURS, *host_step.EAGER, host_step.COMPILED[1])
     monkeypatch.setattr(host_step, "CONTESTANTS", contestants)
     if not with_torch:
         monkeypatch.setattr(host_step.importlib.util, "find_spec", lambda name: None)
-        simple = ["--simple"]
+        simple += ["--simple"]
     assert host_step.main([*TINY, *SHORT, *simple]) == 0
     printed = capfd.readouterr()
     assert ("PyTorch is not installed" in printed.err) == (not with_torch)
@@ -88,7 +118,7 @@ def test_a_run_prints_every_part_of_a_step(with_torch, monkeypatch, capfd):
     assert re.search(r"The first step, .* compiled: tinyconv \d+\.\d s", printed.out)
     parts = rows[named.index("ms") + 2 :]
     assert [row[0] for row in parts] == expected_rows()
-    width = 1 + len(set(contestants) - set(host_step.COMPILED)) + with_torch
+    width = 2 + len(set(contestants) - set(host_step.COMPILED)) + with_torch
     assert all(len(row) == width for row in parts)
     assert all(float(row[1].split()[0].replace(",", "")) >= 0 for row in parts)
 

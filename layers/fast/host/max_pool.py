@@ -6,9 +6,9 @@ vectorizes it. The same bits: among equals the first wins, a NaN wins.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-from layers.fast.host.threads import threads_for
+from layers.fast.host.threads import in_rows
 from layers.fast.step import Step
 
 # --- host
@@ -21,11 +21,11 @@ def larger_of(best, place, value, at):
     return (value if wins else best), (at if wins else place)
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def max_pool_vectorized_forward_host(x, y, winner, size, stride):
     images, rows, columns, channels = y.shape
     height, width = x.shape[1:3]
-    for n_p in prange(images * rows):
+    for n_p in range(images * rows):
         n, p = n_p // rows, n_p % rows
         pixels = x[n].reshape(-1, channels)
         down = min(size, height - p * stride)  # less where the window hangs over the edge
@@ -53,10 +53,10 @@ def max_pool_vectorized_forward_host(x, y, winner, size, stride):
                         best[c], places[c] = larger_of(value, place, x_2[c], at_2)
 
 
-@njit(parallel=True, cache=True)
-def max_pool_vectorized_backward_host(dy, winner, dx):
+@njit(nogil=True, cache=True)
+def max_pool_vectorized_backward_host(dx, dy, winner):
     images, rows, columns, channels = dy.shape
-    for n in prange(images):
+    for n in range(images):
         dx[n] = 0
         image = dx[n].reshape(-1)
         for p in range(rows):
@@ -83,14 +83,13 @@ class MaxPoolVectorized(Step):
         self.x_shape = x.shape
         y = self.output((x.shape[0], *pool.output_shape(x.shape[1:])))
         self.winner = self.buffer("winner", y.shape, "int32")
-        with threads_for(x.size):
-            max_pool_vectorized_forward_host(x, y, self.winner, pool.kernel_size, pool.stride)
+        arrays = x, y, self.winner
+        in_rows(max_pool_vectorized_forward_host, arrays, pool.kernel_size, pool.stride)
         return y
 
     def backward(self, dy):
         """dy (N, P, Q, C) -> dx (N, H, W, C)."""
         dy = self.check_gradient(dy)
         dx = self.buffer("dx", self.x_shape)
-        with threads_for(dx.size):
-            max_pool_vectorized_backward_host(dy, self.winner, dx)
+        in_rows(max_pool_vectorized_backward_host, (dx, dy, self.winner))
         return dx

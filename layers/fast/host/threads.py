@@ -14,14 +14,13 @@ nothing is split and BLAS uses its own threads.
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, set_num_threads
+from numba import get_num_threads
 
 from layers.threads import BLAS, IN_TIME
 
@@ -53,24 +52,14 @@ def threads() -> int:
     return get_num_threads() if SPLITS else 1
 
 
-@contextmanager
-def threads_for(elements: int) -> Iterator[None]:
-    """Within it, short `prange` loops run in this thread alone.
-
-    elements: the length of such a loop, which does little work for each.
-    """
-    count = get_num_threads()
-    if elements < WORTH_WAKING:
-        set_num_threads(1)
-    try:
-        yield
-    finally:
-        set_num_threads(count)
+def threads_for_loop(elements: int) -> int:
+    """How many run a loop over so many elements that does little work for each."""
+    return get_num_threads() if elements >= WORTH_WAKING else 1
 
 
-def shares(count: int) -> list[slice]:
+def shares(count: int, most: int | None = None) -> list[slice]:
     """range(count) in at most as many slices as there are threads, of nearly equal length."""
-    parts = max(1, min(threads(), count))
+    parts = max(1, min(threads() if most is None else most, count))
     ends = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
 
@@ -97,6 +86,15 @@ def in_parallel(work: Callable[[int, slice], Any], parts: Sequence[slice]) -> No
         wait(others)
     for other in others:
         other.result()
+
+
+def in_rows(loop: Callable[..., Any], arrays: Sequence[Any], *numbers: Any) -> None:
+    """loop(*arrays, *numbers) in several threads, each with a part of the first axis of all arrays.
+
+    loop: compiled with nogil=True. For short arrays it runs in this thread alone.
+    """
+    parts = shares(len(arrays[0]), threads_for_loop(arrays[0].size))
+    in_parallel(lambda _, part: loop(*(array[part] for array in arrays), *numbers), parts)
 
 
 def own_array(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -358,7 +358,7 @@ def every_step(device):
     return found
 
 
-LIBRARIES = {"BLAS", "cuBLAS", "reshape"}
+LIBRARIES = {"BLAS", "cuBLAS", "NumPy", "reshape"}
 """What `computed_by` names that is no function of ours."""
 
 
@@ -432,5 +432,5 @@ def test_the_loss_of_a_net_is_of_its_tier(dtype, device):
     assert type(net.loss()) is fast
     assert type(net.to(device, kernels="simple").loss()) is SoftmaxCrossEntropy
     assert (net.loss().device, net.loss().dtype) == (device, dtype)
-    for name in loss.computed_by.split(", "):
+    for name in set(loss.computed_by.split(", ")) - LIBRARIES:
         assert functions_like(name, modules_from(fast.__module__))

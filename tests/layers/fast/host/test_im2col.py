@@ -29,26 +29,26 @@ def formula(conv, x, dy):
     return oracles.conv(x, conv.weight.value, conv.bias.value, lambda shape: dy, *geometry)
 
 
-@pytest.mark.parametrize("images_at_once", [1, 2])
+@pytest.mark.parametrize("lines_at_once", [1, 2, 3, 6])
 @pytest.mark.parametrize("splits", [False, True])
-def test_the_images_may_be_taken_a_few_at_a_time(images_at_once, splits, monkeypatch):
-    # 3 images: with 2 at once the last part is smaller than the matrix of columns. In one thread,
+def test_a_few_lines_of_outputs_may_be_taken_at_a_time(lines_at_once, splits, monkeypatch):
+    # 3 images of 3 lines: a part of an image with a rest, one image, two of three. In one thread,
     # and in as many as there are.
     rows, columns, per_filter = 3, 4, 3 * 3 * 2
-    limit = images_at_once * rows * columns * per_filter * 8
+    limit = lines_at_once * columns * per_filter * 8
     monkeypatch.setattr(host, "COLUMN_BYTES", limit)
     monkeypatch.setattr(threads, "SPLITS", splits)
-    at_once = host.images_at_once(CASE[0], (3, rows, columns, 6), (6, 3, 3, 2), 8)
-    assert at_once == images_at_once
+    found = host.blocks(CASE[0], (3, rows, columns, 6), (6, 3, 3, 2), 8)
+    assert found == (max(1, lines_at_once // rows), lines_at_once)
     conv, x, dy = make(CASE)
     mine = *oracles.run(computing(conv, "fast"), x, dy), *oracles.gradients(conv)
     for each, right in zip(mine, formula(conv, x, dy), strict=True):
         oracles.assert_close(each, right, np.float64)
 
 
-def test_an_image_whose_columns_exceed_the_limit_is_taken_whole(monkeypatch):
+def test_a_line_whose_columns_exceed_the_limit_is_taken_whole(monkeypatch):
     monkeypatch.setattr(host, "COLUMN_BYTES", 1)
-    assert host.images_at_once((3, 6, 7, 4), (3, 3, 4, 6), (6, 3, 3, 2), 8) == 1
+    assert host.blocks((3, 6, 7, 4), (3, 3, 4, 6), (6, 3, 3, 2), 8) == (1, 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -99,24 +99,27 @@ def test_any_number_of_threads_gives_the_same_but_for_roundings(monkeypatch):
 def test_the_columns_are_the_windows():
     rng = np.random.default_rng(1)
     padded = rng.standard_normal((2, 7, 8, 3))
-    columns = np.full((2 * 3 * 2, 2 * 2 * 3), np.nan)
-    host.im2col(padded, columns, 2, 2, 3, 2)
-    for n, p, q in np.ndindex(2, 3, 2):
+    columns = np.full((4, 2, 2 * 2 * 3), np.nan)
+    host.im2col(padded, columns, 2, 2, 3, 1)
+    for line, q in np.ndindex(4, 2):
+        n, p = divmod(line + 1, 3)
         window = padded[n, 2 * p : 2 * p + 2, 2 * q : 2 * q + 2]
-        np.testing.assert_array_equal(columns[(n * 3 + p) * 2 + q], window.reshape(-1))
+        np.testing.assert_array_equal(columns[line, q], window.reshape(-1))
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (2, 3), (3, 2)])
-def test_col2im_is_the_transpose_of_im2col(size, stride):
-    """Σ im2col(a) · b = Σ a · col2im(b), for every a and b."""
+@pytest.mark.parametrize("at_once", [1, 3, 4])
+def test_col2im_is_the_transpose_of_im2col(size, stride, at_once):
+    """Σ im2col(a) · b = Σ a · col2im(b), for every a and b, a few lines at a time."""
     rng = np.random.default_rng(2)
     rows, width = 2, 3
     sides = (rows - 1) * stride + size, (width - 1) * stride + size
-    a, back = rng.standard_normal((2, *sides, 4)), np.full((2, *sides, 4), np.nan)
-    columns = np.empty((2 * rows * width, size * size * 4))
+    a, back = rng.standard_normal((2, *sides, 4)), np.zeros((2, *sides, 4))
+    columns = np.empty((2 * rows, width, size * size * 4))
     b = rng.standard_normal(columns.shape)
-    host.im2col(a, columns, size, stride, rows, width)
-    host.col2im(b, back, size, stride, rows, width)
+    for first in range(0, 2 * rows, at_once):
+        host.im2col(a, columns[first : first + at_once], size, stride, rows, first)
+        host.col2im(b[first : first + at_once], back, size, stride, rows, first)
     # A few hundred products in float64.
     assert np.sum(columns * b) == pytest.approx(np.sum(a * back), rel=1e-12)
 

@@ -4,11 +4,9 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-import numba
 import numpy as np
 import oracles
 import pytest
@@ -190,15 +188,13 @@ def test_the_caller_says_how_many_threads_multiply(monkeypatch):
     np.testing.assert_array_equal(out, 30)
 
 
-@pytest.mark.parametrize("broken", [False, True])
-@pytest.mark.parametrize(("elements", "all_of_them"), [(-1, False), (0, True)])
-def test_few_elements_are_left_to_one_thread_and_only_these(elements, all_of_them, broken):
-    before = numba.get_num_threads()
-    with suppress(KeyError), threads.threads_for(threads.WORTH_WAKING + elements):
-        assert numba.get_num_threads() == (before if all_of_them else 1)
-        if broken:
-            raise KeyError
-    assert numba.get_num_threads() == before
+def test_few_elements_are_left_to_one_thread_and_only_these(monkeypatch):
+    use(3, monkeypatch)
+    for side, wanted in ((threads.WORTH_WAKING - 1, 1), (threads.WORTH_WAKING, 3)):
+        x, found = np.zeros((side, 1), bool), []
+        threads.in_rows(lambda part, number, found=found: found.append((len(part), number)), [x], 7)
+        assert len(found) == wanted
+        assert sum(length for length, _ in found) == side and {n for _, n in found} == {7}
 
 
 def test_small_products_and_those_of_a_gpu_are_made_in_one(monkeypatch):

@@ -189,7 +189,8 @@ def test_what_the_plan_takes_it_for():
     assert kind(3, 96, 11, 4, (2, 1)) == kind(96, 256, 5, 1, 2, 2) == "WinogradConv"
     assert kind(256, 384, 3, 1, 1, dtype=np.float64) == "WinogradConv"
     assert kind(256, 384, 3, 1, 1, precision="bf16") == "Im2colConv"  # its operands are rounded
-    assert kind(64, 96, 3, 1, 1) == kind(3, 24, 11, 4, (0, 3)) == "Im2colConv"  # a small net's
+    assert kind(64, 96, 3, 1, 1) == kind(24, 64, 5, 1, 2, 2) == "WinogradConv"  # a small net's
+    assert kind(3, 24, 11, 4, (0, 3)) == kind(32, 32, 3, 1, 1) == "Im2colConv"
     assert kind(256, 384, 7, 1, 3) == kind(256, 384, 1) == "Im2colConv"
     assert kind(4, 3840, 3, 1, 1) == kind(640, 64, 3, 1, 1, 16) == "Im2colConv"  # too few channels
     assert kind(640, 64, 3, 2, 1, 2) == kind(640, 64, 5, 2, 1, 2) == "Im2colConv"

@@ -39,8 +39,9 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def page(model: Model, data: Data | None, history: list[dict], title: str, live: int = 0) -> str:
-    """The HTML of the report; data: its photos, or None; live: seconds until it loads itself anew.
+    """The HTML of the report; data: its photos, or None; live: the epoch of a run that trains.
 
+    With `live` the page asks its server for that of a later epoch.
     ValueError if the photos are of another size or have other classes than the net.
     """
     content: dict[str, Any] = {

@@ -181,6 +181,35 @@ def test_torchvisions_weights_give_pytorchs_answers(ending, tmp_path):
     assert expected.max() < 0.999
 
 
+@pytest.mark.full
+def test_torchvision_itself_agrees(tmp_path):
+    torch, models = pytest.importorskip("torch"), pytest.importorskip("torchvision.models")
+    pytest.importorskip("safetensors")
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    net = models.alexnet(num_classes=4).eval()
+    for weight in net.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    some = read(tmp_path / "net.pth")
+    squares = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    crop = squares[:, 16:240, 16:240].astype(np.float32) / 255
+    x = np.moveaxis((crop - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD), -1, 1)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x.copy())).softmax(1).numpy()
+    np.testing.assert_allclose(some.probabilities(squares), expected, atol=1e-4)
+    export(some, tmp_path / "net.safetensors")
+    state = load_file(tmp_path / "net.safetensors")
+    del state["mean_image"]
+    net.load_state_dict(state)  # strictly; its input now has one divisor
+    x = np.moveaxis(some.preprocess(squares), -1, 1).copy()
+    with torch.no_grad():
+        again = net(torch.from_numpy(x)).softmax(1).numpy()
+    np.testing.assert_allclose(again, expected, atol=1e-4)
+
+
 def write_blob(blob, array, old=False):
     blob.data.extend(array.ravel().tolist())
     if old:

@@ -29,7 +29,6 @@ from tinyconv.run.fine_tune import freeze
 from tinyconv.tools.command_line import program
 
 PHOTOS, SEEDS = 20, range(5)
-NET = "--width=0.25", "--image-size=96", "--device=cpu"
 RATE = "--lr=0.01"
 TUNED = "--lr=0.003", "--lr-multiplier=fc8=10"
 FROZEN = "conv1,conv2"
@@ -49,7 +48,7 @@ def linked(source: Path, target: Path, classes: list[str], part: slice = slice(N
 def trained(data: Path, out: Path, *options: str) -> list[dict]:
     """The epochs of a run."""
     with contextlib.redirect_stdout(io.StringIO()):
-        command = ["--data", str(data), *NET, "--out", str(out), *options]
+        command = ["--data", str(data), "--out", str(out), "--device=cpu", *options]
         if program("train_alexnet").main(command):
             raise SystemExit(1)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -73,7 +72,9 @@ def accuracies(options: argparse.Namespace) -> str:
             part = slice(PHOTOS * seed, PHOTOS * (seed + 1))
             linked(options.data, folder / f"others{seed}", halves[1], part)
         run = folder / "first_run"
-        lines = [row("five classes, all photos", [trained(folder / "first", run, "--epochs=60")])]
+        net = f"--width={options.width}", f"--image-size={options.image_size}"
+        first = trained(folder / "first", run, *net, "--epochs=60")
+        lines = [row("five classes, all photos", [first])]
         start = "--init-from", str(run)
         frozen = f"fine-tuned, {FROZEN} frozen", *TUNED, f"--freeze={FROZEN}", *start
         for epochs, what, *settings in (
@@ -81,12 +82,11 @@ def accuracies(options: argparse.Namespace) -> str:
             (10, *frozen),
             (40, "from nothing", RATE),
             (40, *frozen),
-            (40, "fine-tuned", *TUNED, *start),
         ):
             runs = []
             for seed in SEEDS:
                 out = folder / f"run{len(lines)}_{seed}"
-                more = *settings, f"--epochs={epochs}", "--batch-size=20", f"--seed={seed}"
+                more = *net, *settings, f"--epochs={epochs}", "--batch-size=20", f"--seed={seed}"
                 runs.append(trained(folder / f"others{seed}", out, *more))
             lines.append(row(f"five others, {PHOTOS} photos each, {what}", runs))
             print(lines[-1], file=sys.stderr, flush=True)
@@ -127,6 +127,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--swapped", action="store_true", help="the first five classes first")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--steps", action="store_true", help="only the time of a step")
     options = parser.parse_args()
     if not options.steps and options.data is None:

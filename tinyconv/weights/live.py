@@ -26,7 +26,8 @@ WAIT = 4.0
 
 WAITING = (
     "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=3><title>tinyconv</title>"
-    "<meta name=color-scheme content='light dark'><p>The page comes after the first epoch."
+    "<meta name=color-scheme content='light dark'><link rel=icon href=data:,>"
+    "<p>The page comes after the first epoch."
 )
 
 

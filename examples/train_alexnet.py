@@ -40,7 +40,11 @@ from tinyconv.weights.live import watched
 def train(options, replica=None):
     """One run, or one process of it (a replica); returns the exit status."""
     device = open_device(options, replica)
-    with open_folder(options, replica) as folder, load_photos(options, device) as data:
+    with (
+        open_folder(options, replica) as folder,
+        watched(options, folder) as also,  # --watch, --tensorboard
+        load_photos(options, device) as data,
+    ):
         # The net with its initial weights (paper §3), on the device.
         model = MODELS[options.model]
         recipe = model.recipe(options.recipe)
@@ -91,11 +95,10 @@ def train(options, replica=None):
             StopSignals(replica) as stop,
             ProgressBar(training, recorder.prints) as bar,
             losses_explained(training, replica),
-            watched(options, folder, data, recorder.on_epoch) as on_epoch,
         ):
             done = training.run(
                 on_step=in_turn(bar.on_step, recorder.on_step),
-                on_epoch=on_epoch,
+                on_epoch=also(recorder.on_epoch, data),
                 should_stop=stop.asked,
             )
 

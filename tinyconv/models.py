@@ -17,6 +17,7 @@ second and third followed by average pooling.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from layers import (
@@ -36,6 +37,7 @@ from tinyconv.recipes import CIFAR10, Recipe, get_recipe
 from tinyconv.sequential import Sequential
 
 KINDS = "13pct", "11pct", "18pct-like"
+ONE_COLUMN = partial(alexnet, variant="one-column")
 
 
 def cifar10_net(
@@ -134,6 +136,7 @@ def _cifar10(kind: str) -> Model:
 
 MODELS = {
     "alexnet": Model("alexnet", alexnet, None, SMALLEST_IMAGE, 256 / 224),
+    "one-column": Model("one-column", ONE_COLUMN, None, SMALLEST_IMAGE, 256 / 224),
     **{f"cifar10-{kind}": _cifar10(kind) for kind in KINDS},
 }
 """All nets by name, for --model."""

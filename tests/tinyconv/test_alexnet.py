@@ -151,3 +151,30 @@ def test_a_whole_step_on_the_device_equals_the_host(cuda_device):
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-12)
     for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
         np.testing.assert_allclose(ours, net.device.to_host(theirs), rtol=1e-9, atol=1e-13)
+
+
+def test_the_one_column_net_is_torchvisions():
+    net = alexnet(variant="one-column", init=False)
+    sizes = {layer.name: s for layer, s in zip(net, net.output_shapes((224, 224, 3)), strict=True)}
+    assert [sizes[f"conv{i}"][-1] for i in range(1, 6)] == [64, 192, 384, 256, 256]
+    assert [sizes[name] for name in ("conv1", "pool1", "pool2", "pool5")] == [
+        *((55, 55, 64), (27, 27, 64), (13, 13, 192), (6, 6, 256)),
+    ]
+    assert [net[f"conv{i}"].groups for i in range(1, 6)] == [1] * 5
+    assert (net["conv1"].before, net["conv1"].after) == (2, 1)  # of 2 the windows reach 1
+    assert not any("norm" in name for name in sizes)
+    classifier = ["drop5", "fc6", "relu6", "drop6", "fc7", "relu7", "fc8"]
+    assert list(sizes)[-7:] == classifier
+    assert net["drop5"].mode == "inverted"
+    assert sum(p.value.size for p in net.parameters()) == 61_100_840  # as published
+
+
+@pytest.mark.parametrize("size", range(64, 72))
+def test_the_one_column_nets_windows_are_those_of_two_pixels_on_all_sides(size):
+    conv1 = alexnet(2, 0.05, size, variant="one-column")["conv1"]
+    assert conv1.output_shape((size, size, 3))[0] == (size + 4 - 11) // 4 + 1
+
+
+def test_another_variant_is_refused():
+    with pytest.raises(ValueError, match="must be paper or one-column, not 'two'"):
+        alexnet(variant="two")

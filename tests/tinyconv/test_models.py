@@ -82,8 +82,10 @@ def test_what_does_not_fit_is_refused(arguments, message):
 
 
 def test_models_by_name():
-    assert list(MODELS) == ["alexnet", *(f"cifar10-{kind}" for kind in KINDS)]
+    assert list(MODELS) == ["alexnet", "one-column", *(f"cifar10-{kind}" for kind in KINDS)]
     assert MODELS["alexnet"].recipe("paper") is RECIPES["paper"]
+    net = MODELS["one-column"].make(4, 0.05, 64, RECIPES["robust"], 5)
+    assert str(net) == str(alexnet(4, 0.05, 64, "robust", 5, variant="one-column"))
     model = MODELS["cifar10-13pct"]
     assert model.recipe("robust") is CIFAR10
     net = model.make(4, 1.0, 24, CIFAR10, 5)

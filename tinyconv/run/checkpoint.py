@@ -30,6 +30,12 @@ from tinyconv.train import Progress, Training
 
 KIND = "checkpoint 1"
 
+PACKAGED = Path(__file__).parents[1] / "weights" / "imagenette.h5"
+"""The net in the package; `benchmarks/packaged_net.py` trained it."""
+
+FOREIGN = ".safetensors", ".npz", ".pth", ".pt", ".caffemodel"
+"""Endings of files that `tinyconv/weights/importing.py` reads."""
+
 FREE = "versions", "precision", "kernels"
 """Settings that are only recorded: a resumed run may have others."""
 
@@ -139,10 +145,15 @@ def load_model(
 ) -> Model:
     """Build the net that `path` holds, on `device` in float32; the rest as `Sequential.to`.
 
-    path: weights.h5, a checkpoint, or the folder of a run (its best checkpoint, else its weights).
+    path: weights.h5, a checkpoint, the folder of a run (its best checkpoint, else its weights), or
+    "packaged": the small net in the package.
     CheckpointError if there is none, or it cannot be read, or is not of an AlexNet.
     """
     path = Path(path)
+    if str(path) == "packaged" and not path.exists():
+        path = PACKAGED
+    if path.suffix in FOREIGN and path.exists():
+        raise CheckpointError(f"{path}: import it first: python -m tinyconv import {path} RUN")
     if path.is_dir():
         found = [path / name for name in ("best.h5", "weights.h5") if (path / name).exists()]
         if not found:
@@ -157,7 +168,7 @@ def load_model(
             else:
                 classes, recipe = len(settings["class_names"]), Recipe(**settings["recipe"])
                 model = MODELS[settings.get("model", "alexnet")]
-                width = settings["width"] if model.name == "alexnet" else 1.0
+                width = 1.0 if model.own_recipe else settings["width"]
                 net = model.make(classes, width, settings["image_size"], recipe)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not say which net it is ({error})") from None

@@ -8,10 +8,15 @@ at the first layer that learns: what is before it costs a forward pass only.
 import argparse
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from layers import Device, Layer
 from tinyconv.recipes import RECIPES
 from tinyconv.run.checkpoint import load_model
 from tinyconv.sequential import Sequential
+
+NEAR = 4.0
+"""Photos that are scaled by more would need another learning rate for conv1, by its square."""
 
 
 def take(net: Sequential, source: Sequential) -> tuple[list[str], list[str]]:
@@ -84,17 +89,24 @@ def rates_of(text: str) -> dict[str, float]:
 def begin_from(net: Sequential, options: argparse.Namespace) -> None:
     """What --init-from, --freeze and --lr-multiplier ask for; prints which layers were taken.
 
-    A resumed run takes no weights: its checkpoint has them. ValueError if a net does not fit.
+    Where the photos of the two nets have divisors of their own, conv1's weights are multiplied by
+    their ratio, up to NEAR: the same function. A resumed run takes no weights: its checkpoint has
+    them. ValueError if a net does not fit.
     """
     if options.init_from and not options.resume:
         model = load_model(options.init_from)
-        divisor = model.settings.get("input_divisor")
-        if divisor not in (None, RECIPES[options.recipe].input_divisor):
+        ours = RECIPES[options.recipe].input_divisor
+        divisor = model.settings.get("input_divisor", ours)
+        if not 1 / NEAR <= ours / divisor <= NEAR:
             raise ValueError(
                 f"--init-from {options.init_from}: its photos are divided by {divisor:g}, those of "
-                f"--recipe {options.recipe} by {RECIPES[options.recipe].input_divisor:g}; take the "
-                "recipe that it was trained with"
+                f"--recipe {options.recipe} by {ours:g}; take the recipe that it was trained with"
             )
+        if ours != divisor:
+            first = learning(model.net)[0]
+            first.parameters()[0].value *= np.float32(ours / divisor)
+            scale = f"by {divisor:.3g}, here by {ours:.3g}"
+            print(f"note: photos were divided {scale}: {first.name}'s weights are scaled")
         try:
             taken, left = take(net, model.net)
         except ValueError as error:

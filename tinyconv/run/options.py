@@ -55,8 +55,9 @@ def parse(
         "improving (the paper's rule), or never")  # fmt: skip
     add("--drops", metavar="EPOCHS", help="for steps: such as 23,51,78 (default: the last third)")
     add("--patience", type=int, default=5, help="for plateau: epochs without a new best (5)")
-    add("--model", choices=MODELS, default="alexnet", help="alexnet (default), or one of the 2012 "
-        "authors' nets for CIFAR-10, with its own recipe (and --lr 0.001)")  # fmt: skip
+    add("--model", choices=MODELS, default="alexnet", help="alexnet (default), one-column "
+        "(torchvision's), or one of the 2012 authors' nets for CIFAR-10, with its own recipe (and "
+        "--lr 0.001)")  # fmt: skip
     add("--recipe", choices=RECIPES, default="robust", help="initial weights and the like")
     add("--init-from", metavar="NET", help="begin with a trained net's weights: every layer that "
         "fits; the folder of a run, or a weights file")  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from layers import Dropout, LocalResponseNorm
+from tinyconv.alexnet import alexnet
+from tinyconv.sequential import Sequential
 from tinyconv.weights.export import missing_extra
 
 # (name, number, type, repeated); types as in descriptor.proto: 2 float, 5 int32, 3 int64, 9 string,
@@ -73,14 +76,13 @@ def blob(found: Any, path: Any) -> np.ndarray:
 
 
 def read_caffemodel(content: bytes, path: Any) -> dict[str, list[np.ndarray]]:
-    """The blobs of each layer that has some, by name. ValueError for another file."""
+    """The blobs of each layer, by name, in the order of the net. ValueError for another file."""
     net = parsed("NetParameter", content, path)
     found = {
         layer.name: [blob(each, path) for each in layer.blobs]
         for layer in (*net.layer, *net.layers)
-        if layer.blobs
     }
-    if not found:
+    if not any(found.values()):
         raise ValueError(f"{path}: no layer has weights; expected a .caffemodel of AlexNet")
     return found
 
@@ -92,3 +94,24 @@ def read_mean(content: bytes, path: Any) -> np.ndarray:
     if mean.ndim != 3 or mean.shape[0] != 3 or mean.shape[1] != mean.shape[2]:
         raise ValueError(f"{path}: the mean is {mean.shape}, expected (3, S, S)")
     return np.ascontiguousarray(np.moveaxis(mean[::-1], 0, -1))
+
+
+def caffe_net(
+    num_classes: int = 1000, width: float = 1.0, image_size: int = 227, pool_first: bool = False
+) -> Sequential:
+    """Caffe's bvlc_alexnet, its weights zero: (N, 227, 227, 3) to logits (N, num_classes).
+
+    LRN has k = 1 and normalizes over all maps, dropout has the inverted form; else the paper's net.
+    pool_first: pooling before LRN, as in bvlc_reference_caffenet.
+    """
+    net = alexnet(num_classes, width, image_size, "paper", init=False)
+    if pool_first:
+        other = {"norm1": "pool1", "pool1": "norm1", "norm2": "pool2", "pool2": "norm2"}
+        names = [other.get(layer.name, layer.name) for layer in net]
+        net = Sequential({name: net[name] for name in names}, net.input_shape)
+    for layer in net:
+        if isinstance(layer, LocalResponseNorm):
+            layer.k, layer.alpha = 1.0, 1e-4 / layer.size
+        if isinstance(layer, Dropout):
+            layer.mode = "inverted"
+    return net

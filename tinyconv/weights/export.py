@@ -3,6 +3,7 @@
     python -m tinyconv export runs/001 alexnet.safetensors
     python -m tinyconv export runs/001 alexnet.onnx --with-mean
     python -m tinyconv export runs/001 alexnet.npz
+    python -m tinyconv export packaged small.onnx        # the small net in the package
 
 The ending of OUT selects the format. safetensors: PyTorch's layout and names (features.0.weight),
 mean_image (3, S, S), and in its metadata "tinyconv" mean, divisor, classes and recipe as JSON.
@@ -84,7 +85,9 @@ def _npz(model: Model) -> bytes:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What `export` takes on the command line."""
-    parser.add_argument("net", metavar="NET", help="folder of a run, checkpoint, or weights.h5")
+    parser.add_argument(
+        "net", metavar="NET", help="folder of a run, checkpoint, weights.h5, or packaged"
+    )
     parser.add_argument("out", metavar="OUT", help="new file: .safetensors, .onnx or .npz")
     parser.add_argument(
         "--with-mean", action="store_true", help=".onnx: its input are RGB pixels from 0 to 255"

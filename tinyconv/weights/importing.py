@@ -5,9 +5,10 @@
     python -m tinyconv import bvlc_alexnet.caffemodel runs/caffe --mean imagenet_mean.binaryproto
 
 FILE: .safetensors or .npz of `python -m tinyconv export`; torchvision's AlexNet as .safetensors, or
-as .pth, which needs PyTorch; Caffe's bvlc_alexnet as .caffemodel, with its mean image. RUN is a new
-folder; evaluate, predict, report and --init-from take it like one that was trained here. --classes
-is a text file with a class a line, where FILE does not name them. No pickle is executed.
+as .pth, which needs PyTorch; Caffe's bvlc_alexnet or bvlc_reference_caffenet as .caffemodel, with
+its mean image. RUN is a new folder; evaluate, predict, report and --init-from take it like one that
+was trained here. --classes is a text file with a class a line, where FILE does not name them. No
+pickle is executed.
 """
 
 import argparse
@@ -20,13 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from tinyconv.alexnet import UNITS
+from tinyconv.models import ONE_COLUMN
 from tinyconv.recipes import Recipe
 from tinyconv.run.layer_table import net_of_table
-from tinyconv.weights.caffe import read_caffemodel, read_mean
+from tinyconv.weights.caffe import caffe_net, read_caffemodel, read_mean
 from tinyconv.weights.export import missing_extra
 from tinyconv.weights.layouts import placed, put
 from tinyconv.weights.model import Model, save_model
-from tinyconv.weights.variants import IMAGENET_MEAN, IMAGENET_STD, caffe_net, one_column
+
+IMAGENET_MEAN = 0.485, 0.456, 0.406
+IMAGENET_STD = 0.229, 0.224, 0.225
+"""Of red, green and blue on the scale 0 to 1: what torchvision's weights expect."""
 
 SPREAD = 255 * sum(IMAGENET_STD) / 3
 """The divisor of an imported torchvision net: one for all colours, as everywhere here."""
@@ -148,19 +154,15 @@ def _of_npz(content: bytes, path: Path) -> Model:
 def _of_torchvision(tensors: dict[str, np.ndarray], path: Path, classes: list[str] | None) -> Model:
     """x = (pixel / 255 − mean) / std has a divisor for each colour: conv1's filters take it."""
     first, last = tensors.get("features.0.weight"), tensors.get("classifier.6.weight")
-    if first is None or last is None or first.ndim != 4 or first.shape[1:] != (3, 11, 11):
+    if first is None or last is None or last.ndim != 2 or first.shape[1:] != (3, 11, 11):
         found = ", ".join(f"{name} {array.shape}" for name, array in list(tensors.items())[:3])
         raise ValueError(
             f"{path}: begins with {found or 'nothing'}; expected torchvision's AlexNet, "
             "features.0.weight (64, 3, 11, 11) to classifier.6.weight (1000, 4096)"
         )
     names = _names(classes, len(last), path)
-    names_of_weights = [f"features.{i}.weight" for i in (0, 3, 6, 8, 10)]
-    names_of_weights += ["classifier.1.weight", "classifier.4.weight"]
-    if missing := [name for name in names_of_weights if name not in tensors]:
-        raise ValueError(f"{path}: {missing[0]} is missing; expected torchvision's AlexNet")
-    units = tuple(len(tensors[name]) for name in names_of_weights)
-    net = one_column(len(last), init=False, units=units)
+    width = last.shape[-1] / UNITS["one-column"][-1]
+    net = ONE_COLUMN(len(last), width, init=False)
     _fill(net, tensors, path)
     scale = SPREAD / (255 * np.array(IMAGENET_STD))
     net["conv1"].parameters()[0].value *= scale.astype(np.float32)
@@ -174,13 +176,15 @@ def _of_caffe(content: bytes, path: Path, mean: np.ndarray, classes: list[str] |
     expected = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7", "fc8"]
     missing = [name for name in expected if len(blobs.get(name, ())) != 2]
     if missing:
+        found = ", ".join(name for name, weights in blobs.items() if weights)
         raise ValueError(
-            f"{path}: has {', '.join(blobs)}; expected AlexNet's conv1 to conv5 and fc6 to fc8, "
+            f"{path}: has {found}; expected AlexNet's conv1 to conv5 and fc6 to fc8, "
             f"with weights and biases ({missing[0]} is missing)"
         )
     outputs = blobs["fc8"][1].size
     crop = 227 if len(mean) >= 227 else len(mean)
-    net = caffe_net(outputs, blobs["conv1"][1].size / 96, crop)
+    order = [name for name in blobs if name in ("pool1", "norm1")]
+    net = caffe_net(outputs, blobs["conv1"][1].size / 96, crop, order == ["pool1", "norm1"])
     tensors: dict[str, np.ndarray] = {}
     for each in placed(net):
         weight, bias = blobs[each.layer.name]

@@ -32,9 +32,6 @@ from tinyconv.run.features import output_of
 from tinyconv.run.layer_table import layer_table, net_of_table
 from tinyconv.sequential import Sequential
 
-PACKAGED = Path(__file__).with_name("imagenette.h5")
-"""The net in the package; `benchmarks/packaged_net.py` trained it."""
-
 AT_ONCE = 64
 """Crops in one forward pass."""
 
@@ -185,10 +182,10 @@ def load_model(
     """The trained net in `path`, on `device`; the rest as `Sequential.to`.
 
     path: a run's folder, weights.h5, a checkpoint, or a file that `save_model` or `python -m
-    tinyconv import` has written; None: the small net in the package. CheckpointError if it cannot
-    be used.
+    tinyconv import` has written; None or "packaged": the small net in the package. CheckpointError
+    if it cannot be used.
     """
-    path = PACKAGED if path is None else path
+    path = "packaged" if path is None else path
     found = checkpoint.load_model(path, device, precision, kernels)
     settings = found.settings
     try:

@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
         memory = io.BytesIO()
         np.savez(memory, vectors=vectors, names=np.array(names))
         replace_file(options.out, memory.getvalue())
-        print(f"{options.out}: {options.features} of {len(names)} photos, {vectors.shape}")
+        print(f"{options.out}: {options.features} of {len(names)} photo(s), {vectors.shape}")
     else:
         for name, classes in zip(names, model.predict(squares, views=options.views), strict=True):
             print(f"\n{name!r}")

@@ -39,8 +39,9 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def page(model: Model, data: Data | None, history: list[dict], title: str, live: int = 0) -> str:
-    """The HTML of the report; data: its photos, or None; live: seconds until it loads itself anew.
+    """The HTML of the report; data: its photos, or None; live: the epoch of a run that trains.
 
+    With `live` the page asks its server for that of a later epoch.
     ValueError if the photos are of another size or have other classes than the net.
     """
     content: dict[str, Any] = {
@@ -116,8 +117,10 @@ def _filters(model: Model) -> list[dict[str, Any]]:
     pixels = np.round(127.5 + 127.5 * weight / np.where(largest > 0, largest, 1)).astype(np.uint8)
     convs = [layer for layer in model.net if isinstance(layer, Conv2D)]
     columns = convs[1].groups if len(convs) > 1 else 1
+    # Full rows where the number allows it.
+    across = next((n for n in range(8, 3, -1) if len(pixels) // columns % n == 0), 8)
     return [
-        {"count": len(part), "image": _image(_tiles(part, 8))}
+        {"count": len(part), "image": _image(_tiles(part, across))}
         for part in np.array_split(pixels, columns)
     ]
 

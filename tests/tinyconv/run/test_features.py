@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from small import random_photos, saved_net
 
 from tinyconv import alexnet
@@ -75,3 +76,22 @@ def test_the_command_writes_them(tmp_path, capsys):
     assert "vectors of 204 numbers, fc7" in capsys.readouterr().out
     status = command_line.main(["features", str(tmp_path / "none.h5"), str(out), *rest])
     assert status == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_a_run_the_net_in_the_package_answers(tmp_path, capsys):
+    photos, out = synthetic(2, 1, 110)[1], tmp_path / "fc6.h5"
+    for row, (image, label) in enumerate(zip(photos.images, photos.labels, strict=True)):
+        for split in ("train", "val"):
+            folder = tmp_path / "photos" / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{row}.png")
+    rest = "--data", str(tmp_path / "photos"), "--layer", "fc6", "--device", "cpu"
+    for first in ([], ["packaged"]):
+        assert command_line.main(["features", *rest, *first, str(out)]) == 0
+        with h5py.File(out) as file:
+            assert file["features"].shape == (len(photos), 1024)
+        out = tmp_path / "again.h5"
+    for wrong in ([out], ["runs/001"], ["a", "b", "c.h5"]):  # one that exists, or none to write
+        before = out.read_bytes()
+        assert command_line.main(["features", *rest, *map(str, wrong)]) == 2
+        assert out.read_bytes() == before and capsys.readouterr().err.count("\n") == 1

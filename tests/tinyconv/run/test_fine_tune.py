@@ -134,3 +134,19 @@ def test_the_options_of_a_run(tmp_path, capsys):
         begin_from(net(), options(init_from=str(path), recipe="authors"))
     with pytest.raises(ValueError, match=r"--init-from .*: no layer has the same name and shapes"):
         begin_from(net(width=0.1), options(init_from=str(path)))
+
+
+def test_conv1_makes_up_for_another_divisor(tmp_path, capsys):
+    """As of an imported net of torchvision: the logits of a photo stay the same."""
+    source, tuned = net(3, seed=1), net(3, seed=2)
+    settings = {"width": 0.05, "image_size": 64, "recipe": asdict(RECIPES["robust"])}
+    settings |= {"input_divisor": 57.6, "class_names": list("abc")}
+    save_weights(tmp_path / "weights.h5", source, np.zeros((73, 73, 3)), settings)
+    begin_from(tuned, options(init_from=str(tmp_path / "weights.h5")))
+    assert "photos were divided by 57.6, here by 32: conv1's weights are scaled" in (
+        capsys.readouterr().out
+    )
+    centred = np.random.default_rng(0).normal(0, 60, (2, 64, 64, 3)).astype(np.float32)
+    expected = source.forward(centred / np.float32(57.6), train=False)
+    found = tuned.forward(centred / 32, train=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

@@ -1,18 +1,21 @@
 """Weights out and in again: equal bits, or equal predictions; other files are refused in a line."""
 
+import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tinyconv import RECIPES, Model, alexnet, load_model, save_model
+from tinyconv.models import ONE_COLUMN
 from tinyconv.tools.command_line import main
-from tinyconv.weights.caffe import message
+from tinyconv.weights.caffe import caffe_net, message
 from tinyconv.weights.export import export
-from tinyconv.weights.importing import read
+from tinyconv.weights.importing import IMAGENET_MEAN, IMAGENET_STD, read
 from tinyconv.weights.layouts import channels_first, placed
-from tinyconv.weights.variants import IMAGENET_MEAN, IMAGENET_STD, caffe_net, one_column
 
 NAMES = ["cat", "dog", "größe"]
 
@@ -52,57 +55,46 @@ def test_a_round_trip_gives_equal_bits(ending, recipe, tmp_path):
     np.testing.assert_array_equal(again.probabilities(SQUARES), some.probabilities(SQUARES))
 
 
-def torch_features(torch, tensors, padding, groups, lrn):
-    """The five convolutions in PyTorch, by the names of the file alone."""
-    from torch.nn import functional as f
-
-    def net(x):
-        places = sorted(
-            int(n.split(".")[1]) for n in tensors if n.startswith("features") and "we" in n
-        )
-        for number, place in enumerate(places):
-            w, b = (torch.from_numpy(tensors[f"features.{place}.{k}"]) for k in ("weight", "bias"))
-            if number == 0:
-                x = f.conv2d(f.pad(x, padding), w, b, stride=4)
-            else:
-                x = f.conv2d(x, w, b, padding=2 if number == 1 else 1, groups=groups[number])
-            x = f.relu(x)
-            if number < 2 and lrn:
-                x = f.local_response_norm(x, 5, lrn[0], 0.75, lrn[1])
-            if number in (0, 1, 4):
-                x = f.max_pool2d(x, 3, 2)
-        x = x.flatten(1)
-        layers = sorted(
-            int(n.split(".")[1]) for n in tensors if n.startswith("classifier") and "we" in n
-        )
-        for place in layers:
-            if place != layers[0]:
-                x = f.relu(x) * net.keep
-            w, b = (
-                torch.from_numpy(tensors[f"classifier.{place}.{k}"]) for k in ("weight", "bias")
-            )
-            x = f.linear(x, w, b)
-        return x
-
-    net.keep = 1.0
-    return net
+def pytorch_example():
+    """examples/load_in_pytorch.py as a module."""
+    path = Path(__file__).resolve().parents[3] / "examples" / "load_in_pytorch.py"
+    spec = importlib.util.spec_from_file_location("load_in_pytorch", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_exported_safetensors_agree_with_pytorch(tmp_path):
-    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.numpy")
-    some = model("paper")
+@pytest.mark.parametrize("recipe", [*RECIPES, "one-column"])
+def test_exported_safetensors_agree_with_pytorch(recipe, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    some = model("robust" if recipe == "one-column" else recipe)
+    if recipe == "one-column":
+        net = random_weights(alexnet(3, 0.05, 64, "robust", variant="one-column"))
+        some = Model(net, some.mean_image, NAMES, 32.0)
     export(some, tmp_path / "net.safetensors")
-    tensors = safetensors.load_file(tmp_path / "net.safetensors")
-    assert list(tensors["mean_image"].shape) == [3, 73, 73]
-    assert tensors["features.4.weight"].shape[1] * 2 == tensors["features.0.weight"].shape[0]
-    twin = torch_features(torch, tensors, (0, 3, 0, 3), (1, 2, 1, 2, 2), (5e-4, 2.0))
-    twin.keep = 0.5  # the paper's dropout
-    x = some.preprocess(SQUARES)
-    after = -(64 - 11) % 4
-    assert after == 3
-    expected = twin(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).numpy()
-    found = some.net.forward(x, train=False)
+    example = pytorch_example()
+    twin, mean, settings = example.load(tmp_path / "net.safetensors")
+    assert settings["class_names"] == NAMES and list(mean.shape) == [3, 73, 73]
+    x = torch.cat([example.preprocess(each, mean, settings) for each in SQUARES])
+    with torch.no_grad():
+        expected = twin(x).numpy()
+    found = some.net.forward(some.preprocess(SQUARES), train=False)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    Image.fromarray(SQUARES[0]).save(tmp_path / "photo.png")
+    example.main(tmp_path / "net.safetensors", tmp_path / "photo.png")
+    name, probability = some.predict(SQUARES[0])[0]
+    assert capsys.readouterr().out.splitlines()[0] == f"{probability:6.1%}  {name}"
+
+
+def test_a_twin_that_trains_drops_units_as_the_paper_does():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    dropout = pytorch_example().Dropout(0.25, "paper")
+    y = dropout(torch.ones(10_000))
+    assert set(y.tolist()) == {0.0, 1.0}
+    assert y.mean() == pytest.approx(0.75, abs=0.02)  # deviation of the mean: 0.0043
+    assert dropout.eval()(torch.ones(1)).item() == 0.75
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -126,7 +118,7 @@ def test_onnx_runs_and_agrees(recipe, tmp_path):
 
 def torchvision_state(seed=2, width=0.1, classes=4):
     """The arrays of a one-column net in PyTorch's layout, and the net they belong to."""
-    net = random_weights(one_column(classes, width, 224, init=False), seed)
+    net = random_weights(ONE_COLUMN(classes, width, 224, init=False), seed)
     state = {}
     for each in placed(net):
         weight, bias = channels_first(each)
@@ -134,14 +126,36 @@ def torchvision_state(seed=2, width=0.1, classes=4):
     return state
 
 
+def torchvisions(torch, state):
+    """torchvision's modules (its models/alexnet.py), of the sizes in `state`, and its weights."""
+    from torch import nn
+
+    k = [len(state[f"features.{place}.weight"]) for place in (0, 3, 6, 8, 10)]
+    u = [len(state[f"classifier.{place}.weight"]) for place in (1, 4, 6)]
+    pool, relu, drop = nn.MaxPool2d(3, 2), nn.ReLU(), nn.Dropout(0.5)
+    net = nn.Module()
+    net.features = nn.Sequential(
+        *(nn.Conv2d(3, k[0], 11, stride=4, padding=2), relu, pool),
+        *(nn.Conv2d(k[0], k[1], 5, padding=2), relu, pool),
+        *(nn.Conv2d(k[1], k[2], 3, padding=1), relu),
+        *(nn.Conv2d(k[2], k[3], 3, padding=1), relu),
+        *(nn.Conv2d(k[3], k[4], 3, padding=1), relu, pool),
+    )
+    net.classifier = nn.Sequential(
+        *(drop, nn.Linear(36 * k[4], u[0]), relu),
+        *(drop, nn.Linear(u[0], u[1]), relu, nn.Linear(u[1], u[2])),
+    )
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    net.eval()
+    return lambda x: net.classifier(nn.AdaptiveAvgPool2d(6)(net.features(x)).flatten(1))
+
+
 def test_torchvisions_names_are_those_of_the_one_column_net():
-    names = [each.name for each in placed(one_column(4, 0.1, init=False))]
+    names = [each.name for each in placed(ONE_COLUMN(4, 0.1, init=False))]
     assert names == [
         *("features.0", "features.3", "features.6", "features.8", "features.10"),
         *("classifier.1", "classifier.4", "classifier.6"),
     ]
-    net = one_column(init=False)
-    assert sum(p.value.size for p in net.parameters()) == 61_100_840  # as published
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
@@ -160,10 +174,40 @@ def test_torchvisions_weights_give_pytorchs_answers(ending, tmp_path):
     squares = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
     crop = squares[:, 16:240, 16:240].astype(np.float32) / 255
     x = np.moveaxis((crop - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD), -1, 1)
-    twin = torch_features(torch, state, (2, 2, 2, 2), (1,) * 5, None)
-    expected = torch.softmax(twin(torch.from_numpy(x.copy())), 1).numpy()
+    twin = torchvisions(torch, state)
+    with torch.no_grad():
+        expected = torch.softmax(twin(torch.from_numpy(x.copy())), 1).numpy()
     np.testing.assert_allclose(some.probabilities(squares), expected, atol=1e-4)
     assert expected.max() < 0.999
+
+
+@pytest.mark.full
+def test_torchvision_itself_agrees(tmp_path):
+    torch, models = pytest.importorskip("torch"), pytest.importorskip("torchvision.models")
+    pytest.importorskip("safetensors")
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    net = models.alexnet(num_classes=4).eval()
+    for weight in net.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    some = read(tmp_path / "net.pth")
+    squares = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    crop = squares[:, 16:240, 16:240].astype(np.float32) / 255
+    x = np.moveaxis((crop - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD), -1, 1)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x.copy())).softmax(1).numpy()
+    np.testing.assert_allclose(some.probabilities(squares), expected, atol=1e-4)
+    export(some, tmp_path / "net.safetensors")
+    state = load_file(tmp_path / "net.safetensors")
+    del state["mean_image"]
+    net.load_state_dict(state)  # strictly; its input now has one divisor
+    x = np.moveaxis(some.preprocess(squares), -1, 1).copy()
+    with torch.no_grad():
+        again = net(torch.from_numpy(x)).softmax(1).numpy()
+    np.testing.assert_allclose(again, expected, atol=1e-4)
 
 
 def write_blob(blob, array, old=False):
@@ -175,13 +219,18 @@ def write_blob(blob, array, old=False):
         blob.shape.dim.extend(array.shape)
 
 
+@pytest.mark.parametrize("pool_first", [False, True])
 @pytest.mark.parametrize("old", [False, True])
-def test_caffes_blobs_and_mean(old, tmp_path):
+def test_caffes_blobs_and_mean(old, pool_first, tmp_path):
     pytest.importorskip("google.protobuf")
-    net = random_weights(caffe_net(4, 6 / 96, 67), 3)
+    net = random_weights(caffe_net(4, 6 / 96, 67, pool_first), 3)
     proto = message("NetParameter")()
-    for each in placed(net):
-        layer = (proto.layers if old else proto.layer).add(name=each.layer.name)
+    weights = {each.layer: each for each in placed(net)}
+    for each in net:
+        layer = (proto.layers if old else proto.layer).add(name=each.name)
+        if each not in weights:
+            continue
+        each = weights[each]
         weight, bias = channels_first(each)
         if each.layer.name == "conv1":
             weight = weight[:, ::-1]  # Caffe's photos are blue, green, red
@@ -199,6 +248,9 @@ def test_caffes_blobs_and_mean(old, tmp_path):
     for one, two in zip(net.parameters(), some.net.parameters(), strict=True):
         np.testing.assert_array_equal(one.value, two.value)
     assert (some.net["norm1"].k, some.net["norm1"].alpha) == (1.0, 2e-5)
+    names = [layer.name for layer in some.net]
+    assert (names.index("pool1") < names.index("norm1")) == pool_first
+    assert (names.index("pool2") < names.index("norm2")) == pool_first
     squares = np.random.default_rng(0).integers(0, 256, (2, 67, 67, 3), np.uint8)
     expected = Model(net, mean, list("abcd")).probabilities(squares)
     np.testing.assert_array_equal(some.probabilities(squares), expected)
@@ -229,6 +281,10 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
     wrong["classifier.4.bias"] = np.zeros(7, np.float32)
     save_file(wrong, tmp_path / "shape.safetensors")
     save_file({"conv.weight": np.zeros((2, 3), np.float32)}, tmp_path / "other.safetensors")
+    vgg = {"features.0.weight": np.zeros((8, 3, 3, 3), np.float32)}
+    save_file(
+        vgg | {"classifier.6.weight": np.zeros((4, 8), np.float32)}, tmp_path / "vgg.safetensors"
+    )
     save_file(state | {"features.99.bias": np.zeros(1)}, tmp_path / "more.safetensors")
     for name in (
         "damaged.safetensors",
@@ -242,6 +298,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
     expected = {
         "shape.safetensors": "fc7: the bias in the file is (7,), the net has",
         "other.safetensors": "begins with conv.weight (2, 3); expected torchvision's AlexNet",
+        "vgg.safetensors": "features.0.weight (8, 3, 3, 3)",
         "more.safetensors": "features.99.bias is missing, or is not of this net",
         "damaged.safetensors": "not a safetensors file",
         "damaged.npz": "not an .npz of tinyconv",

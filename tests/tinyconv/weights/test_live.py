@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,7 @@ def test_the_page_is_served_at_one_address_of_this_machine():
     try:
         assert live.server.server_address[0] == "127.0.0.1"
         assert "after the first epoch" in get(live.address)
-        live.text = "größe"
+        live.show("größe", 1)
         assert get(live.address) == "größe"
         for address, headers in (
             (live.address + "run.json", {}),
@@ -41,6 +43,45 @@ def test_the_page_is_served_at_one_address_of_this_machine():
         live.close()
     with pytest.raises(OSError):
         get(live.address)
+
+
+def test_a_port_that_cannot_be_used_is_a_line():
+    live = LivePage()
+    used = live.server.server_port
+    try:
+        for port, reason in ((used, "in use"), (70_000, "must be 0-65535")):
+            with pytest.raises(ValueError, match=rf"^--watch {port}: .*{reason}.*; name a port"):
+                LivePage(port)
+    finally:
+        live.close()
+
+
+def number(address):
+    with urlopen(Request(address, method="HEAD"), timeout=10) as answer:
+        assert answer.read() == b"" and int(answer.headers["Content-Length"])
+        return answer.headers["ETag"]
+
+
+def test_an_open_page_hears_of_the_next_one_and_of_the_last():
+    live = LivePage()
+    try:
+        before = number(live.address)
+        live.show("first", 1)
+        assert (before, number(live.address)) == ('"0"', '"1"')
+        live.show("last", 2)
+        closing = threading.Thread(target=live.close)
+        closing.start()
+        assert get(live.address) == "last"  # the server waits for it
+        closing.join(timeout=1)
+        assert not closing.is_alive()
+    finally:
+        if closing.is_alive():
+            closing.join()
+    idle = LivePage()
+    idle.show("no page is open", 1)
+    started = time.monotonic()
+    idle.close()
+    assert time.monotonic() - started < 1.5  # the server's thread looks twice a second
 
 
 def epoch(number):
@@ -62,11 +103,11 @@ def test_an_epoch_updates_the_page_and_writes_events(tmp_path, capsys):
     folder, data = run_of(tmp_path)
     options = argparse.Namespace(watch=0, tensorboard=True)
     seen = []
-    with watched(options, folder, data, seen.append) as on_epoch:
+    with watched(options, folder) as also:
         address = capsys.readouterr().out.split()[-1]
-        on_epoch(epoch(1))
+        also(seen.append, data)(epoch(1))
         found = get(address)
-    assert '"live": 5' in found and '"photos": [' in found and seen == [epoch(1)]
+    assert '"live": 1' in found and '"photos": [' in found and seen == [epoch(1)]
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     for tag in ("loss/train", "loss/val", "top1/val", "run/lr"):
@@ -76,8 +117,10 @@ def test_an_epoch_updates_the_page_and_writes_events(tmp_path, capsys):
 
 def test_without_the_options_nothing_is_written_or_served(tmp_path):
     options = argparse.Namespace(watch=None, tensorboard=False)
-    with watched(options, SimpleNamespace(path=tmp_path), None, len) as on_epoch:
-        assert callable(on_epoch)
+    with watched(options, SimpleNamespace(path=tmp_path)) as also:
+        seen = []
+        also(seen.append, None)(epoch(1))
+    assert seen == [epoch(1)]
     assert not list(Path(tmp_path).iterdir())
 
 
@@ -86,6 +129,6 @@ def test_without_the_extra_a_line_names_it(tmp_path, monkeypatch):
     options = argparse.Namespace(watch=None, tensorboard=True)
     with (
         pytest.raises(ValueError, match=r"tensorboardX is not installed: pip install -e '.\[tens"),
-        watched(options, SimpleNamespace(path=tmp_path), None, len),
+        watched(options, SimpleNamespace(path=tmp_path)),
     ):
         pass

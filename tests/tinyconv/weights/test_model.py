@@ -175,3 +175,10 @@ def test_names_and_sizes_that_do_not_fit():
         Model(net, np.zeros((40, 40, 3)), NAMES)
     with pytest.raises(CheckpointError, match="holds neither best.h5 nor weights.h5"):
         load_model("docs")
+
+
+def test_a_file_of_another_program_has_to_be_imported(tmp_path):
+    path = tmp_path / "alexnet.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"import it first: python -m tinyconv import .*RUN$"):
+        load_model(path)

@@ -7,8 +7,8 @@ import pytest
 from photo_bytes import noisy_jpeg, put
 
 from tinyconv import load_model
+from tinyconv.run.checkpoint import PACKAGED
 from tinyconv.tools.command_line import main
-from tinyconv.weights.model import PACKAGED
 
 
 def test_the_net_in_the_package_answers(tmp_path, capsys):

@@ -138,33 +138,34 @@ multiply_fragments_bf16 = make_multiply_fragments(mma_bf16)
 # have the same swizzle; the second half of a row is the first with one bit flipped.
 
 
-@cuda.jit(device=True, inline="always")
-def load_fragments(tiles, a, b, a_words, b_words):
-    # Four fragments of A, 16 rows apart, and four of B, two in each load.
-    for i in range(4):
-        ldmatrix_x4(a_words, 4 * i, tiles, a + 16 * ROW * i)
-    for j in range(2):
-        ldmatrix_x4(b_words, 4 * j, tiles, b + 16 * ROW * j)
-
-
 def make_multiply_k_tile(multiply_fragments, rounds=False):
     """The device function sums += A · B of one k-tile. rounds: A to TF32; B is rounded already."""
 
     @cuda.jit(device=True, inline="always")
-    def multiply_half(tiles, a, b, sums):
-        a_words = cuda.local.array(16, uint32)
+    def multiply_columns(tiles, b, a_words, sums):
+        # Four fragments of B, two in each load.
         b_words = cuda.local.array(8, uint32)
-        load_fragments(tiles, a, b, a_words, b_words)
-        if rounds:
-            for i in range(16):
-                cvt_rna_tf32(a_words, i)
+        for j in range(2):
+            ldmatrix_x4(b_words, 4 * j, tiles, b + 16 * ROW * j)
         multiply_fragments(a_words, b_words, sums)
 
     @cuda.jit(device=True, inline="always")
-    def multiply_k_tile(tiles, a, b, sums):
+    def multiply_half(tiles, a, b, sums, more_sums):
+        # Four fragments of A, 16 rows apart, by eight of B.
+        a_words = cuda.local.array(16, uint32)
+        for i in range(4):
+            ldmatrix_x4(a_words, 4 * i, tiles, a + 16 * ROW * i)
+        if rounds:
+            for i in range(16):
+                cvt_rna_tf32(a_words, i)
+        multiply_columns(tiles, b, a_words, sums)
+        multiply_columns(tiles, b + 32 * ROW, a_words, more_sums)
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_k_tile(tiles, a, b, sums, more_sums):
         # Half of its K at a time.
-        multiply_half(tiles, a, b, sums)
-        multiply_half(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+        multiply_half(tiles, a, b, sums, more_sums)
+        multiply_half(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums, more_sums)
 
     return multiply_k_tile
 

@@ -116,13 +116,14 @@ def tensor_cases(
     kind = kind or KINDS[dtype].lower()
     parts = {
         "forward": (tensor_core, "2*stored[1] number[1] 2*stored[1] 11*int64 boolean", "y"),
-        "filter": (tensor_gradients, "2*stored[1] number[1] 15*int64", "partial"),
+        "filter": (tensor_gradients, "2*stored[1] number[1] 16*int64", "partial"),
     }
     cases = []
     for (part, tile), figure in zip(product(parts, TILES), figures, strict=True):
         module, types, output = parts[part]
         kernel = module.KERNELS[kind, tile]
-        options: dict[str, Any] = {"architectures": TENSOR_CORES, "threads": 2 * TILES[tile]}
+        threads = TILES[tile] if part == "forward" else tensor_gradients.THREADS
+        options: dict[str, Any] = {"architectures": TENSOR_CORES, "threads": threads}
         cases.append(KernelCase(kernel, types, output, figure, only=(dtype,), **options))
     return tuple(cases)
 

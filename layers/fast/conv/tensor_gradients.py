@@ -11,8 +11,10 @@ is called after forward's, of which it is the transpose: "128x64" is 64 filters 
 difference is that neither operand is contiguous along K: what is contiguous are filters, and values
 of a filter.
 
-* A block computes a tile of dw, with 256 threads or 128, for one split of K (`tiled_gradients.py`
-  explains split-K). A warp has 64 × 32 of it, a thread 64 sums.
+* A block of 128 threads computes a tile of dw for one split of K (`tiled_gradients.py` explains
+  split-K). A warp has 64 × 64 of it, or 64 × 32 of the smaller one.
+* Values are taken in the order of `tensor_tile.taps_first`, so that most values of a tile belong to
+  other taps of the same channels: as the window moves on, they are read again from the L1 cache.
 * k-tiles are stored as they are loaded: a row for each output pixel, filters of dy in the first
   part, values of a in the second. So a thread copies for one pixel of each k-tile, always the same
   filters and values, whose offsets in the window stay the same.

@@ -29,15 +29,15 @@ ROW = 16
 STAGES = 3
 
 L1 = True
-"""Whether k-tiles of the forward kernels come through the L1 cache. Shared memory leaves 100 KB and
-more of it idle; replayed (`benchmarks/gpu_model.py`), its lines save half to three quarters of what
-is loaded from L2, which is the narrowest of a k-tile's four limits. For a GPU to decide: False
-goes past it."""
+"""Whether k-tiles of the forward kernels, and those of x in dL/dw, come through the L1 cache. Shared
+memory leaves 64 KB and more of it idle on sm_90; replayed (`benchmarks/gpu_model.py`), its lines
+save a third to three quarters of what is loaded from L2, a k-tile's narrowest limit. For a GPU to
+decide: False goes past it."""
 
 TAPS_FIRST = True
-"""Whether K goes through the taps (r, s) of BK channels before the next channels, where a group's
-channels are whole k-tiles. Neighbouring taps read the same lines, which are then still in L1.
-For a GPU to decide: False goes through all channels of a tap first."""
+"""Whether K, and N in dL/dw, goes through the taps (r, s) of BK channels before the next channels,
+where a group's channels are whole k-tiles. Neighbouring taps read the same lines, which are then
+still in L1. For a GPU to decide: False goes through all channels of a tap first."""
 
 BM = 128
 """Rows of a block's tile of y, and columns of its tile of dw."""
@@ -104,8 +104,8 @@ def next_stage(offset, stage):
 
 # --- the product of fragments
 #
-# A warp's tile is 64 × 32, four fragments of A by four of B: sums[4 (4 i + j) ...] are the four of
-# a thread for fragments i and j.
+# A warp multiplies 64 × 32 at a time, four fragments of A by four of B: sums[4 (4 i + j) ...] are
+# the four of a thread for fragments i and j. Two arrays of them are a warp's tile of 64 × 64.
 
 
 def make_multiply_fragments(mma):

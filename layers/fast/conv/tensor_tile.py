@@ -29,10 +29,10 @@ ROW = 16
 STAGES = 3
 
 L1 = True
-"""Whether k-tiles of the forward kernels, and those of x in dL/dw, come through the L1 cache. Shared
-memory leaves 64 KB and more of it idle on sm_90; replayed (`benchmarks/gpu_model.py`), its lines
-save a third to three quarters of what is loaded from L2, a k-tile's narrowest limit. For a GPU to
-decide: False goes past it."""
+"""Whether k-tiles of the forward kernels, and those of x in dL/dw, come through the L1 cache. On
+sm_90 shared memory leaves 64 KB of it and more idle; replayed (`benchmarks/gpu_model.py`), its
+lines save a third to three quarters of what is loaded from L2, a k-tile's narrowest limit. For a
+GPU to decide: False goes past it."""
 
 TAPS_FIRST = True
 """Whether K, and N in dL/dw, goes through the taps (r, s) of BK channels before the next channels,
@@ -113,6 +113,7 @@ def make_multiply_fragments(mma):
 
     @cuda.jit(device=True, inline="always")
     def multiply_row(a_words, i, b_words, sums):
+        # Fragment i of A by each of B.
         for j in range(4):
             mma(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
 

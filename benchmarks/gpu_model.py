@@ -470,8 +470,9 @@ def predict_tensor(
     launch: Launch, found: Counted, machine: Machine, precision: str, at_once: int, waves: float
 ) -> Prediction:
     """A convolution on tensor cores, k-tile by k-tile."""
-    loops = hot_path(found.listing).loops
-    instructions = max(loop.instructions for loop in loops if "HMMA" in loop.work)
+    counts = [x.instructions for x in hot_path(found.listing).loops if "HMMA" in x.work]
+    whole = sass.main_loop(found.listing)  # where the hot path leaves the loop out, as on sm_80
+    instructions = max(counts) if counts else whole.instructions if whole else 0
     limits, k_tiles = k_tile_limits(launch, instructions, machine, precision, at_once)
     needed = at_once * (found.shared + 1024)
     left = machine.l1_bytes - 1024 * min(k for k in machine.carveouts if 1024 * k >= needed)

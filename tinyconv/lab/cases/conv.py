@@ -180,7 +180,7 @@ GROUPS = {
         shapes=(CHANNELS,),  # one alone: the tiles are large whatever the image
         small=(1, 3, 4, 8),
         largest=20_000,
-        cases=tensor_cases("float32", ((0, 8), (0, 0), (0, 0), (0, 34))),
+        cases=tensor_cases("float32", ((0, 16), (0, 0), (0, 0), (0, 34))),
     ),
     "tensor_tf32_rounded": KernelGroup(
         runs=lambda shape, dtype: tensor_runs(shape, dtype, rounded=True),
@@ -194,7 +194,7 @@ GROUPS = {
         shapes=(CHANNELS,),
         small=(1, 3, 4, 8),
         largest=20_000,
-        cases=tensor_cases("bfloat16", ((0, 47), (0, 27), (0, 38), (0, 30))),
+        cases=tensor_cases("bfloat16", ((0, 77), (0, 53), (0, 66), (0, 30))),
     ),
     "space_to_depth": KernelGroup(
         runs=lambda shape, dtype: {

@@ -310,7 +310,7 @@ def test_a_loop_on_tensor_cores_multiplies_a_slice_that_was_copied_in_the_backgr
     small = "tensor_filter_128x64" in name
     assert found["loop"]["work"] == {"HMMA": 4 * (4 if small else 8) * 2}
     if "tensor_forward_128x128" in name:
-        assert found["loop"]["instructions"] <= (300 if "tf32" in name else 220)
+        assert found["loop"]["instructions"] <= (330 if "tf32" in name else 260)
     memory = found["loop"]["memory"]
     assert memory["LDGSTS.128"] == (8 if "128x128" in name else 6 if small else 12)
     assert not set(memory) & {"LDG.32", "LDG.64", "LDG.128", "STS.32", "STS.128", "LDL.128"}

@@ -14,10 +14,11 @@ GPU compiles it, and the hot path of its machine code is counted (`hot_path.py`)
     latency    rounds of loads that wait for each other, LATENCY each, for all waves of blocks
 
 A product on tensor cores takes its k-tiles, those of padding among them, one after the other on
-each multiprocessor. A k-tile has four limits: mma, issue, L2 and shared memory. As they overlap in
-part, the sum of their sixth powers is that of its time: this exponent gives the rates of a review
-within a tenth. What the L1 cache saves of L2 is counted by replaying its lines. Half of the loss by
-the last wave is counted, as blocks end at different times.
+each multiprocessor. A k-tile has five limits: mma, issue, L2, shared memory, and occupancy: what a
+warp does alone, one thing after the other, which only other warps hide. As they overlap in part,
+the sum of their sixth powers is that of its time: this exponent gives the rates of a review within
+a tenth. What the L1 cache saves of L2 is counted by replaying its lines. Half of the loss by the
+last wave is counted, as blocks end at different times.
 
 The model knows no caches but these, no clocks that fall with the temperature, and no host. It is
 there to tell which launch costs most, and what a change takes away; ±35 % for a single launch.
@@ -29,13 +30,13 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
@@ -64,8 +65,13 @@ that the last wave is often half empty. Fits the review's 225 µs and 890 µs.""
 
 EXPONENT = 6
 
-L1_BYTES = 128 * 1024
-"""Of an H200's 256 KB, what the shared memory of two or four blocks leaves, and a margin."""
+L1_MARGIN = 28 * 1024
+"""Bytes of what shared memory leaves of the L1 cache that other loads and the driver take."""
+
+WAIT = 100
+"""Clocks of a k-tile in which a warp waits: a barrier, and two rounds of loads from shared memory
+of 33 each (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via
+Microbenchmarking", 2024; as many on Ada)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,10 @@ class Machine:
     l2: float
     """Bytes a second from the L2 cache."""
     l2_bytes: float
+    l1_bytes: int
+    """Of a multiprocessor, shared memory and L1 cache together."""
+    carveouts: tuple[int, ...]
+    """What of them can be shared memory, in KB (CUDA C++ Programming Guide)."""
 
 
 MACHINES = {
@@ -95,21 +105,28 @@ MACHINES = {
     "H200": Machine(
         *((9, 0), 132, 1.75e9, 4.8e12, 2.8),
         {"fp32": 67e12, "tf32": 494.5e12, "bf16": 989.5e12},
-        *(0.6, 5.5e12, 50e6),
+        *(0.6, 5.5e12, 50e6, 256 * 1024, (0, 8, 16, 32, 64, 100, 132, 164, 196, 228)),
     ),
     # NVIDIA's Ada white paper; mma.sync is what its peak is given for; L2 as measured by Chips and
     # Cheese ("Microbenchmarking Nvidia's RTX 4090", 2022).
     "RTX 4090": Machine(
         *((8, 9), 128, 2.52e9, 1.008e12, 2.8),
         {"fp32": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12},
-        *(0.9, 5e12, 72e6),
+        *(0.9, 5e12, 72e6, 128 * 1024, (0, 8, 16, 32, 64, 100)),
+    ),
+    # NVIDIA's RTX Blackwell white paper; the rest as on an RTX 4090, whose tensor cores and caches
+    # are of the same size for each multiprocessor; L2 by the clock.
+    "RTX 5090": Machine(
+        *((12, 0), 170, 2.41e9, 1.792e12, 2.8),
+        {"fp32": 104.8e12, "tf32": 104.8e12, "bf16": 209.5e12},
+        *(0.9, 6.3e12, 96e6, 128 * 1024, (0, 8, 16, 32, 64, 100)),
     ),
     # NVIDIA's Turing white paper; two instructions of float32 a clock, hence 1.8; 1.35 GHz of 1.59
     # within 70 W; L2 as measured by Jia et al. ("Dissecting the NVidia Turing T4 GPU", 2019).
     "T4": Machine(
         *((7, 5), 40, 1.35e9, 320e9, 1.8),
         {"fp32": 8.1e12},
-        *(0.9, 1.27e12, 4e6),
+        *(0.9, 1.27e12, 4e6, 96 * 1024, (32, 64)),
     ),
 }
 
@@ -118,6 +135,7 @@ CASES = (
     ("H200", "bf16", 1024),
     ("RTX 4090", "tf32", 128),
     ("RTX 4090", "bf16", 128),
+    ("RTX 5090", "tf32", 128),
     ("T4", "fp32", 128),
 )
 """What `--totals` prints: machine, precision, batch."""
@@ -383,10 +401,13 @@ class Prediction:
     launch: Launch
     seconds: float
     bound: str
-    """Of the limits, the largest: "bytes", "issue", "latency", "mma", "L2", "shared"."""
+    """Of the limits, the largest: "bytes", "issue", "latency"; "mma", "L2", "shared", "warps"."""
     waves: float
     instructions: float
     """Of a thread, or of a k-tile for tensor cores."""
+    registers: int = 0
+    at_once: int = 0
+    """Blocks of a multiprocessor."""
 
 
 def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
@@ -397,7 +418,7 @@ def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
     at_once, _ = sass.occupancy(machine.architecture, launch.threads, found.registers, found.shared)
     waves = launch.blocks / (machine.multiprocessors * max(1, at_once))
     if launch.name.startswith("tensor_"):
-        return predict_tensor(launch, found, machine, precision, waves)
+        return predict_tensor(launch, found, machine, precision, at_once, waves)
     trips = TRIPS.get(launch.name, lambda sizes: [])(launch.sizes)
     path = hot_path(found.listing, trips)
     times = {
@@ -406,7 +427,9 @@ def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
         "latency": latency(launch, path, machine) * max(1, waves),
     }
     bound = max(times, key=lambda name: times[name])
-    return Prediction(launch, GAP + times[bound], bound, waves, path.instructions)
+    return Prediction(
+        *(launch, GAP + times[bound], bound, waves, path.instructions, found.registers, at_once)
+    )
 
 
 def bytes_of(launch: Launch) -> float:
@@ -444,84 +467,156 @@ def predict_product(launch: Launch, machine: Machine, precision: str) -> Predict
 
 
 def predict_tensor(
-    launch: Launch, found: Counted, machine: Machine, precision: str, waves: float
+    launch: Launch, found: Counted, machine: Machine, precision: str, at_once: int, waves: float
 ) -> Prediction:
     """A convolution on tensor cores, k-tile by k-tile."""
-    loops = hot_path(found.listing).loops
-    instructions = max(loop.instructions for loop in loops if "HMMA" in loop.work)
-    limits, k_tiles = k_tile_limits(launch, instructions, machine, precision)
-    if machine.architecture[0] == 9:  # others have no cache left beside shared memory
-        at_once = 2 if launch.threads > 128 else 4
-        limits["L2"] *= l2_share(launch, at_once, {"tf32": 16, "bf16": 32}[precision])
+    counts = [x.instructions for x in hot_path(found.listing).loops if "HMMA" in x.work]
+    whole = sass.main_loop(found.listing)  # where the hot path leaves the loop out, as on sm_80
+    instructions = max(counts) if counts else whole.instructions if whole else 0
+    limits, k_tiles = k_tile_limits(launch, instructions, machine, precision, at_once)
+    needed = at_once * (found.shared + 1024)
+    left = machine.l1_bytes - 1024 * min(k for k in machine.carveouts if 1024 * k >= needed)
+    if left > L1_MARGIN:
+        here = Multiprocessor(machine.multiprocessors, at_once, (left - L1_MARGIN) // 128)
+        limits["L2"] *= l2_share(launch, here, BK[precision])
     clocks = sum(value**EXPONENT for value in limits.values()) ** (1 / EXPONENT)
     full = launch.blocks * (k_tiles + 3) * clocks / machine.multiprocessors / machine.clock
     tail = (1 + math.ceil(waves) / waves) / 2 if waves > 1 else 1 / waves
     bound = max(limits, key=lambda name: limits[name])
-    return Prediction(launch, GAP + full * tail, bound, waves, instructions)
+    return Prediction(
+        *(launch, GAP + full * tail, bound, waves, instructions, found.registers, at_once)
+    )
+
+
+BK = {"tf32": 16, "bf16": 32}
+"""Terms of a k-tile."""
+
+
+def columns_of(launch: Launch) -> int:
+    """Filters of a tile of a product on tensor cores."""
+    from layers.fast.conv.tile_table import TILES
+
+    return next(bn for name, bn in TILES.items() if f"_{name}_" in launch.name)
+
+
+class Multiprocessor(NamedTuple):
+    """What the L1 cache is shared by."""
+
+    count: int
+    """Multiprocessors of the GPU."""
+    at_once: int
+    """Blocks at a time."""
+    lines: int
+    """Of 128 bytes, in its L1 cache."""
+
+
+class Cache:
+    """An L1 cache of `lines` that drops the line that was used the longest time ago."""
+
+    def __init__(self, lines: int) -> None:
+        self.most, self.held = lines, dict[tuple[str, int], int]()
+        self.loaded = self.moved = 0
+
+    def copy(self, array: str, sectors: Iterable[int], moved: int) -> None:
+        """Copies of `moved` bytes, which are in these sectors of 32; those of dy go past it."""
+        self.moved += moved
+        if array == "dy":
+            self.loaded += moved
+            return
+        for at in sectors:
+            line, sector = (array, at // 4), 1 << at % 4
+            held = self.held.pop(line, 0)
+            self.loaded += 0 if held & sector else 32
+            self.held[line] = held | sector
+            if len(self.held) > self.most:
+                del self.held[next(iter(self.held))]
 
 
 @cache
-def l2_share(launch: Launch, at_once: int, bk: int) -> float:
-    """Of the bytes of its k-tiles, those that a product loads from L2, past an L1 of L1_BYTES.
+def l2_share(launch: Launch, here: Multiprocessor, bk: int) -> float:
+    """Of the bytes of its k-tiles, those that a product loads from L2, past the L1 cache.
 
     The lines that the blocks of one multiprocessor touch are replayed, k-tile by k-tile, in
-    lockstep, through a cache that drops the line that was used the longest time ago.
+    lockstep. In dL/dw only those of x go through the cache.
     """
     from layers.fast.conv import tensor_tile
 
-    if "forward" not in launch.name or not tensor_tile.L1:
+    if not tensor_tile.L1:
         return 1.0
+    l1 = Cache(here.lines)
+    first = range(40, launch.blocks, here.count)[: here.at_once] or range(1)
+    turns = [(filter_copies if "filter" in launch.name else forward_copies)(launch, bk, block)
+             for block in first]  # fmt: skip
+    for copies in zip(*turns, strict=False):
+        for of_block in copies:
+            for array, starts, width in of_block:
+                sectors = np.unique((starts[:, None] + np.arange(0, width, 32)).ravel() // 32)
+                l1.copy(array, sectors.tolist(), width * starts.size)
+    return l1.loaded / l1.moved
+
+
+Copies = Iterator[list[tuple[str, Any, int]]]
+"""By k-tile: arrays, the bytes at which copies begin, and how many follow each."""
+
+
+def forward_copies(launch: Launch, bk: int, block: int) -> Copies:
+    """What a block of a forward product copies."""
     _, _, _, _, _, height, width, channels, rows, columns, filters, *others = launch.sizes
     size, stride, before, groups, _, chunked = others
     word = 64 // bk
-    run, bn = channels // groups, 16 * (launch.threads // 32)
+    run, bn = channels // groups, columns_of(launch)
     depth = size * size * run
     tiles_n = -(-(filters // groups) // bn)
     pixels = math.prod(launch.sizes[3]) // filters
-    lines: dict[Any, set[int]] = {}
-    loaded = moved = 0
-
-    def touch(array: str, bytes_: Any) -> None:
-        nonlocal loaded, moved
-        for first in bytes_:
-            moved += 64
-            for at in (first, first + 32):  # two sectors
-                line, sector = (array, at // 128), at // 32 % 4
-                held = lines.pop(line, set())
-                loaded += 32 * (sector not in held)
-                lines[line] = held | {sector}
-                if len(lines) > L1_BYTES // 128:
-                    del lines[next(iter(lines))]
-
-    blocks = [132 * i + 40 for i in range(at_once) if 132 * i + 40 < launch.grid[0]]
+    tile_m, tile_n = divmod(block % launch.grid[0], tiles_n)
+    m = np.minimum(tile_m * 128 + np.arange(128), pixels - 1)
+    n = np.minimum(tile_n * bn + np.arange(bn), filters // groups - 1)
     for k_tile in range(-(-depth // bk)):
         k = k_tile * bk
         if chunked:
-            (chunk, tap), c = divmod(k_tile, size * size), 0
+            chunk, tap = divmod(k_tile, size * size)
             c = chunk * bk
         else:
             tap, c = divmod(k, run)
         r, s = divmod(tap, size)
-        for block in blocks or [0]:
-            tile_m, tile_n = divmod(block, tiles_n)
-            m = np.minimum(tile_m * 128 + np.arange(128), pixels - 1)
-            h = m // columns % rows * stride - before + r
-            q = m % columns * stride - before + s
-            inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
-            at = ((m // columns // rows * height + h) * width + q) * channels + c
-            touch("x", (at[inside] * word).tolist())
-            n = np.minimum(tile_n * bn + np.arange(bn), filters // groups - 1)
-            touch("w", ((n * depth + k) * word).tolist())
-    return loaded / moved
+        h = m // columns % rows * stride - before + r
+        q = m % columns * stride - before + s
+        inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
+        at = ((m // columns // rows * height + h) * width + q) * channels + c
+        yield [("x", at[inside] * word, 64), ("w", (n * depth + k) * word, 64)]
+
+
+def filter_copies(launch: Launch, bk: int, block: int) -> Copies:
+    """What a block of dL/dw copies; at most 200 k-tiles."""
+    height, width, channels, rows, columns, filters, _, size, stride = launch.sizes[3:12]
+    before, groups, split_k, *_, tap_channels = launch.sizes[12:]
+    word = 64 // bk
+    run, bm = channels // groups, columns_of(launch)
+    tiles_n = -(-size * size * run // 128)
+    first, group_split = block % launch.grid[0], block // launch.grid[0]
+    group, split = group_split % groups, group_split // groups
+    value = first % tiles_n * 128 + np.arange(0, 128, bk // 4)
+    of_channels, rest = np.divmod(value[value < size * size * run], size * size * tap_channels)
+    tap, channel = rest // tap_channels, of_channels * tap_channels + rest % tap_channels
+    channel += group * run
+    pixels = math.prod(launch.sizes[1]) // filters
+    end = min((split + 1) * split_k, pixels)
+    for k in range(split * split_k, min(end, split * split_k + 200 * bk), bk):
+        m = np.arange(k, min(k + bk, end))[:, None]
+        h = m // columns % rows * stride - before + tap // size
+        q = m % columns * stride - before + tap % size
+        inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
+        at = ((m // columns // rows * height + h) * width + q) * channels + channel
+        yield [("x", at[inside] * word, 16), ("dy", np.zeros(m.size * bm * word // 64), 64)]
 
 
 def k_tile_limits(
-    launch: Launch, instructions: int, machine: Machine, precision: str
+    launch: Launch, instructions: int, machine: Machine, precision: str, at_once: int
 ) -> tuple[dict[str, float], float]:
     """Clocks of a multiprocessor for a block's k-tile, by what limits it; and how many it has."""
-    bk = {"tf32": 16, "bf16": 32}[precision]
+    bk = BK[precision]
     warps = launch.threads // 32
-    bm, bn = 128, 16 * warps
+    bm, bn = 128, columns_of(launch)
     if "filter" in launch.name:
         k_tiles = launch.sizes[14] / bk
     else:
@@ -529,13 +624,22 @@ def k_tile_limits(
         k_tiles = math.ceil(size * size * channels // groups / bk)
     per_clock = machine.multiprocessors * machine.clock
     loaded = (bm + bn) * 64
-    read = warps * (64 + 32) * 64
+    mma = 2 * bm * bn * bk / (machine.mma * machine.peak[precision] / per_clock)
+    columns = bm * bn // warps // 64  # a warp has 64 rows
+    products = instructions_of_products(columns)
+    alone = mma * 4 / warps + instructions - products + WAIT
     return {
-        "mma": 2 * bm * bn * bk / (machine.mma * machine.peak[precision] / per_clock),
+        "mma": mma,
         "issue": warps * instructions / machine.ipc,
         "L2": loaded / (machine.l2 / per_clock),
-        "shared": (loaded + read) / 128,
+        "shared": (loaded + warps * (64 + columns) * 64) / 128,
+        "warps": alone / max(1, at_once),
     }, k_tiles
+
+
+def instructions_of_products(columns: int) -> int:
+    """HMMA of a warp in a k-tile: fragments of 16 × 8, two deep."""
+    return 2 * 64 // 16 * columns // 8
 
 
 # --- the tables

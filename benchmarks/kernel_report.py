@@ -1,6 +1,7 @@
 """Every kernel as compiled: registers, spills, occupancy, instructions of the inner loop.
 
     python benchmarks/kernel_report.py [--arch 75,80,90,120] [--only conv] [--json] [--write]
+    python benchmarks/kernel_report.py --launches [--recipe robust]
 
 Needs no GPU: the kernels are compiled as a launch on each architecture compiles them, for float32,
 or for bfloat16 if they take nothing else, and disassembled (`sass.py`). Prints Markdown tables for
@@ -8,6 +9,9 @@ each architecture, those for tensor cores from sm_80 on; `--json` prints all num
 `--write` writes benchmarks/results/<date>-kernels.md. Needs NVIDIA's assembler and disassembler,
 which are wheels: without them it prints which to install, and exits with 2. Exits with 1 if a
 kernel does not compile.
+
+`--launches` prints how AlexNet's convolutions, and the sums of their bias gradients, fill four
+GPUs: the tile that was chosen, registers, blocks of a multiprocessor, and waves of blocks.
 
 The numbers do not predict time. Occupancy is how many warps a multiprocessor can hold at once, out
 of its maximum; the share of FFMA is of the instructions in the loop, each counted once (also in a
@@ -30,6 +34,7 @@ from typing import Any
 import sass
 from hot_path import hot_path
 from machine import machine
+from measuring import table
 
 ROOT = Path(__file__).resolve().parents[1]
 # The compiler's front end is called as in the tests.
@@ -155,6 +160,29 @@ def tables(kernels: list[sass.Kernel], failed: list[str]) -> str:
     return "\n\n".join(text)
 
 
+# --- the launches of AlexNet
+
+GPUS = ("H200", "tf32"), ("RTX 4090", "tf32"), ("RTX 5090", "tf32"), ("T4", "fp32")
+SHOWN = "tensor_", "tiled_", "conv_", "sum_", "masked_gradient"
+"""Beginnings of the kernels that `--launches` shows."""
+
+
+def launch_table(gpu: str, precision: str, recipe: str, batch: int = 128) -> str:
+    """A row for each launch of a convolution in a training step on `gpu`."""
+    import gpu_model
+
+    here = gpu_model.MACHINES[gpu]
+    rows = []
+    for launch in gpu_model.launches_of(here, precision, batch, recipe):
+        if launch.title.startswith("conv") and launch.name.startswith(SHOWN):
+            found = gpu_model.predict(launch, here, precision)
+            numbers = found.registers, found.at_once, launch.blocks
+            waves = f"{found.waves:.2f}"
+            rows.append([launch.title, launch.name, *(f"{n:,}" for n in numbers), waves])
+    names = ["step", "kernel", "registers", "blocks of a multiprocessor", "blocks", "waves"]
+    return f"## {gpu}, {precision}, batch {batch}\n\n{table(names, rows)}"
+
+
 EXPLAINED = """\
 Registers of a thread; bytes of shared memory of a block; bytes spilled (or of a stack, where an
 array did not fit registers); warps that a multiprocessor can hold, of the most it can; instructions
@@ -183,12 +211,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", type=architectures_in, default=list(ARCHITECTURES))
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name holds TEXT")
+    parser.add_argument("--launches", action="store_true", help="of AlexNet, on four GPUs, instead")
+    parser.add_argument("--recipe", default="robust")
     parser.add_argument("--json", action="store_true", help="all numbers, as a list")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/<date>-...")
     options = parser.parse_args(arguments)
     if missing := sass.missing_tools():
         print("\n".join(missing), file=sys.stderr)
         return 2
+    if options.launches:
+        print("\n\n".join(launch_table(*each, options.recipe) for each in GPUS))
+        return 0
     kernels, failed = report(options.arch, options.only)
     if options.json:
         print(json.dumps([kernel.as_dict() for kernel in kernels], indent=1))

@@ -80,9 +80,9 @@ MOST = [
     ("bias_kernel", "float32", PATH, 4, 22),
     ("to_bfloat16_kernel", "bfloat16", PATH, 8, 6),
     ("from_bfloat16_kernel", "bfloat16", PATH, 8, 6),
-    ("tensor_forward_128x128_tf32_rounded_kernel", "float32", LOOP, 1, 130),
-    ("tensor_forward_128x64_tf32_rounded_kernel", "float32", LOOP, 1, 142),
-    ("tensor_filter_128x128_tf32_rounded_kernel", "float32", LOOP, 1, 175),
+    ("tensor_forward_128x128_tf32_rounded_kernel", "float32", LOOP, 1, 188),
+    ("tensor_forward_128x64_tf32_rounded_kernel", "float32", LOOP, 1, 216),
+    ("tensor_filter_128x128_tf32_rounded_kernel", "float32", LOOP, 1, 263),
 ]
 
 
@@ -116,6 +116,41 @@ def test_every_kind_of_kernel_is_bound_by_bytes_and_the_step_is_as_fast_as_told(
     sums = {row[0]: float(row[1]) for row in cells if len(row) == 2 and row[1][:1].isdigit()}
     assert sums["step"] == pytest.approx(sum(v for k, v in sums.items() if k != "step"), abs=0.05)
     assert sums["step"] <= 4.8
+
+
+AUTHORS = """
+import sys, gpu_model
+for precision in ("fp32", "tf32", "bf16"):
+    found = gpu_model.launches_of(gpu_model.MACHINES["H200"], precision, 16, "authors")
+    for launch in found:
+        print(precision, launch.title.replace(" ", "_"), launch.name, launch.blocks)
+"""
+
+
+def test_the_bias_gradient_of_a_convolution_without_a_relu_is_a_wide_launch():
+    # In the recipe "authors" LRN stands between conv1 and its ReLU.
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
+    command = [sys.executable, "-c", AUTHORS]
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("NUMBA_ENABLE_CUDASIM", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    launches = [line.split() for line in done.stdout.splitlines() if line.count(" ") == 3]
+    of_conv1 = [(p, name, int(n)) for p, title, name, n in launches if title == "conv1_backward"]
+    assert not any("bias_gradient" in name for _, name, _ in of_conv1)
+    wide = [(p, n) for p, name, n in of_conv1 if name == "sum_rows"]
+    assert [p for p, _ in wide] == ["fp32", "tf32", "bf16"] and min(n for _, n in wide) >= 2 * 132
+
+
+def test_neighbours_find_their_lines_in_a_cache_until_it_is_full():
+    cache = gpu_model.Cache(2)
+    cache.copy("x", [0, 1], 64)  # two sectors of one line
+    cache.copy("x", [1, 4], 64)  # one that is held, and another line
+    assert (cache.loaded, cache.moved) == (96, 128)
+    cache.copy("w", [0], 32)  # a third line drops the first
+    cache.copy("x", [0], 32)
+    cache.copy("dy", [0, 0], 64)
+    assert (cache.loaded, cache.moved) == (96 + 32 + 32 + 64, 128 + 32 + 32 + 64)
 
 
 def test_a_machine_without_a_precision_is_refused(capsys):

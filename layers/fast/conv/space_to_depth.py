@@ -16,9 +16,11 @@ the layer: `choose_side` counts. For conv1 (R 11, C 3, stride 4; 363 terms):
     b = 1, float32                 11 · 11 · 4                        484
     b = 1, bfloat16                11 · 11 · 8                        968
 
-Other layouts of the 363 were counted too. Runs of 33 numbers (a window row), padded to 36, are 396
-terms, but do not begin at multiples of 16 bytes in x; an im2col matrix, padded to 368, takes 570 MB
-at batch 128, where x_s2d takes 80.
+Other layouts of the 363 were counted too. Runs of 33 numbers (a window row), padded to 36 in the
+filters alone, are 396 terms, and in float32 begin at multiples of 16 bytes in AlexNet's x (48 q, in
+rows of 2,688 bytes): no copy of x. By `benchmarks/gpu_model.py` that saves an H200 1.2 % of a step;
+but zeros of the filters would meet three numbers of the next pixel, and an Inf or NaN there would
+spread. An im2col matrix, padded to 368, takes 570 MB at batch 128, where x_s2d takes 80.
 
 For dL/dx of a layer with a stride, b = stride gives a convolution of stride 1, whose dL/dx is
 dx_s2d. Each number of x is in one square, so nothing has to be added: dx, and likewise dw, are

@@ -139,7 +139,7 @@ class TensorConv(ConvStep):
         """
         if isinstance(before, TensorConv) and len(before.layers) == 2:
             self.masks_input = before.dy_is_masked = True
-        self.before = before
+        self.before = before if isinstance(before, Step) else None
         if self.precision == "tf32" and isinstance(before, TensorConv | MaxPoolRows):
             before.rounds_output = True
 

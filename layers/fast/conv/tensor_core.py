@@ -11,8 +11,9 @@ The tiled kernel multiplies one number by another. Here one instruction of a war
 fragment of 16 pixels by one of 8 filters, over 8 (TF32) or 16 (BF16) values of k (`mma.py`), so the
 rest of the loop has to be as cheap:
 
-* a block computes a 128x128 tile of y (256 threads) or a 128x64 tile (128 threads); a warp has
-  64 × 32 of it, four by four fragments of 16 × 8, and a thread 64 sums;
+* a block computes a 128x128 tile of y (128 threads) or a 128x64 tile (64 threads); a warp has
+  64 × 64 of it, four by eight fragments of 16 × 8, and a thread 128 sums. Of the bytes that a warp
+  reads from shared memory for a product, a 64 × 32 tile takes three where this takes two;
 * k-tiles go from global to shared memory past the registers (`cp_async`), in a pipeline of three
   stages: one is multiplied while the next two are loaded;
 * `ldmatrix_x4` loads four matrices of 8 rows at a time for the fragments. `tensor_tile.py`
@@ -38,16 +39,12 @@ it is in space-to-depth form.
 from numba import float32, int32, uint32
 
 from layers.device import cuda, grid_of
-from layers.fast.bfloat16 import nearest_tf32, widen
 from layers.fast.conv.ptx import (
     cp_async,
     cp_async_commit_group,
     cp_async_l1,
     cp_async_wait_group,
     is_aligned,
-    load_vec8,
-    store_scalar,
-    store_vec8,
 )
 from layers.fast.conv.space_to_depth import (
     choose_side,
@@ -57,6 +54,7 @@ from layers.fast.conv.space_to_depth import (
     image_to_s2d,
     s2d_shape,
 )
+from layers.fast.conv.tensor_epilogue import BIAS, MASK, RELU, ROUND, store_sums
 from layers.fast.conv.tensor_tile import (
     BM,
     L1,
@@ -75,14 +73,7 @@ from layers.fast.conv.tensor_tile import (
     taps_first,
 )
 from layers.fast.conv.tile import OUTSIDE, advance_k, advance_tap, within
-from layers.fast.conv.tile_table import TILES, choose_tile, layer_key
-
-THREADS_PER_FILTER = 2
-"""Threads of a block, for each of its BN filters."""
-
-BIAS, RELU, MASK, ROUND = 1, 2, 4, 8
-"""What the epilogue does before it stores the sums, added up; ROUND: to TF32."""
-
+from layers.fast.conv.tile_table import TILES, ask_for_shared_memory, choose_tile, layer_key
 
 # --- kernel
 #
@@ -96,13 +87,13 @@ BIAS, RELU, MASK, ROUND = 1, 2, 4, 8
 
 def make_forward(name, bn, per_chunk, multiply_k_tile):
     """The kernel called `name`; per_chunk: numbers in a chunk; multiply_k_tile: of its type."""
-    threads = THREADS_PER_FILTER * bn
+    threads = bn  # a warp for each 64 × 64 of its 128 × BN sums
     row_step = threads // 4
     a_loads, b_loads = BM // row_step, bn // row_step
     stage = (BM + bn) * ROW
     words = STAGES * stage
     bk = 4 * per_chunk
-    warps_n = bn // 32
+    warps_n = bn // 64
     copy = cp_async_l1 if L1 else cp_async
 
     def kernel(
@@ -110,7 +101,8 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
         groups, epilogue, taps_first,
     ):  # fmt: skip
         tiles = cuda.shared.array(words, uint32, alignment=16)
-        sums = cuda.local.array(64, float32)
+        sums = cuda.local.array(64, float32)  # of 32 filters
+        more_sums = cuda.local.array(64, float32)  # and of the next 32
         base = cuda.local.array(a_loads, int32)
         top = cuda.local.array(a_loads, int32)
         left = cuda.local.array(a_loads, int32)
@@ -142,10 +134,11 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
             top[i] = h if m < pixels else OUTSIDE
         # Row 8 j + i of each 32 rows of B holds filter 4 i + j. Rows past the last filter read it
         # again; their products are discarded.
-        filter_ = int32(load_row // 32 * 32 + load_row % 8 * 4 + load_row % 32 // 8)
         k = int32(load_chunk * per_chunk)
         for i in range(b_loads):
-            n = min(first_filter + filter_ + row_step * i, filters_per_group - 1)
+            row = int32(load_row + row_step * i)
+            filter_ = int32(row // 32 * 32 + row % 8 * 4 + row % 32 // 8)
+            n = min(first_filter + filter_, filters_per_group - 1)
             w_offset[i] = (group * filters_per_group + n) * depth + k
         r, s, c = int32(0), int32(0), k
         if not taps_first:
@@ -154,13 +147,13 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
 
         # Where the fragments of this warp begin.
         lane, warp = int32(t % 32), int32(t // 32)
-        warp_row, warp_column = warp // warps_n * 64, warp % warps_n * 32
+        warp_row, warp_column = warp // warps_n * 64, warp % warps_n * 64
         a_read = int32(row_word(warp_row + lane % 16, lane // 16))
         b_row = BM + warp_column + lane // 16 * 8 + lane % 8
         b_read = int32(row_word(b_row, lane // 8 % 2))
         zero = float32(0)
         for i in range(64):
-            sums[i] = zero
+            sums[i] = more_sums[i] = zero
 
         num_k_tiles = int32((depth + bk - 1) // bk)
         k_tile = int32(-2)  # the first two rounds only fill the pipeline
@@ -191,72 +184,20 @@ def make_forward(name, bn, per_chunk, multiply_k_tile):
 
             # Multiply the current k-tile.
             if k_tile >= 0:
-                multiply_k_tile(tiles, a_read, b_read, sums)
+                multiply_k_tile(tiles, a_read, b_read, sums, more_sums)
                 a_read, b_read = next_stage(a_read, stage), next_stage(b_read, stage)
             k_tile = int32(k_tile + 1)
         cp_async_wait_group(0)
 
+        row = int32(first_pixel + warp_row + lane // 4)
         column = int32(first_filter + warp_column + lane % 4 * 8)
-        store_sums(sums, b, mask, y, first_pixel + warp_row + lane // 4, pixels, column,
-                   filters_per_group, filters, group * filters_per_group, epilogue)  # fmt: skip
+        first = int32(group * filters_per_group)
+        sizes = pixels, filters_per_group, filters, first, epilogue
+        store_sums(sums, b, mask, y, row, column, sizes)
+        store_sums(more_sums, b, mask, y, row, int32(column + 32), sizes)
 
     kernel.__name__ = kernel.__qualname__ = name
     return cuda.jit(kernel)
-
-
-# --- epilogue
-
-
-@cuda.jit(device=True, inline="always")
-def store_sums(sums, b, mask, y, row, rows, column, columns, row_stride, first, epilogue):
-    # A thread's sums are eight neighbouring filters, from `column` on, of the pixels row, row + 8,
-    # ..., row + 56. Two pixels are stored in each round, then the other sums move up: the compiler
-    # would not unroll a loop of this length, and an index that is not a constant would move the
-    # sums from registers to memory.
-    bias = cuda.local.array(8, float32)
-    for j in range(8):
-        has_bias = epilogue & BIAS and column + j < columns
-        bias[j] = b[first + column + j] if has_bias else float32(0)
-    filters_left = int32(columns - column)
-    vectorized = filters_left >= 8 and row_stride % 8 == 0 and first % 8 == 0
-    offset = int32(row * row_stride + first + column)
-    step = int32(8 * row_stride)
-    rows_left = int32(min(rows - row, 64))
-    while rows_left > 0:
-        store_row(sums, 0, bias, mask, y, offset, filters_left, vectorized, epilogue)
-        second = filters_left if rows_left > 8 else 0
-        store_row(sums, 2, bias, mask, y, offset + step, second, vectorized, epilogue)
-        offset, rows_left = int32(offset + 2 * step), int32(rows_left - 16)
-        for i in range(48):
-            sums[i] = sums[i + 16]
-
-
-@cuda.jit(device=True, inline="always")
-def store_row(sums, first_sum, bias, mask, y, offset, filters_left, vectorized, epilogue):
-    # Eight filters of one pixel, or the first `filters_left` of them.
-    values = cuda.local.array(8, float32)
-    signs = cuda.local.array(8, float32)
-    zero = float32(0)
-    if filters_left > 0:
-        for j in range(8):
-            values[j] = sums[first_sum + j % 4 * 4 + j // 4] + bias[j]
-            if epilogue & RELU and values[j] <= zero:  # not "> 0": a NaN stays one
-                values[j] = zero
-            if epilogue & ROUND:
-                values[j] = nearest_tf32(values[j])
-        if vectorized:
-            if epilogue & MASK:
-                load_vec8(signs, 0, mask, offset)
-                for j in range(8):
-                    if signs[j] <= zero:
-                        values[j] = zero
-            store_vec8(y, offset, values, 0)
-        else:
-            for j in range(8):
-                if j < filters_left:
-                    if epilogue & MASK and widen(mask[offset + j]) <= zero:
-                        values[j] = zero
-                    store_scalar(y, offset + j, values, j)
 
 
 PRODUCTS = {
@@ -287,11 +228,12 @@ def launch_forward(x, w, b, y, stride, before, groups, epilogue, mask, key, tile
     _, rows, columns, filters = y.shape
     tiles_m = -(-y.size // filters // BM)
     filters_per_group = filters // groups
-    large = tiles_m * -(-filters_per_group // TILES["128x128"]) * groups
-    tile = tile or choose_tile(key, filters_per_group, large)
+    tile = tile or choose_tile(key, filters_per_group, tiles_m * groups)
     grid = tiles_m * -(-filters_per_group // TILES[tile]), groups
     flat_mask = (y if mask is None else mask).reshape(-1)
-    KERNELS[kernel_kind(x, rounded), tile][grid_of(grid, THREADS_PER_FILTER * TILES[tile])](
+    kernel = KERNELS[kernel_kind(x, rounded), tile]
+    ask_for_shared_memory(kernel, tile)
+    kernel[grid_of(grid, TILES[tile])](
         *(x.reshape(-1), w.reshape(-1), b, y.reshape(-1), flat_mask),
         *(height, width, channels, rows, columns, filters, w.shape[1], stride, before, groups),
         *(epilogue + (0 if mask is None else MASK), taps_first(x, groups, w.shape[1]) > 0),

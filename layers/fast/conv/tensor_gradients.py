@@ -11,8 +11,10 @@ is called after forward's, of which it is the transpose: "128x64" is 64 filters 
 difference is that neither operand is contiguous along K: what is contiguous are filters, and values
 of a filter.
 
-* A block computes a tile of dw, with 256 threads or 128, for one split of K (`tiled_gradients.py`
-  explains split-K). A warp has 64 × 32 of it, a thread 64 sums.
+* A block of 128 threads computes a tile of dw for one split of K (`tiled_gradients.py` explains
+  split-K). A warp has 64 × 64 of it, or 64 × 32 of the smaller one.
+* Values are taken in the order of `tensor_tile.taps_first`, so that most values of a tile belong to
+  other taps of the same channels: as the window moves on, they are read again from the L1 cache.
 * k-tiles are stored as they are loaded: a row for each output pixel, filters of dy in the first
   part, values of a in the second. So a thread copies for one pixel of each k-tile, always the same
   filters and values, whose offsets in the window stay the same.
@@ -30,17 +32,19 @@ from functools import partial
 from numba import float32, int32, uint32
 
 from layers.device import cuda, grid_of
-from layers.fast.conv.mma import cvt_rna_tf32, ldmatrix_x4_trans
 from layers.fast.conv.ptx import (
     copy_scalar,
     cp_async,
     cp_async_commit_group,
+    cp_async_l1,
     cp_async_wait_group,
 )
 from layers.fast.conv.space_to_depth import choose_side, filters_from_s2d, image_to_s2d, s2d_size
 from layers.fast.conv.tensor_core import has_whole_chunks
+from layers.fast.conv.tensor_gradient_tile import multiply_bf16, multiply_tf32, skip_chunks
 from layers.fast.conv.tensor_tile import (
     CHUNK,
+    L1,
     STAGES,
     check_sizes,
     chunk_elements,
@@ -48,108 +52,46 @@ from layers.fast.conv.tensor_tile import (
     k_word_tf32,
     kernel_kind,
     kind_of,
-    multiply_fragments_bf16,
-    multiply_fragments_tf32,
     next_stage,
     quotient,
+    taps_first,
 )
 from layers.fast.conv.tile import OUTSIDE, within
-from layers.fast.conv.tile_table import TILES, choose_tile, layer_key
+from layers.fast.conv.tile_table import TILES, ask_for_shared_memory, choose_tile, layer_key
 from layers.fast.conv.tiled_gradients import choose_split_k
 from layers.fast.reductions import sum_parts
 
 BN = 128
 
+THREADS = 128
 
-# --- the product of a k-tile
-#
-# A warp's 64 filters are four fragments i, its 32 values four fragments j; a thread's four sums of
-# both begin at sums[4 (4 i + j)]. Each function below takes the words of a row of dy and of a row
-# of a in shared memory, and returns
-#
-#     fragments(lane, row, column)     where this lane's words of the fragments of dy, from filter
-#                                      `row` of the tile on, and of a, from value `column` on, begin
-#     multiply(tiles, dy, a, sums)     sums += dy · a, in two steps, for k-tiles that begin there
-#
-# Chunks are swizzled within each eight of a row; `skip_chunks` goes from one to another.
+
+# --- values
 
 
 @cuda.jit(device=True, inline="always")
-def skip_chunks(word, count):
-    # The chunk `count` further on in its row, if adding `count` carries no bit.
-    return (word ^ count % 8 * CHUNK) + count // 8 * 8 * CHUNK
+def tap_of(value, taps, tap_channels):
+    # (tap, channel) of a value: all taps of `tap_channels` channels, then those of the next.
+    block = quotient(value, taps * tap_channels)
+    rest = int32(value - block * taps * tap_channels)
+    tap = quotient(rest, tap_channels)
+    return tap, int32(block * tap_channels + rest - tap * tap_channels)
 
 
-def multiply_tf32(dy_words, a_words, rounds=True):
-    """Word by word: lane (g, t) reads number g of eight, of rows t and t + 4 of eight.
-
-    rounds: to TF32.
-    """
-
-    @cuda.jit(device=True, inline="always")
-    def fragments(lane, row, column):
-        g, t = lane // 4, lane % 4
-        return (
-            k_word_tf32(t, row // 4 + g // 4, dy_words) + g % 4,
-            k_word_tf32(t, column // 4 + g // 4, a_words) + g % 4,
-        )
-
-    @cuda.jit(device=True, inline="always")
-    def multiply_step(tiles, dy, a, sums, step):
-        dy_regs = cuda.local.array(16, uint32)
-        a_regs = cuda.local.array(8, uint32)
-        for half in range(2):
-            k = 8 * step + 4 * half
-            for i in range(8):
-                word = skip_chunks(dy, 2 * i) + k * dy_words
-                copy_scalar(dy_regs, i // 2 * 4 + 2 * half + i % 2, tiles, word)
-            for j in range(4):
-                word = skip_chunks(a, 2 * j) + k * a_words
-                copy_scalar(a_regs, 2 * j + half, tiles, word)
-        if rounds:
-            for i in range(16):
-                cvt_rna_tf32(dy_regs, i)
-            for j in range(8):
-                cvt_rna_tf32(a_regs, j)
-        multiply_fragments_tf32(dy_regs, a_regs, sums)
-
-    @cuda.jit(device=True, inline="always")
-    def multiply(tiles, dy, a, sums):
-        multiply_step(tiles, dy, a, sums, 0)
-        multiply_step(tiles, dy, a, sums, 1)
-
-    return fragments, multiply
-
-
-def multiply_bf16(dy_words, a_words):
-    """Four matrices of eight rows and eight numbers at a time, transposed by the load."""
-
-    @cuda.jit(device=True, inline="always")
-    def fragments(lane, row, column):
-        return (
-            k_word_bf16(lane // 16 * 8 + lane % 8, row // 8 + lane // 8 % 2, dy_words),
-            k_word_bf16(lane % 16, column // 8 + lane // 16, a_words),
-        )
-
-    @cuda.jit(device=True, inline="always")
-    def multiply_step(tiles, dy, a, sums, step):
-        dy_regs = cuda.local.array(16, uint32)
-        a_regs = cuda.local.array(8, uint32)
-        k = 16 * step
-        for i in range(4):
-            word = skip_chunks(dy, 2 * i) + k * dy_words
-            ldmatrix_x4_trans(dy_regs, 4 * i, tiles, word)
-        for j in range(2):
-            word = skip_chunks(a, 2 * j) + k * a_words
-            ldmatrix_x4_trans(a_regs, 4 * j, tiles, word)
-        multiply_fragments_bf16(dy_regs, a_regs, sums)
-
-    @cuda.jit(device=True, inline="always")
-    def multiply(tiles, dy, a, sums):
-        multiply_step(tiles, dy, a, sums, 0)
-        multiply_step(tiles, dy, a, sums, 1)
-
-    return fragments, multiply
+@cuda.jit(device=True, inline="always")
+def store_sums(sums, partial, value, sizes):
+    # A thread's sums are two neighbours of each eight values, from `value` on, of each eighth
+    # filter. `first`: where the first filter's row of `partial` begins.
+    first, filters_left, depth, taps, tap_channels = sizes
+    channels = quotient(depth, taps)
+    for j in range(4):
+        tap, channel = tap_of(value + 8 * j, taps, tap_channels)
+        at = first + tap * channels + channel
+        for i in range(8):
+            if 8 * i < filters_left and value + 8 * j < depth:
+                for e in range(2):
+                    number = 4 * (4 * (i // 2) + j) + 2 * (i % 2) + e
+                    copy_scalar(partial, at + 8 * i * depth + e, sums, number)
 
 
 # --- kernel
@@ -162,25 +104,29 @@ def multiply_bf16(dy_words, a_words):
 # thread that has its sum: no races, no atomics; four lanes fill a sector.
 
 
-def make_filter_gradient(name, bm, threads, per_chunk, product):
+def make_filter_gradient(name, bm, per_chunk, product):
     """The kernel called `name`, for `per_chunk` numbers in a chunk; `product`: a `multiply_...`."""
     bk = 4 * per_chunk
+    warp_columns = bm // 2
+    threads = THREADS
     lanes = threads // bk
     dy_words, a_words = (numbers // per_chunk * CHUNK for numbers in (bm, BN))
     dy_loads, a_loads = (numbers // per_chunk // lanes for numbers in (bm, BN))
     a_begin = bk * dy_words
     stage = a_begin + bk * a_words
     words = STAGES * stage
-    warps_n = BN // 32
+    warps_n = BN // warp_columns
+    copy = cp_async_l1 if L1 else cp_async
     k_word = k_word_tf32 if per_chunk == 4 else k_word_bf16
-    fragments, multiply_k_tile = product(dy_words, a_words)
+    fragments, multiply_k_tile = product(dy_words, a_words, warp_columns)
 
     def kernel(
         x, dy, partial, height, width, channels, rows, columns, filters, dy_filters, size, stride,
-        before, groups, split_k, step_n, step_p, step_q,
+        before, groups, split_k, step_n, step_p, step_q, tap_channels,
     ):  # fmt: skip
         tiles = cuda.shared.array(words, uint32, alignment=16)
-        sums = cuda.local.array(64, float32)
+        sums = cuda.local.array(64, float32)  # of 32 values
+        more_sums = cuda.local.array(64, float32)  # and of the next 32, if a warp has 64
         tap_row = cuda.local.array(a_loads, int32)
         tap_column = cuda.local.array(a_loads, int32)
         tap_offset = cuda.local.array(a_loads, int32)
@@ -201,12 +147,12 @@ def make_filter_gradient(name, bm, threads, per_chunk, product):
         load_row, load_chunk = t // lanes, t % lanes
         for i in range(a_loads):
             value = first_value + per_chunk * (load_chunk + lanes * i)
-            tap = quotient(value, channels_per_group)
+            tap, channel = tap_of(value, size * size, tap_channels)
             r = quotient(tap, size)
             s = tap - r * size
             tap_row[i] = r if value < depth else OUTSIDE
             tap_column[i] = s
-            channel = group * channels_per_group + value - tap * channels_per_group
+            channel += group * channels_per_group
             tap_offset[i] = (r * width + s) * channels + channel
         for i in range(dy_loads):
             m = first_filter + per_chunk * (load_chunk + lanes * i)
@@ -223,11 +169,11 @@ def make_filter_gradient(name, bm, threads, per_chunk, product):
 
         # Where the fragments of this warp begin.
         lane, warp = t % 32, t // 32
-        row, column = warp // warps_n * 64, warp % warps_n * 32
+        row, column = warp // warps_n * 64, warp % warps_n * warp_columns
         dy_read, a_read = fragments(lane, row, column)
         dy_read, a_read = int32(dy_read), int32(a_begin + a_read)
         for i in range(64):
-            sums[i] = float32(0)
+            sums[i] = more_sums[i] = float32(0)
         read = int32(0)
         num_k_tiles = int32((end - begin + bk - 1) // bk)
         k_tile = int32(-2)  # the first two rounds only fill the pipeline
@@ -243,7 +189,7 @@ def make_filter_gradient(name, bm, threads, per_chunk, product):
                 h, column_ = top + tap_row[i], left + tap_column[i]
                 inside = (k < end) & within(h, height) & within(column_, width)
                 word = skip_chunks(a_store, lanes * i)
-                cp_async(tiles, word, x, int32(base + tap_offset[i]), inside)
+                copy(tiles, word, x, int32(base + tap_offset[i]), inside)
             for i in range(dy_loads):
                 word = skip_chunks(dy_store, lanes * i)
                 cp_async(tiles, word, dy, dy_offset + per_chunk * lanes * i, k < dy_end[i])
@@ -262,21 +208,19 @@ def make_filter_gradient(name, bm, threads, per_chunk, product):
 
             # Multiply the current k-tile.
             if k_tile >= 0:
-                multiply_k_tile(tiles, int32(read + dy_read), int32(read + a_read), sums)
+                multiply_k_tile(tiles, int32(read + dy_read), int32(read + a_read), sums, more_sums)
                 read = next_stage(read, stage)
             k_tile = int32(k_tile + 1)
         cp_async_wait_group(0)
 
         # Store the partial sums.
-        first = (split * filters + group * filters_per_group) * depth
-        for i in range(8):
-            m = first_filter + row + 8 * i + lane // 4
-            for j in range(4):
-                value = first_value + column + 8 * j + 2 * (lane % 4)
-                if m < filters_per_group and value < depth:
-                    for e in range(2):
-                        number = 4 * (4 * (i // 2) + j) + 2 * (i % 2) + e
-                        copy_scalar(partial, first + m * depth + value + e, sums, number)
+        m = first_filter + row + lane // 4
+        first = (split * filters + group * filters_per_group + m) * depth
+        sizes = first, filters_per_group - m, depth, size * size, tap_channels
+        value = first_value + column + 2 * (lane % 4)
+        store_sums(sums, partial, value, sizes)
+        if warp_columns == 64:
+            store_sums(more_sums, partial, value + 32, sizes)
 
     kernel.__name__ = kernel.__qualname__ = name
     return cuda.jit(kernel)
@@ -290,7 +234,7 @@ PRODUCTS = {
 """By the kind of operands: numbers in a chunk, and the product of a k-tile."""
 
 KERNELS = {
-    (kind, tile): make_filter_gradient(f"tensor_filter_{tile}_{kind}_kernel", bm, 2 * bm, *product)
+    (kind, tile): make_filter_gradient(f"tensor_filter_{tile}_{kind}_kernel", bm, *product)
     for kind, product in PRODUCTS.items()
     for tile, bm in TILES.items()
 }
@@ -333,14 +277,17 @@ def tensor_filter_gradient(
     large = -(-filters_per_group // TILES["128x128"]) * tiles_n * groups
     bk = 4 * chunk_elements(x)
     splits, split_k = choose_split_k(dy.size // dy_filters, large, bk)
-    tile = tile or choose_tile(key, filters_per_group, large * splits)
+    tile = tile or choose_tile(key, filters_per_group, tiles_n * groups * splits)
     sums = buffer("partial sums of dw", (splits, out.size), dw.dtype)
     grid = -(-filters_per_group // TILES[tile]) * tiles_n, groups, splits
     kind = kernel_kind(x, x_is_rounded and dy_is_rounded)
-    KERNELS[kind, tile][grid_of(grid, 2 * TILES[tile])](
+    kernel = KERNELS[kind, tile]
+    ask_for_shared_memory(kernel, tile)
+    kernel[grid_of(grid, THREADS)](
         *(x.reshape(-1), dy.reshape(-1), sums.reshape(-1), height, width, channels),
         *(rows, columns, filters, dy_filters, size, stride, before, groups, split_k),
         *(bk // (rows * columns), bk // columns % rows, bk % columns),
+        taps_first(x, groups, size) or channels // groups,
     )
     sum_parts(sums, out.reshape(-1))
     if out is not dw:

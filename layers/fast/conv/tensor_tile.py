@@ -29,15 +29,15 @@ ROW = 16
 STAGES = 3
 
 L1 = True
-"""Whether k-tiles of the forward kernels come through the L1 cache. Shared memory leaves 100 KB and
-more of it idle; replayed (`benchmarks/gpu_model.py`), its lines save half to three quarters of what
-is loaded from L2, which is the narrowest of a k-tile's four limits. For a GPU to decide: False
-goes past it."""
+"""Whether k-tiles of the forward kernels, and those of x in dL/dw, come through the L1 cache. On
+sm_90 shared memory leaves 64 KB of it and more idle; replayed (`benchmarks/gpu_model.py`), its
+lines save a third to three quarters of what is loaded from L2, a k-tile's narrowest limit. For a
+GPU to decide: False goes past it."""
 
 TAPS_FIRST = True
-"""Whether K goes through the taps (r, s) of BK channels before the next channels, where a group's
-channels are whole k-tiles. Neighbouring taps read the same lines, which are then still in L1.
-For a GPU to decide: False goes through all channels of a tap first."""
+"""Whether K, and N in dL/dw, goes through the taps (r, s) of BK channels before the next channels,
+where a group's channels are whole k-tiles. Neighbouring taps read the same lines, which are then
+still in L1. For a GPU to decide: False goes through all channels of a tap first."""
 
 BM = 128
 """Rows of a block's tile of y, and columns of its tile of dw."""
@@ -104,8 +104,8 @@ def next_stage(offset, stage):
 
 # --- the product of fragments
 #
-# A warp's tile is 64 × 32, four fragments of A by four of B: sums[4 (4 i + j) ...] are the four of
-# a thread for fragments i and j.
+# A warp multiplies 64 × 32 at a time, four fragments of A by four of B: sums[4 (4 i + j) ...] are
+# the four of a thread for fragments i and j. Two arrays of them are a warp's tile of 64 × 64.
 
 
 def make_multiply_fragments(mma):
@@ -113,6 +113,7 @@ def make_multiply_fragments(mma):
 
     @cuda.jit(device=True, inline="always")
     def multiply_row(a_words, i, b_words, sums):
+        # Fragment i of A by each of B.
         for j in range(4):
             mma(a_words, 4 * i, b_words, 2 * j, sums, 4 * (4 * i + j))
 
@@ -138,33 +139,34 @@ multiply_fragments_bf16 = make_multiply_fragments(mma_bf16)
 # have the same swizzle; the second half of a row is the first with one bit flipped.
 
 
-@cuda.jit(device=True, inline="always")
-def load_fragments(tiles, a, b, a_words, b_words):
-    # Four fragments of A, 16 rows apart, and four of B, two in each load.
-    for i in range(4):
-        ldmatrix_x4(a_words, 4 * i, tiles, a + 16 * ROW * i)
-    for j in range(2):
-        ldmatrix_x4(b_words, 4 * j, tiles, b + 16 * ROW * j)
-
-
 def make_multiply_k_tile(multiply_fragments, rounds=False):
     """The device function sums += A · B of one k-tile. rounds: A to TF32; B is rounded already."""
 
     @cuda.jit(device=True, inline="always")
-    def multiply_half(tiles, a, b, sums):
-        a_words = cuda.local.array(16, uint32)
+    def multiply_columns(tiles, b, a_words, sums):
+        # Four fragments of B, two in each load.
         b_words = cuda.local.array(8, uint32)
-        load_fragments(tiles, a, b, a_words, b_words)
-        if rounds:
-            for i in range(16):
-                cvt_rna_tf32(a_words, i)
+        for j in range(2):
+            ldmatrix_x4(b_words, 4 * j, tiles, b + 16 * ROW * j)
         multiply_fragments(a_words, b_words, sums)
 
     @cuda.jit(device=True, inline="always")
-    def multiply_k_tile(tiles, a, b, sums):
+    def multiply_half(tiles, a, b, sums, more_sums):
+        # Four fragments of A, 16 rows apart, by eight of B.
+        a_words = cuda.local.array(16, uint32)
+        for i in range(4):
+            ldmatrix_x4(a_words, 4 * i, tiles, a + 16 * ROW * i)
+        if rounds:
+            for i in range(16):
+                cvt_rna_tf32(a_words, i)
+        multiply_columns(tiles, b, a_words, sums)
+        multiply_columns(tiles, b + 32 * ROW, a_words, more_sums)
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_k_tile(tiles, a, b, sums, more_sums):
         # Half of its K at a time.
-        multiply_half(tiles, a, b, sums)
-        multiply_half(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums)
+        multiply_half(tiles, a, b, sums, more_sums)
+        multiply_half(tiles, a ^ 2 * CHUNK, b ^ 2 * CHUNK, sums, more_sums)
 
     return multiply_k_tile
 

@@ -111,6 +111,7 @@ def add_bias(sums, b, column, columns, first):
 
 @cuda.jit(device=True, inline="always")
 def relu(sums):
+    # Of a thread's tile, in place.
     for i in range(SUMS):
         if sums[i] <= float32(0):  # not "> 0": a NaN stays one
             sums[i] = float32(0)

@@ -3,9 +3,9 @@
 Tiles are called BM x BN: 128 output pixels by 128 or 64 filters. In dL/dw the output is filters ×
 values of a filter, and its tile is the transpose: "128x64" is 64 filters by 128 values there. A
 128x128 block loads less for each product; 128x64 wastes less where a layer has few filters, and
-makes more blocks where there are few. The rule does not use measured times. `tiles.json` does: for
-an architecture and a layer (`layer_key`) it can name the tile that was fastest, which overrides the
-rule:
+fills the last wave of blocks better. The rule counts both, for the multiprocessors and the shared
+memory of the GPU. It does not use measured times. `tiles.json` does: for an architecture and a
+layer (`layer_key`) it can name the tile that was fastest, which overrides the rule:
 
     {"sm_90": {"bf16 forward 128x27x27x96 256x5x5x48 stride 1 before 2 groups 2": "128x64"}}
 
@@ -14,12 +14,27 @@ rule:
 
 import json
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from layers.device import SIMULATED, cuda
 
 TILES = {"128x128": 128, "128x64": 64}
 """Filters of a tile, by its name."""
+
+PER_PRODUCT = {"128x128": 1.0, "128x64": 1.1}
+"""Time of a product in each, compared (`benchmarks/gpu_model.py`): the small one loads more."""
+
+RESIDENT = {"128x128": 2, "128x64": 4}
+"""Blocks of a multiprocessor that its registers allow (`benchmarks/kernel_report.py`)."""
+
+SHARED = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_100": 228, "sm_103": 228, "simulated": 228}
+"""KB of shared memory of a multiprocessor; 100 for all others with tensor cores for TF32 (CUDA C++
+Programming Guide, "Compute Capabilities")."""
+
+CARVEOUT = True
+"""Whether a tensor-core kernel asks for as much shared memory as its resident blocks take, which
+leaves the rest to the L1 cache. For a GPU to decide: False leaves the choice to the driver."""
 
 PATH = Path(__file__).with_name("tiles.json")
 
@@ -67,16 +82,41 @@ def _gpu():
     return "sm_{}{}".format(*device.compute_capability), device.MULTIPROCESSOR_COUNT
 
 
-def choose_tile(key, filters, blocks):
+def resident_blocks(tile, architecture):
+    """Blocks of a multiprocessor at a time, and the percentage of its shared memory they take."""
+    # Three stages of k-tiles, rows of 64 bytes; CUDA takes one KB more of each block.
+    of_block = 3 * 64 * (128 + TILES[tile]) // 1024 + 1
+    shared = SHARED.get(architecture, 100)
+    blocks = min(RESIDENT[tile], shared // of_block)
+    return blocks, -(-100 * blocks * of_block // shared)
+
+
+def relative_time(tile, filters, rows):
+    """A launch's time by the rule, to be compared: columns that a multiprocessor computes."""
+    architecture, multiprocessors = _gpu()
+    blocks = rows * -(-filters // TILES[tile])
+    resident, _ = resident_blocks(tile, architecture)
+    waves = blocks / (multiprocessors * resident)
+    if waves <= 1:
+        busiest = ceil(blocks / multiprocessors)
+    else:  # half of the loss by the last wave: blocks end at different times
+        busiest = blocks / multiprocessors * (1 + ceil(waves) / waves) / 2
+    return busiest * TILES[tile] * PER_PRODUCT[tile]
+
+
+def choose_tile(key, filters, rows):
     """ "128x128" or "128x64" for the computation `key`: from the table, else by the rule.
 
-    filters: of a group; blocks: of a launch with 128x128 tiles. The rule is 128x128, unless 128x64
-    leaves fewer columns without a filter, or a multiprocessor would have no block.
+    filters: of a group; rows: blocks of a launch for each column of tiles, of all groups and
+    splits. The rule takes the tile whose launch takes less time: fewer columns without a filter,
+    and a fuller last wave.
     """
-    architecture, multiprocessors = _gpu()
-    measured = _table().get(architecture, {}).get(key)
-    if measured is not None:
-        return measured
-    unused = {name: -filters % bn for name, bn in TILES.items()}
-    few = blocks < multiprocessors
-    return "128x64" if few or unused["128x64"] < unused["128x128"] else "128x128"
+    measured = _table().get(_gpu()[0], {}).get(key)
+    return measured or min(TILES, key=lambda tile: relative_time(tile, filters, rows))
+
+
+def ask_for_shared_memory(kernel, tile):
+    """Tell the driver how much shared memory `kernel`, not yet compiled, needs (`CARVEOUT`)."""
+    if CARVEOUT and not SIMULATED:
+        _, percent = resident_blocks(tile, _gpu()[0])
+        kernel.targetoptions["shared_memory_carveout"] = percent

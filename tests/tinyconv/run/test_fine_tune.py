@@ -139,9 +139,7 @@ def test_the_options_of_a_run(tmp_path, capsys):
 def test_conv1_makes_up_for_another_divisor(tmp_path, capsys):
     """As of an imported net of torchvision: the logits of a photo stay the same."""
     source, tuned = net(3, seed=1), net(3, seed=2)
-    settings = {"width": 0.05, "image_size": 64, "recipe": asdict(RECIPES["robust"])}
-    settings |= {"input_divisor": 57.6, "class_names": list("abc")}
-    save_weights(tmp_path / "weights.h5", source, np.zeros((73, 73, 3)), settings)
+    saved_net(tmp_path / "weights.h5", "abc", net=source, input_divisor=57.6)
     begin_from(tuned, options(init_from=str(tmp_path / "weights.h5")))
     assert "photos were divided by 57.6, here by 32: conv1's weights are scaled" in (
         capsys.readouterr().out

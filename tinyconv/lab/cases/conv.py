@@ -116,13 +116,14 @@ def tensor_cases(
     kind = kind or KINDS[dtype].lower()
     parts = {
         "forward": (tensor_core, "2*stored[1] number[1] 2*stored[1] 11*int64 boolean", "y"),
-        "filter": (tensor_gradients, "2*stored[1] number[1] 15*int64", "partial"),
+        "filter": (tensor_gradients, "2*stored[1] number[1] 16*int64", "partial"),
     }
     cases = []
     for (part, tile), figure in zip(product(parts, TILES), figures, strict=True):
         module, types, output = parts[part]
         kernel = module.KERNELS[kind, tile]
-        options: dict[str, Any] = {"architectures": TENSOR_CORES, "threads": 2 * TILES[tile]}
+        threads = TILES[tile] if part == "forward" else tensor_gradients.THREADS
+        options: dict[str, Any] = {"architectures": TENSOR_CORES, "threads": threads}
         cases.append(KernelCase(kernel, types, output, figure, only=(dtype,), **options))
     return tuple(cases)
 
@@ -179,7 +180,7 @@ GROUPS = {
         shapes=(CHANNELS,),  # one alone: the tiles are large whatever the image
         small=(1, 3, 4, 8),
         largest=20_000,
-        cases=tensor_cases("float32", ((0, 8), (0, 0), (0, 0), (0, 34))),
+        cases=tensor_cases("float32", ((0, 16), (0, 0), (0, 0), (0, 34))),
     ),
     "tensor_tf32_rounded": KernelGroup(
         runs=lambda shape, dtype: tensor_runs(shape, dtype, rounded=True),
@@ -193,7 +194,7 @@ GROUPS = {
         shapes=(CHANNELS,),
         small=(1, 3, 4, 8),
         largest=20_000,
-        cases=tensor_cases("bfloat16", ((0, 47), (0, 27), (0, 38), (0, 30))),
+        cases=tensor_cases("bfloat16", ((0, 77), (0, 53), (0, 66), (0, 30))),
     ),
     "space_to_depth": KernelGroup(
         runs=lambda shape, dtype: {

@@ -6,7 +6,7 @@ The steps of a plan, which round for each other, against the same steps that kno
 import numpy as np
 import pytest
 
-from layers import Conv2D, MaxPool2D, ReLU
+from layers import Conv2D, MaxPool2D, ReLU, Tanh
 from layers.fast.bfloat16 import round_tf32
 from layers.fast.conv.steps import TensorConv
 from layers.fast.max_pool import MaxPoolRows
@@ -93,3 +93,24 @@ def test_what_is_handed_on_is_rounded(both):
         y = np.asarray(step.device.to_host(step.y))
         rounded = round_tf32(y, np.empty_like(y))
         assert np.array_equal(rounded, y) == step.y_is_rounded
+
+
+def test_a_layer_of_the_book_before_a_convolution_rounds_nothing(cuda_device):
+    layers = [Tanh().to(cuda_device), Conv2D(4, 4, 1).to(cuda_device)]
+    x = cuda_device.array(np.linspace(-2, 2, 16, dtype=np.float32).reshape(1, 2, 2, 4))
+    _, found, steps = run_from(plan(layers, cuda_device, np.float32, "tf32"), x)
+    _, right, _ = run_from([layers[0], TensorConv(layers[1:], cuda_device, np.float32, "tf32")], x)
+    np.testing.assert_array_equal(found, right)
+    assert not steps[1].x_is_rounded
+
+
+def run_from(steps, x):
+    """y and dx, for a dy of ones."""
+    device = steps[0].device
+    for step in steps:
+        x = step.forward(x)
+    y = device.to_host(x).copy()
+    dy = device.array(np.ones(y.shape, np.float32))
+    for step in reversed(steps):
+        dy = step.backward(dy)
+    return y, device.to_host(dy).copy(), steps

@@ -1,12 +1,14 @@
-"""benchmarks/gpu_checks.py and gpu_cases.py: what is wrong is found, on the host and simulated."""
+"""The cases of benchmarks/gpu_day.py: what is wrong is found, on the host and simulated."""
 
 import json
 
+import gpu_bench
 import gpu_cases
 import gpu_checks
+import gpu_stages
 import numpy as np
 import pytest
-from gpu_cases import Bench, compare
+from gpu_bench import Bench, compare
 from runner import Result
 
 from layers import Conv2D, Device, Linear, LocalResponseNorm, ReLU, lrn
@@ -19,7 +21,7 @@ CONV = [Conv2D(4, 6, 3, padding=1, groups=2), ReLU()]
 
 
 def bench_on(name, seed=3):
-    return gpu_checks.bench_and_clock("b", name, True, seed)[0]
+    return gpu_bench.bench_and_clock("b", name, True, seed)[0]
 
 
 def test_compare_is_relative_to_the_largest_element_and_refuses_nan():
@@ -69,7 +71,7 @@ def test_factors_that_are_not_rounded_are_found(precision, layers, monkeypatch):
     bench = bench_on("cpu", seed=7)
     options = {"kernels": "fast", "precision": precision}
     shape = (2, 5, 4, 4) if layers is CONV else (3, 7)
-    monkeypatch.setattr(gpu_checks, "BY_CUBLAS", gpu_cases.TOLERANCE)  # the host rounds
+    monkeypatch.setattr(gpu_checks, "BY_CUBLAS", gpu_bench.TOLERANCE)  # the host rounds
     gpu_checks.check(bench, layers, shape, **options)
     monkeypatch.setattr(Bench, "rounded", lambda self, array, _: array.astype(float))
     with pytest.raises(ValueError, match="y is wrong by"):
@@ -99,11 +101,11 @@ def test_an_element_that_no_thread_writes_is_found(cuda_device, monkeypatch):
 
 def test_the_launches_within_are_noted_by_name(cuda_device):
     bench = bench_on("cuda:0")
-    with gpu_checks.launches_seen() as seen:
+    with gpu_bench.launches() as made:
         gpu_checks.check(bench, [ReLU()], (1, 3), kernels="simple")
         gpu_checks.check(bench, [Linear(3, 2), ReLU()], (2, 3), kernels="fast")
     expected = {"relu_forward_kernel", "relu_backward_kernel", "bias_kernel", "product"}
-    assert seen == expected | {"masked_gradient_kernel", "sum_parts_kernel"}
+    assert {name for name, *_ in made} == expected | {"masked_gradient_kernel", "sum_parts_kernel"}
 
 
 def test_each_launch_is_timed_in_order(cuda_device):
@@ -128,20 +130,20 @@ def test_an_old_gpu_is_measured_in_float32_alone(monkeypatch):
     bench.device = Device("cpu")
     bench.device.is_cuda = True
     assert bench.precisions == ["fp32"]
-    assert [who for who, _ in gpu_cases.ways_of(bench, CONV)] == ["direct", "shared", "tiled"]
+    assert [who for who, _ in gpu_bench.ways_of(bench, CONV)] == ["direct", "shared", "tiled"]
 
 
 def test_data_repeat_what_is_drawn_and_differ_by_the_seed(monkeypatch):
-    monkeypatch.setattr(gpu_cases, "DRAWN", 7)
+    monkeypatch.setattr(gpu_bench, "DRAWN", 7)
     x, same, other = (bench_on("cpu", seed).random(3, 5) for seed in (1, 1, 2))
     assert np.array_equal(x.reshape(-1)[:7], x.reshape(-1)[7:14]) and len(np.unique(x)) == 7
     assert np.array_equal(x, same) and not np.array_equal(x, other)
 
 
 def test_the_full_net_is_drawn_once_and_copied(monkeypatch):
-    drawn = gpu_checks.one_tile_net()
-    monkeypatch.setattr(gpu_checks, "drawn_net", lambda: drawn)
-    net = gpu_checks.full_net()
+    drawn = gpu_bench.one_tile_net()
+    monkeypatch.setattr(gpu_bench, "drawn_net", lambda: drawn)
+    net = gpu_bench.full_net()
     for ours, theirs in zip(net.parameters(), drawn.parameters(), strict=True):
         assert np.array_equal(ours.value, theirs.value) and ours.value is not theirs.value
     net.to("cpu", precision="bf16").forward(np.ones((1, 5, 4, 8), np.float32))
@@ -168,25 +170,24 @@ TIMED = [
 
 
 def test_the_best_of_the_medians_joins_what_was_known(tmp_path, monkeypatch):
-    assert gpu_checks.best_medians(TIMED) == {
+    assert gpu_stages.best_medians(TIMED) == {
         "a": {LARGE: 2.0, SMALL: 1.5},
         "b": {LARGE: 1.0, SMALL: 1.0},
     }
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps({"sm_80": {"a": LARGE}, "sm_90": {"a": LARGE, "z": SMALL}}))
-    monkeypatch.setattr(gpu_checks, "PATH", path)
-    monkeypatch.setattr(gpu_checks, "capability", lambda device: (9, 0))
-    gpu_checks.write_tiles(TIMED, bench_on("cpu"))
+    monkeypatch.setattr(gpu_stages, "capability", lambda device: (9, 0))
+    gpu_stages.write_tiles(TIMED, bench_on("cpu"), path)
     expected = {"sm_80": {"a": LARGE}, "sm_90": {"a": SMALL, "b": LARGE, "z": SMALL}}
     assert tile_table.read(path) == expected
     path.write_text("[]")
     with pytest.raises(ValueError, match="is not a table of tiles"):
-        gpu_checks.with_tiles(TIMED, "sm_90", path)
+        gpu_stages.write_tiles(TIMED, bench_on("cpu"), path)
 
 
 @pytest.fixture
 def one_tile(cuda_device):
-    return gpu_checks.bench_and_clock("j", "cuda:0", True, 8)
+    return gpu_bench.bench_and_clock("j", "cuda:0", True, 8)
 
 
 def test_both_tiles_take_turns_for_every_product_of_a_step(one_tile):

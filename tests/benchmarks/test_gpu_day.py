@@ -9,7 +9,8 @@ from pathlib import Path
 
 import gpu_day
 import pytest
-from gpu_day import Report, run_stage, verdict
+from gpu_day import run_all, shares_of
+from gpu_report import SECTIONS, WARNING, Report, verdict
 from machine import gpu_count
 from runner import Result
 
@@ -40,7 +41,7 @@ def test_the_whole_visit_is_rehearsed_and_everything_is_right(rehearsal):
     first, last = done.stdout.splitlines()
     kernels = content["kernels"]
     assert first == f"{len(kernels)} of {len(kernels)} kernels are right in all of their checks"
-    assert f"**{first}.**" in text and gpu_day.WARNING in text
+    assert f"**{first}.**" in text and WARNING in text
     assert last == str(next(folder.glob("*.md")))
     dropped = {r.section for r in results if r.why}
     assert dropped <= {"sanitizer"} and not any(r.why.startswith("failed") for r in results)
@@ -48,7 +49,7 @@ def test_the_whole_visit_is_rehearsed_and_everything_is_right(rehearsal):
         for section in stage.sections:
             assert section in {r.section for r in results}
             if section != "launches":
-                assert f"## {gpu_day.SECTIONS[section][0]}" in text
+                assert f"## {SECTIONS[section][0]}" in text
     assert "- seed: 11\n" in text and "## Each launch of a step, tf32 2" in text
     assert len({(r.section, r.what, r.who) for r in results}) == len(results)
     who = {r.who for r in results if r.section == "convolutions"}
@@ -117,7 +118,7 @@ def test_a_process_that_dies_or_hangs_costs_one_case(shares, tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     report = Report(tmp_path / "report", False)
     command = [sys.executable, str(tmp_path / "fake.py")]
-    run_stage("b", report, command, limit=50, silent=3, shares=shares)
+    run_all(shares_of("b", report, command, 50, 3, shares), shares)
     outcome = {r.what: r.why for r in report.results}
     assert len(report.results) == 8
     assert outcome == {
@@ -134,14 +135,16 @@ def test_a_process_that_dies_or_hangs_costs_one_case(shares, tmp_path):
 def test_a_stage_ends_with_its_time(tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     report, started = Report(tmp_path / "report", False), time.monotonic()
-    run_stage("b", report, [sys.executable, str(tmp_path / "fake.py")], limit=3, silent=1e9)
+    command = [sys.executable, str(tmp_path / "fake.py")]
+    run_all(shares_of("b", report, command, limit=3, silent=1e9), 1)
     assert time.monotonic() - started < 20
     assert report.results[-1].why == "failed: the stage's time was over"
 
 
 def test_a_process_that_cannot_begin_is_not_started_again(tmp_path):
     report = Report(tmp_path / "report", False)
-    run_stage("f", report, [sys.executable, "-c", "raise ImportError('no CuPy')"], 50, 1e9)
+    command = [sys.executable, "-c", "raise ImportError('no CuPy')"]
+    run_all(shares_of("f", report, command, 50, 1e9), 1)
     (result,) = report.results
     assert (result.section, result.why) == (
         "convolutions",
@@ -194,7 +197,7 @@ def test_shares_are_of_the_measured_ceilings_and_missing_cases_are_named(tmp_pat
         ),
     ]
     text = report.markdown()
-    assert gpu_day.WARNING not in text
+    assert WARNING not in text
     rows = [
         "| copy bandwidth | cupy | 2,000.000 | 2,000.000 to 2,000.000 | 1 | 2,000.0 |  |",
         "| 128 | we, TF32 | 500.000 | 500.000 to 500.000 | 30 | 256 | 20.00 | 50% | 100.000 "

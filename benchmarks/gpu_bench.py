@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from runner import GpuClock, HostClock
@@ -25,6 +25,7 @@ from layers.fast.plan import plan
 from layers.fast.precision import BITS, round_into, settle, storage_of
 from tinyconv import Sequential, alexnet
 from tinyconv.initialize import initialize
+from tinyconv.lab.cases import CASES
 from tinyconv.lab.cases.book import small_net
 
 IN_WORDS = {"fp32": "", "tf32": ", TF32", "bf16": ", BF16"}
@@ -160,9 +161,29 @@ def compare(what: str, ours: np.ndarray, right: Any, tolerance: float = TOLERANC
 # --- launches
 
 
+class Launch(NamedTuple):
+    """A launch of a kernel or a product of a library; what event() gave before and after."""
+
+    name: str
+    dtype: str
+    """Of the KernelCase that it is a launch of; "" if there is none."""
+    before: Any
+    after: Any
+
+
+def dtype_of(kernel: str, arguments: tuple[Any, ...]) -> str:
+    """By the arrays among the arguments, the dtype of the kernel's case."""
+    found = [str(x.dtype) for x in arguments if getattr(x, "ndim", 0)]
+    for dtype in CASES[kernel].dtypes if kernel in CASES else ():
+        types = CASES[kernel].argument_types(dtype)
+        if found == [str(each.dtype) for each in types if hasattr(each, "ndim")]:
+            return dtype
+    return ""
+
+
 @contextmanager
-def launches(event: Callable[[], Any] = lambda: None) -> Iterator[list[tuple[str, Any, Any]]]:
-    """Every launch of a kernel and product of a library within: its name, event() before, after.
+def launches(event: Callable[[], Any] = lambda: None) -> Iterator[list[Launch]]:
+    """Every launch of a kernel and every product of a library that is made within.
 
     There is no hook for it: the methods that make launches are replaced meanwhile.
     """
@@ -171,21 +192,22 @@ def launches(event: Callable[[], Any] = lambda: None) -> Iterator[list[tuple[str
     else:
         from numba.cuda.dispatcher import CUDADispatcher as Kernel
     method = "__call__" if SIMULATED else "call"
-    made: list[tuple[str, Any, Any]] = []
+    made: list[Launch] = []
 
-    def noting(name: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    def noting(name: str, dtype: str, call: Callable[..., Any], *args: Any, **rest: Any) -> None:
         before = event()
-        call(*arguments, **options)
-        made.append((name, before, event()))
+        call(*args, **rest)
+        made.append(Launch(name, dtype, before, event()))
 
     def launch(self: Any, *arguments: Any) -> Any:
         if getattr(self, "_device", False):  # a simulated function that a kernel calls
             return original(self, *arguments)
-        return noting(self.__name__, original, self, *arguments)
+        dtype = dtype_of(self.__name__, arguments if SIMULATED else arguments[0])
+        return noting(self.__name__, dtype, original, self, *arguments)
 
     original, multiply = getattr(Kernel, method), graph.multiply
     setattr(Kernel, method, launch)
-    graph.multiply = partial(noting, "product", multiply)
+    graph.multiply = partial(noting, "product", "", multiply)
     try:
         yield made
     finally:
@@ -209,8 +231,9 @@ def each_launch(bench: "Bench", run: Callable[[], Any], busy: Callable[[], Any])
         run()
     bench.device.synchronize()
     if not cuda:
-        return [(name, end - start) for name, start, end in made]
-    return [(name, cuda.get_elapsed_time(start, end) / 1e3) for name, start, end in made]
+        return [(each.name, each.after - each.before) for each in made]
+    elapsed = cuda.get_elapsed_time
+    return [(each.name, elapsed(each.before, each.after) / 1e3) for each in made]
 
 
 # --- layers, by all ways of computing them
@@ -257,10 +280,15 @@ def copied(layers: list[Any]) -> list[Any]:
 
 
 def steps_of(
-    bench: Bench, layers: list[Any], kernels: str, precision: str = "fp32", algorithm: str = "auto"
+    bench: Bench,
+    layers: list[Any],
+    kernels: str,
+    precision: str = "fp32",
+    algorithm: str = "auto",
+    dtype: str = "float32",
 ) -> tuple[list[Any], list[Any]]:
     """Copies on the device, with weights for outputs of about unit size, and what computes them."""
-    layers = [layer.to(bench.device, np.float32) for layer in copied(layers)]
+    layers = [layer.to(bench.device, dtype) for layer in copied(layers)]
     for layer in layers:
         if isinstance(layer, Conv2D):
             layer.algorithm = algorithm
@@ -270,7 +298,7 @@ def steps_of(
         layer.set_step(0)
     if kernels == "simple":
         return layers, layers
-    return layers, plan(layers, bench.device, np.float32, precision, float32_ends=False)
+    return layers, plan(layers, bench.device, dtype, precision, float32_ends=False)
 
 
 # --- nets and sizes

@@ -50,6 +50,9 @@ BY_CUBLAS = 5e-3
 """The tolerance of a Linear in TF32: how cuBLAS converts float32 is not documented. If it cuts bits
 off, each factor is too small by up to 2^-10."""
 
+EXACT = 1e-11
+"""That of float64, for the few sums of hostile sizes."""
+
 JOINED = 2e-2
 """That of two convolutions joined by a ReLU in TF32 and BF16: what is between them is rounded where
 the host does not round."""
@@ -89,10 +92,13 @@ def check(
     next to 0 may fall on either side, and what it masks would be another gradient.
     """
     device, precision = bench.device, options.get("precision", "fp32")
+    dtype = options.get("dtype", "float32")
     ours, steps = steps_of(bench, layers, **options)
     rounds = isinstance(layers[0], Conv2D | Linear)
     if isinstance(layers[0], Linear) and precision == "tf32" and not device.is_simulated:
         tolerance = BY_CUBLAS
+    if dtype == "float64":
+        tolerance = EXACT
     factors = precision if rounds or precision == "bf16" else "fp32"
     theirs = [layer.to("cpu", np.float64) for layer in copied(layers)]
     for host, gpu in zip(theirs, ours, strict=True):
@@ -104,7 +110,7 @@ def check(
         plan([layer], Device("cpu"), np.float64)[0] if isinstance(layer, Conv2D | Linear) else layer
         for layer in theirs
     ]
-    x = bench.random(*shape)
+    x = bench.random(*shape).astype(dtype)
     y, right = bench.stored(x, precision), bench.rounded(x, factors)
     for step in steps:
         y = step.forward(y)
@@ -116,7 +122,7 @@ def check(
             values = device.to_host(gpu.y)
             # In an array of its own: the next layer remembers the old one as its x.
             oracle.y = ((from_bits(values) if values.dtype == BITS else values) > 0) * 1.0
-    dy = bench.random(*y.shape)
+    dy = bench.random(*y.shape).astype(dtype)
     dx, right = bench.stored(dy, precision), bench.rounded(dy, factors)
     for step in reversed(steps):
         dx = step.backward(dx)
@@ -134,6 +140,15 @@ def two_convs() -> tuple[list[Any], tuple[int, ...]]:
     """Convolutions of which the second masks its dL/dx with the first one's ReLU; x's shape."""
     convs = Conv2D(5, 8, 3, padding=1), ReLU(), Conv2D(8, 8, 2, stride=2, groups=2), ReLU()
     return [*convs, Conv2D(8, 128, 1), ReLU()], (2, 6, 7, 5)
+
+
+def in_float64(bench: Bench, layers: list[Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The ways of computing layers that also have kernels for float64."""
+    if bench.device.is_cuda:
+        is_conv = isinstance(layers[0], Conv2D)
+        yield "simple, float64", {"kernels": "simple", "dtype": "float64"}
+        rung = {"algorithm": "shared"} if is_conv else {}
+        yield "fast, float64", {"kernels": "fast", "dtype": "float64", **rung}
 
 
 def of_gradients() -> Iterator[tuple[str, list[Any], tuple[int, ...]]]:
@@ -163,7 +178,8 @@ def check_cases(bench: Bench, hostile: bool = False) -> Iterator[Case]:
     checks: list[tuple[str, str, Callable[[], Any]]] = [
         (title, who, partial(check, bench, layers, shape, **options))
         for title, layers, shape in [*of_gradients(), *more_layers(), *of_net]
-        for who, options in ways_of(bench, layers)
+        for who, options in [*ways_of(bench, layers), *in_float64(bench, layers)]
+        if "dtype" not in options or "AlexNet" not in title
     ]
     for title, (conv, *_), shape in tiled if tensor_cores else ():
         for direction, precision in product(gpu_cases.PRODUCTS, gpu_cases.PRECISIONS):
@@ -176,11 +192,12 @@ def check_cases(bench: Bench, hostile: bool = False) -> Iterator[Case]:
             run = partial(check, bench, *two_convs(), JOINED, kernels="fast", precision=precision)
             checks.append(("two convolutions and their ReLUs", "fast" + IN_WORDS[precision], run))
     sizes = (5, 7), (bench.batch, 4 if bench.batch < 9 else 1000)
-    for who, (rows, classes) in product(("simple", "fast"), sizes):
-        run = partial(check_loss, bench, who == "fast", rows, classes)
-        checks.append((f"loss, {rows}×{classes}", who, run))
-    checks.append(("sgd", "both", partial(check_update, bench)))
-    checks.append(("augmentation", "both", partial(check_crops, bench)))
+    for dtype in ("float32", "float64") if device.is_cuda else ("float32",):
+        for who, (rows, classes) in product(("simple", "fast"), sizes):
+            run = partial(check_loss, bench, who == "fast", rows, classes, dtype)
+            checks.append((f"loss, {rows}×{classes}", f"{who}, {dtype}", run))
+        checks.append(("sgd", dtype, partial(check_update, bench, dtype)))
+        checks.append(("augmentation", dtype, partial(check_crops, bench, dtype)))
     if "bf16" in bench.precisions and device.is_cuda:
         checks.append(("conversions", "fast, BF16", partial(check_conversions, bench)))
 
@@ -193,13 +210,12 @@ def check_cases(bench: Bench, hostile: bool = False) -> Iterator[Case]:
         yield Case("kernels", what, who, partial(make, run))
 
 
-def check_loss(bench: Bench, fast: bool, rows: int, classes: int) -> None:
+def check_loss(bench: Bench, fast: bool, rows: int, classes: int, dtype: str) -> None:
     """Loss, probabilities and gradient; with two equal largest logits, and one of a large row."""
     device = bench.device
-    make = partial(plan_loss, dtype=np.float32) if fast else None
-    ours = make(device) if make else SoftmaxCrossEntropy().to(device, np.float32)
+    ours = plan_loss(device, dtype) if fast else SoftmaxCrossEntropy().to(device, dtype)
     theirs = SoftmaxCrossEntropy().to("cpu", np.float64)
-    logits = device.to_host(bench.random(rows, classes)).copy()
+    logits = device.to_host(bench.random(rows, classes)).astype(dtype)
     logits[0] += 80
     logits[1, :2] = 5
     labels = bench.rng.integers(0, classes, rows)
@@ -215,28 +231,28 @@ def check_loss(bench: Bench, fast: bool, rows: int, classes: int) -> None:
             raise ValueError(f"{float(hits)} hits counted")
 
 
-def check_update(bench: Bench) -> None:
+def check_update(bench: Bench, dtype: str) -> None:
     """Three updates of a small net's parameters with random gradients."""
     results = []
     for place in (bench.device, Device("cpu")):
-        net = small_net(np.random.default_rng(0)).to(place, np.float32)
+        net = small_net(np.random.default_rng(0)).to(place, dtype)
         rng = np.random.default_rng(5)
         optimizer = SGD(net.parameters(), 0.01, 0.9, 5e-4)
         for _ in range(3):
             for p in net.parameters():
-                p.grad[...] = place.array(rng.standard_normal(p.grad.shape).astype(np.float32))
+                p.grad[...] = place.array(rng.standard_normal(p.grad.shape).astype(dtype))
             optimizer.step(1.0)
         results.append(place.to_host(optimizer.values).copy())
     compare("weights", *results, tolerance=1e-6)
 
 
-def check_crops(bench: Bench) -> None:
+def check_crops(bench: Bench, dtype: str) -> None:
     """Training's crops and ten views: the host's bits."""
     images = bench.rng.integers(0, 256, (3, 11, 11, 3), np.uint8)
     mean = images.mean(axis=0).astype(np.float32)
     results = []
     for place in (bench.device, Device("cpu")):
-        augment = Augment(mean, 8, 2.0, 7, 20 * np.eye(3)).to(place, np.float32)
+        augment = Augment(mean, 8, 2.0, 7, 20 * np.eye(3)).to(place, dtype)
         crops = augment.random(images, np.arange(3), 1)
         results.append([place.to_host(crops).copy(), place.to_host(augment.ten_views(images))])
     for what, ours, right in zip(("random crops", "ten views"), *results, strict=True):

@@ -41,7 +41,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -58,25 +58,12 @@ UNLIMITED = 1e9
 """Minutes of a rehearsal."""
 
 
-class Stage(NamedTuple):
-    """minutes: of nine; others in proportion. sections: of the results that it has."""
-
-    minutes: float
-    sections: tuple[str, ...]
-
-
 STAGES = {
-    "a": Stage(0.4, ("ceilings",)),
-    "b": Stage(2.0, ("kernels",)),
-    "c": Stage(1.2, ("losses",)),
-    "d": Stage(1.0, ("training",)),
-    "e": Stage(1.5, ("steps",)),
-    "f": Stage(1.0, ("convolutions",)),
-    "g": Stage(0.7, ("layers", "launches")),
-    "h": Stage(0.2, ("columns",)),
-    "i": Stage(0.6, ("sanitizer",)),
-    "j": Stage(0.4, ("tiles",)),
+    **{"a": (0.4, "ceilings"), "b": (2.0, "kernels"), "c": (1.2, "losses"), "d": (1.0, "training")},
+    **{"e": (1.5, "steps"), "f": (1.0, "convolutions"), "g": (0.7, "launches")},
+    **{"h": (0.2, "columns"), "i": (0.6, "sanitizer"), "j": (0.4, "tiles")},
 }
+"""Minutes of nine (others in proportion), and the section of the first results."""
 
 
 # --- the processes of a stage
@@ -149,7 +136,7 @@ def run_share(
             if message.get("complete"):
                 child.process.wait()
                 return
-        section = STAGES[letter].sections[0] if letter in STAGES else "launches"
+        section = STAGES[letter][1] if letter in STAGES else "launches"
         what = case or [section, f"stage {letter}", "its process"]
         result = Result(*what, why=child.how_it_ended())
         report.add(asdict(result))
@@ -229,7 +216,7 @@ def child(options: argparse.Namespace) -> int:
                 send(begin=each[:3])
                 continue
             if options.child == "b":
-                each.notes["kernels"] = sorted({name for name, *_ in made})
+                each.notes["kernels"] = sorted({f"{x.name} {x.dtype}".strip() for x in made})
             made.clear()
             found.append(each)
             send(**asdict(each))
@@ -309,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     for letters in order:
         tasks = []
         for letter in [letter for letter in letters if letter in options.stages]:
-            weights = [STAGES[each].minutes for each in options.stages if each >= letter]
+            weights = [STAGES[each][0] for each in options.stages if each >= letter]
             limit = weights[0] / sum(weights) * (end - time.monotonic())
             silent = SILENT if letter == "b" and not rehearse else UNLIMITED
             shares = at_a_time if letter == "b" else 1

@@ -4,7 +4,6 @@ import json
 import os
 import statistics
 import threading
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,12 @@ WARNING = (
 )
 
 
+COLUMNS = (
+    *("ms", "fastest to slowest", "times", "images/s", "host ms"),
+    *("TFLOP/s", "of the matrix product", "GB/s", "of the copy bandwidth", "notes"),
+)
+
+
 def ms(seconds: float) -> str:
     return f"{1e3 * seconds:,.3f}"
 
@@ -29,76 +34,67 @@ def share(rate: float, ceiling: float | None) -> str:
     return f"{rate / ceiling:.0%}" if ceiling else ""
 
 
-def of_product(result: Result, ceilings: dict[str, float]) -> str:
-    """The share of the matrix product's rate in the precision that the result's name tells."""
-    words = next((words for words in (", TF32", ", BF16") if words in result.who), "")
-    return share(result.operations / result.median, ceilings.get(f"matrix product{words}"))
-
-
-def noted(result: Result, ceilings: dict[str, float]) -> str:
-    """The notes that are for a reader, in one cell."""
-    notes = dict(result.notes)
+def cells_of(r: Result, ceilings: dict[str, float]) -> dict[str, str]:
+    """What there is to say of a result, by column. ceilings: their rates, by name."""
+    if r.why:
+        return {"notes": r.why.replace("|", "/")}
+    found: dict[str, str] = {}
+    if r.seconds:
+        found["ms"] = ms(r.median)
+        found["fastest to slowest"] = f"{ms(min(r.seconds))} to {ms(max(r.seconds))}"
+        found["times"] = f"{len(r.seconds)}"
+    if r.images:
+        found["images/s"] = f"{r.images / r.median:,.0f}"
+        found["host ms"] = ms(statistics.median(r.host_seconds))
+    if r.operations:
+        words = next((words for words in (", TF32", ", BF16") if words in r.who), "")
+        found["TFLOP/s"] = f"{r.operations / r.median / 1e12:,.2f}"
+        product = ceilings.get(f"matrix product{words}")
+        found["of the matrix product"] = share(r.operations / r.median, product)
+    elif r.moved:
+        found["GB/s"] = f"{r.moved / r.median / 1e9:,.1f}"
+        copied = ceilings.get("copy bandwidth")
+        found["of the copy bandwidth"] = share(r.moved / r.median, copied)
+    notes = dict(r.notes)
     if "losses" in notes:
         notes["last losses"] = f"{notes.pop('losses')[-1]:.6f}, {notes.pop('beside')[-1]:.6f}"
     if "peak bytes" in notes:
         notes["peak MiB"] = f"{notes.pop('peak bytes') / 2**20:,.0f}"
     shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in notes.items()}
-    return "; ".join(f"{k}: {v}" for k, v in shown.items()).replace("|", "/")
+    found["notes"] = "; ".join(f"{k}: {v}" for k, v in shown.items()).replace("|", "/")
+    return {column: cell for column, cell in found.items() if cell}
 
 
-CELLS: dict[str, Callable[[Result, dict[str, float]], str]] = {
-    "ms": lambda r, _: ms(r.median),
-    "fastest to slowest": lambda r, _: f"{ms(min(r.seconds))} to {ms(max(r.seconds))}",
-    "times": lambda r, _: f"{len(r.seconds)}",
-    "GB/s": lambda r, _: f"{r.moved / r.median / 1e9:,.1f}" if r.moved else "",
-    "TFLOP/s": lambda r, _: f"{r.operations / r.median / 1e12:,.2f}" if r.operations else "",
-    "of the copy bandwidth": lambda r, c: share(r.moved / r.median, c.get("copy bandwidth")),
-    "of the matrix product": of_product,
-    "images/s": lambda r, _: f"{r.images / r.median:,.0f}",
-    "host ms": lambda r, _: ms(statistics.median(r.host_seconds)),
-    "notes": noted,
-}
-"""By the name of a column, a result's cell, given what the ceilings are."""
-
-TIMES = "ms", "fastest to slowest", "times"
-PRODUCTS = "TFLOP/s", "of the matrix product"
-STEP = (*TIMES, "images/s", *PRODUCTS, "host ms", "notes")
-SECTIONS: dict[str, tuple[str, tuple[str, ...], str]] = {
+SECTIONS: dict[str, tuple[str, str]] = {
     "kernels": (
         "Every kernel beside the host",
-        (),
         "Each layer and step in every way of computing it, by itself, with fresh data and poisoned "
         "outputs, beside the host in float64. Only what failed is listed.",
     ),
     "losses": (
         "Losses of twenty steps",
-        ("notes",),
         "Of the whole net on one batch: ours beside the simple kernels in float32, PyTorch beside "
         "ours. Equal bits: of the weights after a replay, and after plain launches.",
     ),
     "training": (
         "Training",
-        ("notes",),
         "The README's first command, as a process of its own; and the loop on photos in memory.",
     ),
     "ceilings": (
         "Measured ceilings",
-        (*TIMES, "GB/s", "TFLOP/s"),
         "A copy counts its bytes twice, once read and once written. The products are the "
         "library's; a share below is of the product in the same precision.",
     ),
     "steps": (
         "Whole steps, by batch size",
-        STEP,
         "Host ms: until everything of a step is queued. Peak: of the library's own memory pool "
         "(for ours, all that it holds). Pieces: calls that replay a recorded step, 0 if none was "
         "recorded. Images are on the GPU; our labels come from the host. PyTorch's LRN, groups and "
         "dropout are its own modules; BF16 is its autocast.",
     ),
-    "columns": ("Two columns", STEP, "Both on this GPU, one after the other."),
+    "columns": ("Two columns", "Both on this GPU, one after the other."),
     "convolutions": (
         "Convolutions",
-        (*TIMES, *PRODUCTS),
         "Forward includes the bias; the filter gradient includes the bias gradient. What our "
         "kernels rearrange before they multiply is timed with them. Where the padding differs from "
         "side to side PyTorch's is done before, untimed; in BF16 all its arrays are bfloat16 "
@@ -106,14 +102,13 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "layers": (
         "The other layers",
-        (*TIMES, "GB/s", "of the copy bandwidth"),
         "GB/s: bytes that have to move (docs/limits.md) in the time taken; an array that is read "
         "twice counts once. Of PyTorch's passes both are timed as autograd runs them.",
     ),
-    "sanitizer": ("compute-sanitizer", ("notes",), "The hostile checks of stage b under it."),
-    "tiles": ("Tiles, round by round", TIMES, "A product by its key in tiles.json."),
+    "sanitizer": ("compute-sanitizer", "The hostile checks of stage b under it."),
+    "tiles": ("Tiles, round by round", "A product by its key in tiles.json."),
 }
-"""Title, columns, and what they mean; no columns: how many have passed."""
+"""Title, and what its columns mean."""
 
 
 def verdict(results: list[Result], kernels: list[str]) -> str:
@@ -134,15 +129,14 @@ def verdict(results: list[Result], kernels: list[str]) -> str:
     return line + (f"; not launched: {', '.join(never)}" if never else "")
 
 
-def section_table(columns: tuple[str, ...], rows: list[Result], ceilings: dict[str, float]) -> str:
-    """A row for each result; those with one `what` are together."""
-    lines = []
+def section_table(rows: list[Result], ceilings: dict[str, float]) -> str:
+    """A row for each result, those with one `what` together; the columns that any of them has."""
     order = list(dict.fromkeys(result.what for result in rows))
-    for r in sorted(rows, key=lambda result: order.index(result.what)):
-        cells = [CELLS[column](r, ceilings) for column in columns] if not r.why else []
-        failure = [r.why.replace("|", "/")] + [""] * (len(columns) - 1)
-        lines.append([r.what, r.who, *(cells or failure)])
-    return table(["what", "who", *columns], lines, text=2)
+    rows = sorted(rows, key=lambda result: order.index(result.what))
+    cells = [cells_of(row, ceilings) for row in rows]
+    columns = [name for name in COLUMNS if any(name in cell for cell in cells)]
+    lines = [[r.what, r.who, *map(c.get, columns)] for r, c in zip(rows, cells, strict=True)]
+    return table(["what", "who", *columns], [[x or "" for x in line] for line in lines], text=2)
 
 
 def launch_table(launches: list[tuple[str, float]], predicted: dict[str, float]) -> str:
@@ -200,11 +194,12 @@ class Report:
             for r in self.results
             if r.section == "ceilings" and r.seconds
         }
-        for name, (title, columns, note) in SECTIONS.items():
+        for name, (title, note) in SECTIONS.items():
             rows = [result for result in self.results if result.section == name]
             if rows:
-                checked = f"{sum(not r.why for r in rows)} of {len(rows)} checks passed."
-                text = section_table(columns, rows, ceilings) if columns else checked
+                text = f"{sum(not r.why for r in rows)} of {len(rows)} checks passed."
+                if name != "kernels":
+                    text = section_table(rows, ceilings if name != "ceilings" else {})
                 parts += [f"## {title}", note, text]
         for r in self.results:
             if r.section == "launches" and not r.why:

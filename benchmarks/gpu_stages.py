@@ -60,7 +60,8 @@ QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temp
 def facts(stage: str, bench: Bench, clock: Any) -> dict[str, Any]:
     """What stages "a" and "b" say of the machine and of the kernels, for the head of the report."""
     if stage == "b":
-        return {"kernels": list(CASES)}
+        cases = CASES.values()
+        return {"kernels": [f"{case.name} {dtype}" for case in cases for dtype in case.dtypes]}
     if stage != "a":
         return {}
     found: dict[str, Any] = {"device": str(bench.device), "cache": clock.flushed}
@@ -104,24 +105,19 @@ def predictions(device: str) -> dict[str, dict[str, float]]:
 # --- tiles
 
 
-def best_medians(results: list[Result]) -> dict[str, dict[str, float]]:
-    """By product, and by tile, seconds; only the products that were timed with all tiles."""
-    found: dict[str, dict[str, float]] = {}
-    for result in results:
-        tiles = found.setdefault(result.what, {})
-        if result.seconds:
-            tiles[result.who] = min(result.median, tiles.get(result.who, float("inf")))
-    return {what: tiles for what, tiles in found.items() if len(tiles) == len(TILES)}
-
-
 def write_tiles(results: list[Result], bench: Bench, path: Path = PATH) -> None:
     """layers/fast/conv/tiles.json, where the steps read it; other architectures' entries stay.
 
-    Of two tiles that are equally fast the first one's name.
+    For each product that was timed with all tiles the one with the best median of a round; of two
+    that are equally fast the first one's name.
     """
+    best: dict[str, dict[str, float]] = {}
+    for result in results:
+        if result.seconds:
+            tiles = best.setdefault(result.what, {})
+            tiles[result.who] = min(result.median, tiles.get(result.who, result.median))
     architecture, known = "sm_{}{}".format(*capability(bench.device)), read(path)
-    found = {
-        what: min(TILES, key=tiles.__getitem__) for what, tiles in best_medians(results).items()
-    }
-    known[architecture] = {**known.get(architecture, {}), **found}
+    known.setdefault(architecture, {}).update(
+        {what: min(TILES, key=t.__getitem__) for what, t in best.items() if len(t) == len(TILES)}
+    )
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """The cases of benchmarks/gpu_day.py: what is wrong is found, on the host and simulated."""
 
 import json
+from types import SimpleNamespace
 
 import gpu_bench
 import gpu_cases
@@ -105,7 +106,9 @@ def test_the_launches_within_are_noted_by_name(cuda_device):
         gpu_checks.check(bench, [ReLU()], (1, 3), kernels="simple")
         gpu_checks.check(bench, [Linear(3, 2), ReLU()], (2, 3), kernels="fast")
     expected = {"relu_forward_kernel", "relu_backward_kernel", "bias_kernel", "product"}
-    assert {name for name, *_ in made} == expected | {"masked_gradient_kernel", "sum_parts_kernel"}
+    expected |= {"masked_gradient_kernel", "sum_parts_kernel"}
+    assert {each.name for each in made} == expected
+    assert {each.dtype for each in made} == {"float32", ""}
 
 
 def test_each_launch_is_timed_in_order(cuda_device):
@@ -170,10 +173,6 @@ TIMED = [
 
 
 def test_the_best_of_the_medians_joins_what_was_known(tmp_path, monkeypatch):
-    assert gpu_stages.best_medians(TIMED) == {
-        "a": {LARGE: 2.0, SMALL: 1.5},
-        "b": {LARGE: 1.0, SMALL: 1.0},
-    }
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps({"sm_80": {"a": LARGE}, "sm_90": {"a": LARGE, "z": SMALL}}))
     monkeypatch.setattr(gpu_stages, "capability", lambda device: (9, 0))
@@ -183,6 +182,27 @@ def test_the_best_of_the_medians_joins_what_was_known(tmp_path, monkeypatch):
     path.write_text("[]")
     with pytest.raises(ValueError, match="is not a table of tiles"):
         gpu_stages.write_tiles(TIMED, bench_on("cpu"), path)
+
+
+@pytest.mark.parametrize(
+    ("device", "names"), [("cuda:0, NVIDIA H200", ["tf32 128", "bf16 1024"]), ("cuda:0, A100", [])]
+)
+def test_predictions_are_by_the_names_that_launches_are_timed_by(device, names, monkeypatch):
+    def step(machine, precision, batch, recipe):
+        assert machine == "H200" and recipe == "robust"
+        kernels = lrn.lrn_forward_kernel, lrn.lrn_forward_kernel, None
+        return [
+            SimpleNamespace(launch=SimpleNamespace(kernel=kernel), seconds=1e-3 * batch)
+            for kernel in kernels
+        ]
+
+    monkeypatch.setattr("gpu_model.step", step)
+    monkeypatch.setattr("gpu_model.sass.missing_tools", list)
+    monkeypatch.setattr(gpu_stages, "Device", lambda name: device)
+    found = gpu_stages.predictions("cuda:0")
+    assert list(found) == names
+    if names:
+        assert found["tf32 128"] == {"lrn_forward_kernel": 256.0, "product": 128.0}
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ Everything that `Device.empty` gives out is poisoned before, with NaN or the lar
 element that no thread has written is found.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +23,6 @@ from typing import Any
 
 import gpu_cases
 import numpy as np
-import sanitize
 import sass
 from gpu_bench import IN_WORDS, TOLERANCE, Bench, compare, copied, groups_of, steps_of, ways_of
 from runner import Case, Dropped, Job
@@ -373,33 +374,64 @@ class Losses:
 
 # --- compute-sanitizer
 
+FOUND = 86
+"""Exit status that compute-sanitizer is told to end with if it has found something."""
+
+OPTIONS = (
+    *("--destroy-on-device-error", "kernel"),  # the launches after a faulty one can still be made
+    *("--demangle", "no", "--report-api-errors", "no", "--print-limit", "0"),
+    *("--error-exitcode", str(FOUND)),
+)
+
+
+def reports(log: str, kernels: set[str]) -> tuple[Counter[str], list[str]]:
+    """What a tool has written: reports about each kernel, and those that name none of them.
+
+    A report is a line that begins right behind the tool's mark, and the indented lines below it.
+    """
+    found: Counter[str] = Counter()
+    nameless = []
+    for text in re.split(r"^=+ (?=\S)", log, flags=re.MULTILINE)[1:]:
+        if text.startswith(("COMPUTE-SANITIZER", "ERROR SUMMARY", "RACECHECK SUMMARY")):
+            continue
+        # In a mangled name the length stands before it, and something in capitals behind it.
+        named = [k for k in kernels if re.search(rf"(?<![A-Za-z_]){k}(?![a-z_])", text)]
+        found.update(named)
+        if not named:
+            nameless.append(text.partition("\n")[0])
+    return found, nameless
+
 
 def sanitizer_cases(bench: Bench, options: Any) -> Iterator[Case]:
-    """The hostile checks of stage "kernels" again, under two of its tools."""
-    for tool in ("memcheck", "racecheck"):
+    """The hostile checks of stage "kernels" again, under its tools."""
+    for tool in ("memcheck", "racecheck", "synccheck"):
         make = partial(under_sanitizer, bench, options, tool)
         yield Case("sanitizer", tool, "hostile checks", make)
 
 
 def under_sanitizer(bench: Bench, options: Any, tool: str) -> Job:
-    """What the tool reports; ValueError if that is anything."""
-    program = sass.find_tool(sanitize.SANITIZER)
-    if program is None:
-        raise Dropped(f"{sanitize.SANITIZER} is missing: {sass.INSTALL[sanitize.SANITIZER]}")
-    if not bench.on_gpu:
-        raise Dropped("there is no GPU")
+    """What the tool reports; ValueError if that is anything, or if a check fails under it."""
+    program = sass.find_tool("compute-sanitizer")
+    if program is None or not bench.on_gpu:
+        missing = f"compute-sanitizer is missing: {sass.INSTALL['compute-sanitizer']}"
+        raise Dropped("there is no GPU" if program else missing)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         log.touch()
         day = str(Path(__file__).with_name("gpu_day.py"))
-        command = [program, "--tool", tool, *sanitize.OPTIONS, "--log-file", str(log)]
+        command = [program, "--tool", tool, *OPTIONS, "--log-file", str(log)]
+        libraries = Path(program).resolve().parents[1] / "lib"
+        if (libraries / "libsanitizer-collection.so").exists():  # CUDA 12's wheel has them apart
+            command += ["--injection-path", str(libraries)]
         command += [sys.executable, day, "--child", "b", "--alone", "--only", "hostile"]
         command += ["--seed", str(options.seed), "--device", options.device]
         command += ["--limit", f"{options.limit / 2:.0f}"]
         done = subprocess.run(command, capture_output=True, text=True)
-        checked = done.stdout.count('"section"')
-        found, nameless = sanitize.reports(log.read_text(), set(CASES))
-    if found or nameless or done.returncode == sanitize.FOUND:
+        found, nameless = reports(log.read_text(), set(CASES))
+    if found or nameless or done.returncode == FOUND:
         said = [f"{name}: {count}" for name, count in found.items()] + nameless
         raise ValueError(f"{sum(found.values()) + len(nameless)} reports: {', '.join(said)}")
-    return Job(notes=lambda: {"checks": checked, "exit status": done.returncode})
+    if done.returncode:
+        (why,) = done.stderr.strip().splitlines()[-1:] or [""]
+        raise ValueError(f"exit status {done.returncode}: {why}")
+    return Job(notes=lambda: {"checks": done.stdout.count('"section"')})

@@ -95,8 +95,9 @@ class Watched:
             elif now >= self.last + self.silent:
                 self.why = f"killed after {self.silent:.0f} s without an answer"
             time.sleep(0 if self.why else 0.1)
-        with suppress(ProcessLookupError):  # and what it has started
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.why:
+            with suppress(ProcessLookupError):  # and what it has started
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def how_it_ended(self) -> str:
         """Why its case has no result."""
@@ -292,8 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         predicting = threading.Thread(target=predict, daemon=True)
         predicting.start()
     at_a_time = max(1, min(8, cores if rehearse else cores // 2))
-    order = ["ab", "cdefghij"] if rehearse else options.stages
-    for letters in order:
+    for letters in ["ab", "cdefghij"] if rehearse else options.stages:
         tasks = []
         for letter in [letter for letter in letters if letter in options.stages]:
             weights = [STAGES[each][0] for each in options.stages if each >= letter]
@@ -302,8 +302,10 @@ def main(arguments: list[str] | None = None) -> int:
             shares = at_a_time if letter == "b" else 1
             tasks += shares_of(letter, report, command, limit, silent, shares)
         run_all(tasks, at_a_time)
-        if "b" in letters or options.stages[0] in letters and "b" not in options.stages:
+        if "b" in letters and "b" in options.stages:
             print(verdict(report.results, report.kernels), flush=True)
+    if "b" not in options.stages:
+        print(verdict(report.results, report.kernels))
     if predicting is not None:
         predicting.join(max(0, end - time.monotonic()))
     print(report.path.with_suffix(".md"))

@@ -1,6 +1,7 @@
 """The cases of benchmarks/gpu_day.py: what is wrong is found, on the host and simulated."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import gpu_bench
@@ -10,7 +11,7 @@ import gpu_stages
 import numpy as np
 import pytest
 from gpu_bench import Bench, compare
-from runner import Result
+from runner import Dropped, Result
 
 from layers import Conv2D, Device, Linear, LocalResponseNorm, ReLU, lrn
 from layers.fast.bfloat16 import to_bits
@@ -150,6 +151,107 @@ def test_the_full_net_is_drawn_once_and_copied(monkeypatch):
     for ours, theirs in zip(net.parameters(), drawn.parameters(), strict=True):
         assert np.array_equal(ours.value, theirs.value) and ours.value is not theirs.value
     net.to("cpu", precision="bf16").forward(np.ones((1, 5, 4, 8), np.float32))
+
+
+# --- compute-sanitizer, with a script in its place
+
+MEMCHECK = """\
+========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 4 bytes
+=========     at _ZN6layers7dropout14dropout_kernelB2v1B40c8tJTIcFHzwl2ILiE5ArrayIf+0x180
+=========     by thread (1,0,0) in block (0,0,0)
+=========     Access to 0x7f5604200404 is out of bounds
+=========
+========= Invalid __global__ read of size 4 bytes
+=========     at _ZN6layers7dropout14dropout_kernelB2v1B40c8tJTIcFHzwl2ILiE5ArrayIf+0x180
+=========     by thread (2,0,0) in block (0,0,0)
+=========
+========= ERROR SUMMARY: 2 errors
+"""
+RACECHECK = """\
+========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at _ZN5tiled27tiled_forward_scalar_kernelB2v1
+=========     and Read access at _ZN5tiled27tiled_forward_scalar_kernelB2v1+0x90
+=========
+========= Warning: Race reported between Write access at lrn::lrn_forward_kernel[abi:v1]+0x30
+=========
+========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)
+"""
+NAMELESS = """\
+========= COMPUTE-SANITIZER
+========= Target application terminated before first instrumented API call
+=========
+"""
+KERNELS = {
+    *("dropout_kernel", "bias_relu_dropout_kernel", "lrn_forward_kernel"),
+    *("tiled_forward_scalar_kernel", "conv_forward_kernel"),
+}
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (MEMCHECK, {"dropout_kernel": 2}),
+        (RACECHECK, {"tiled_forward_scalar_kernel": 1, "lrn_forward_kernel": 1}),
+        ("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", {}),
+        ("", {}),
+    ],
+)
+def test_reports_are_counted_by_kernel(log, found):
+    assert gpu_checks.reports(log, KERNELS) == (Counter(found), [])
+
+
+def test_a_report_that_names_no_kernel_is_not_lost():
+    nameless = "Target application terminated before first instrumented API call"
+    assert gpu_checks.reports(NAMELESS, KERNELS) == (Counter(), [nameless])
+
+
+@pytest.fixture
+def under_tool(tmp_path, monkeypatch):
+    """Calls `under_sanitizer` with a tool that writes `log` where it is told to, and ends so."""
+
+    def run(log="", end="exit 0"):
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(
+            '#!/bin/sh\n[ "$1" = --tool ] && shift && [ "$1" = racecheck ] || exit 99\n'
+            'while [ "$1" != --log-file ]; do shift; done\n'
+            f"cat > \"$2\" <<'END'\n{log}END\n"
+            'while [ "$1" != --only ]; do shift; done\n[ "$2" = hostile ] || exit 99\n'
+            f"echo '{{\"section\": 1}}'; echo '{{\"section\": 2}}'\n{end}\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(gpu_checks.sass, "find_tool", lambda name: str(program))
+        options = SimpleNamespace(seed=1, device="cuda:0", limit=60)
+        bench = SimpleNamespace(on_gpu=True)
+        return gpu_checks.under_sanitizer(bench, options, "racecheck").notes()
+
+    return run
+
+
+def test_where_nothing_is_found_the_checks_are_counted(under_tool):
+    assert under_tool() == {"checks": 2}
+
+
+@pytest.mark.parametrize(
+    ("log", "end", "why"),
+    [
+        (RACECHECK, f"exit {gpu_checks.FOUND}", "2 reports: .*lrn_forward_kernel: 1"),
+        (NAMELESS, "exit 0", "1 reports: Target application terminated before first instrument"),
+        ("", f"exit {gpu_checks.FOUND}", "^0 reports"),
+        ("", "echo long; echo no memory >&2; exit 1", "^exit status 1: no memory"),
+        ("", "exit 3", "^exit status 3: "),
+    ],
+)
+def test_what_a_tool_finds_or_breaks_is_a_failure(log, end, why, under_tool):
+    with pytest.raises(ValueError, match=why):
+        under_tool(log, end)
+
+
+def test_without_the_tool_or_a_gpu_it_is_dropped(monkeypatch):
+    for program, why in ((None, "compute-sanitizer is missing: pip"), ("/bin/true", "no GPU")):
+        monkeypatch.setattr(gpu_checks.sass, "find_tool", lambda name, found=program: found)
+        with pytest.raises(Dropped, match=why):
+            gpu_checks.under_sanitizer(bench_on("cpu"), None, "memcheck")
 
 
 # --- tiles

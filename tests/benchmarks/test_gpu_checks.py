@@ -112,6 +112,22 @@ def test_the_launches_within_are_noted_by_name(cuda_device):
     assert {each.dtype for each in made} == {"float32", ""}
 
 
+@pytest.mark.parametrize(
+    ("kinds", "dtype"),
+    [
+        (["float32"] * 3, "float32"),
+        (["float64"] * 3, "float64"),
+        (["float32", "float64", "float32"], ""),
+        (["float32"] * 2, ""),
+    ],
+)
+def test_a_launch_belongs_to_the_case_that_has_its_types(kinds, dtype):
+    arrays = [np.ones((2, 5), kind) for kind in kinds]
+    rest = np.int64(5), 2, np.float32(2), 0.5, 0.75
+    assert gpu_bench.dtype_of("lrn_forward_kernel", (*arrays, *rest)) == dtype
+    assert gpu_bench.dtype_of("a_kernel_of_nobody", (*arrays, *rest)) == ""
+
+
 def test_each_launch_is_timed_in_order(cuda_device):
     made = gpu_cases.launches_of_a_step(bench_on("cuda:0"), "fp32", 2)
     names = [name for name, seconds in made.notes()["launches"] if seconds > 0]

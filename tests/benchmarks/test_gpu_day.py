@@ -14,6 +14,8 @@ from gpu_report import SECTIONS, WARNING, Report, verdict
 from machine import gpu_count
 from runner import Result
 
+from tinyconv.lab.cases import CASES
+
 SCRIPT = Path(gpu_day.__file__)
 
 
@@ -40,6 +42,8 @@ def test_the_whole_visit_is_rehearsed_and_everything_is_right(rehearsal):
     assert done.returncode == 0, [r for r in results if r.why]
     first, last = done.stdout.splitlines()
     kernels = content["kernels"]
+    table = {f"{case.name} {dtype}" for case in CASES.values() for dtype in case.dtypes}
+    assert set(kernels) == table and len(kernels) == len(table) > len(CASES)
     assert first == f"{len(kernels)} of {len(kernels)} kernels are right in all of their checks"
     assert f"**{first}.**" in text and WARNING in text
     assert last == str(next(folder.glob("*.md")))

@@ -26,11 +26,12 @@ there to tell which launch costs most, and what a change takes away; ±35 % for 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -161,7 +162,7 @@ class _Anything:
         return self
 
 
-class _Gpu(nullcontext[None]):
+class _Gpu(contextlib.nullcontext[None]):
     """CuPy's Device."""
 
     def __init__(self, digits: str) -> None:

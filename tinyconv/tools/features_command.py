@@ -31,7 +31,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write the file; returns 0."""
-    member = load_member(options.run, Device(options.device).use())
+    member = load_member(options.run, Device(options.device))
     if options.layer not in (names := [each.name for each in member.net]):
         raise ValueError(f"no layer {options.layer!r}; there are {', '.join(names)}")
     with open_data(options.data, member.size) as data:

@@ -5,58 +5,27 @@
     losses     twenty steps of the whole net, simple and fast, launched and replayed, and PyTorch's
     sanitizer  the hostile ones of "kernels" again, under compute-sanitizer
 
-and which cases make a stage, with the net, the sizes and the clock (`cases_of`, `bench_and_clock`).
-
-Data are fresh and random. Everything that `Device.empty` gives out is poisoned before, with NaN or
-the largest integer: an element that no thread has written is found.
+Everything that `Device.empty` gives out is poisoned before, with NaN or the largest integer: an
+element that no thread has written is found.
 """
 
-import json
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
-from itertools import chain, product
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import gpu_cases
 import numpy as np
-import sanitize
 import sass
-from gpu_cases import (
-    COLUMNS,
-    COMPILED,
-    IN_WORDS,
-    PRECISIONS,
-    PRODUCTS,
-    ROUNDS,
-    TOLERANCE,
-    WAYS,
-    Bench,
-    Mode,
-    around_launches,
-    ceiling_cases,
-    compare,
-    conv_cases,
-    copied,
-    groups_of,
-    launch_cases,
-    layer_cases,
-    new_step,
-    one_product,
-    run_step,
-    step_cases,
-    steps_of,
-    tile_cases,
-    torch_step_cases,
-    torch_training,
-    training_cases,
-    ways_of,
-)
-from runner import Case, Dropped, GpuClock, HostClock, Job, Result
+from gpu_bench import IN_WORDS, TOLERANCE, Bench, compare, copied, groups_of, steps_of, ways_of
+from runner import Case, Dropped, Job
 
 from layers import (
     Conv2D,
@@ -68,22 +37,22 @@ from layers import (
     MaxPool2D,
     ReLU,
     SoftmaxCrossEntropy,
-    simulator,
 )
 from layers.fast.bfloat16 import from_bits, to_bits
-from layers.fast.conv.tile_table import PATH, TILES, read
-from layers.fast.cublas import cublas_of
 from layers.fast.plan import plan, plan_loss
-from layers.fast.precision import BITS, capability, round_into, widen_into
-from tinyconv import SGD, Sequential, alexnet
+from layers.fast.precision import BITS, round_into, widen_into
+from tinyconv import SGD, Sequential
 from tinyconv.data.augment import Augment
-from tinyconv.initialize import initialize
 from tinyconv.lab.cases import CASES
 from tinyconv.lab.cases.book import gradient_cases, small_net
+from tinyconv.train import SingleStep
 
 BY_CUBLAS = 5e-3
 """The tolerance of a Linear in TF32: how cuBLAS converts float32 is not documented. If it cuts bits
 off, each factor is too small by up to 2^-10."""
+
+EXACT = 1e-11
+"""That of float64, for the few sums of hostile sizes."""
 
 JOINED = 2e-2
 """That of two convolutions joined by a ReLU in TF32 and BF16: what is between them is rounded where
@@ -108,20 +77,6 @@ def poisoned() -> Iterator[None]:
         Device.empty = empty  # type: ignore[method-assign]
 
 
-@contextmanager
-def launches_seen() -> Iterator[set[str]]:
-    """The names of the kernels that are launched within."""
-    seen: set[str] = set()
-
-    @contextmanager
-    def note(name: str) -> Iterator[None]:
-        seen.add(name)
-        yield
-
-    with around_launches(note):
-        yield seen
-
-
 # --- layers and steps
 
 
@@ -138,10 +93,13 @@ def check(
     next to 0 may fall on either side, and what it masks would be another gradient.
     """
     device, precision = bench.device, options.get("precision", "fp32")
+    dtype = options.get("dtype", "float32")
     ours, steps = steps_of(bench, layers, **options)
     rounds = isinstance(layers[0], Conv2D | Linear)
     if isinstance(layers[0], Linear) and precision == "tf32" and not device.is_simulated:
         tolerance = BY_CUBLAS
+    if dtype == "float64":
+        tolerance = EXACT
     factors = precision if rounds or precision == "bf16" else "fp32"
     theirs = [layer.to("cpu", np.float64) for layer in copied(layers)]
     for host, gpu in zip(theirs, ours, strict=True):
@@ -153,7 +111,7 @@ def check(
         plan([layer], Device("cpu"), np.float64)[0] if isinstance(layer, Conv2D | Linear) else layer
         for layer in theirs
     ]
-    x = bench.random(*shape)
+    x = bench.random(*shape).astype(dtype)
     y, right = bench.stored(x, precision), bench.rounded(x, factors)
     for step in steps:
         y = step.forward(y)
@@ -165,7 +123,7 @@ def check(
             values = device.to_host(gpu.y)
             # In an array of its own: the next layer remembers the old one as its x.
             oracle.y = ((from_bits(values) if values.dtype == BITS else values) > 0) * 1.0
-    dy = bench.random(*y.shape)
+    dy = bench.random(*y.shape).astype(dtype)
     dx, right = bench.stored(dy, precision), bench.rounded(dy, factors)
     for step in reversed(steps):
         dx = step.backward(dx)
@@ -185,6 +143,22 @@ def two_convs() -> tuple[list[Any], tuple[int, ...]]:
     return [*convs, Conv2D(8, 128, 1), ReLU()], (2, 6, 7, 5)
 
 
+def in_float64(bench: Bench, layers: list[Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The ways of computing layers that also have kernels for float64."""
+    if bench.device.is_cuda:
+        is_conv = isinstance(layers[0], Conv2D)
+        yield "simple, float64", {"kernels": "simple", "dtype": "float64"}
+        rung = {"algorithm": "shared"} if is_conv else {}
+        yield "fast, float64", {"kernels": "fast", "dtype": "float64", **rung}
+
+
+def of_gradients() -> Iterator[tuple[str, list[Any], tuple[int, ...]]]:
+    """The layers whose derivatives `python -m tinyconv gradcheck` checks, and shapes of x."""
+    for title, layer, x, labels in gradient_cases():
+        if labels is None and not isinstance(layer, Flatten | Sequential):
+            yield title, [layer], x.shape
+
+
 def more_layers() -> Iterator[tuple[str, list[Any], tuple[int, ...]]]:
     """What is launched for AlexNet or for hostile sizes, and by none of `gradient_cases`."""
     yield "Linear, ReLU", [Linear(7, 33), ReLU()], (3, 7)
@@ -198,63 +172,51 @@ def more_layers() -> Iterator[tuple[str, list[Any], tuple[int, ...]]]:
 
 def check_cases(bench: Bench, hostile: bool = False) -> Iterator[Case]:
     """Every layer in every way, and what is outside of layers. hostile: at hostile sizes alone."""
-
-    def case(what: str, who: str, run: Callable[[], Any]) -> Case:
-        def make() -> Job:
-            with poisoned():
-                run()
-            return Job()
-
-        return Case("kernels", what, who, make)
-
-    for title, layer, x, labels in gradient_cases():
-        if labels is None and not isinstance(layer, Flatten | Sequential):
-            for who, options in ways_of(bench, [layer]):
-                yield case(title, who, partial(check, bench, [layer], x.shape, **options))
-    convs = []
-    for title, layers, shape in more_layers():
-        convs += [(title, layers[0], shape)] * isinstance(layers[0], Conv2D)
-        for who, options in ways_of(bench, layers):
-            yield case(title, who, partial(check, bench, layers, shape, **options))
-    if not hostile and not bench.device.is_simulated:
-        convs += [
-            (f"{layers[0].name} of AlexNet", layers[0], (2, *shape))
-            for layers, shape in groups_of(bench.host_net)
-            if isinstance(layers[0], Conv2D)
-        ]
-    tensor_cores = bench.device.is_cuda and bench.precisions[-1] != "fp32"
-    for title, conv, shape in convs * tensor_cores:
-        for direction, precision in product(PRODUCTS, PRECISIONS):
-            run = partial(one_product, bench, conv, shape, direction, precision, "128x128")
-            yield case(f"{title}, {direction}", f"both tiles, {precision}", run)
-    for layers, shape in () if hostile else groups_of(bench.host_net):
-        what = "+".join(layer.name for layer in layers)
-        for who, options in ways_of(bench, layers):
-            of = (2, *shape)
-            yield case(f"{what} of AlexNet", who, partial(check, bench, layers, of, **options))
-    for precision in bench.precisions if bench.device.is_cuda else ():
+    device, net = bench.device, () if hostile else groups_of(bench.host_net)
+    of_net = [(f"{'+'.join(x.name for x in g)} of AlexNet", g, (2, *shape)) for g, shape in net]
+    tensor_cores = device.is_cuda and bench.precisions[-1] != "fp32"
+    tiled = [*more_layers(), *([] if device.is_simulated else of_net)]
+    checks: list[tuple[str, str, Callable[[], Any]]] = [
+        (title, who, partial(check, bench, layers, shape, **options))
+        for title, layers, shape in [*of_gradients(), *more_layers(), *of_net]
+        for who, options in [*ways_of(bench, layers), *in_float64(bench, layers)]
+        if "dtype" not in options or "AlexNet" not in title
+    ]
+    for title, (conv, *_), shape in tiled if tensor_cores else ():
+        for direction, precision in product(gpu_cases.PRODUCTS, gpu_cases.PRECISIONS):
+            if isinstance(conv, Conv2D):
+                args = bench, conv, shape, direction, precision, "128x128"
+                run = partial(gpu_cases.one_product, *args)
+                checks.append((f"{title}, {direction}", f"all tiles, {precision}", run))
+    for precision in bench.precisions if device.is_cuda else ():
         if precision != "fp32":
-            options = {"kernels": "fast", "precision": precision}
-            run = partial(check, bench, *two_convs(), JOINED, **options)
-            yield case("two convolutions and their ReLUs", "fast" + IN_WORDS[precision], run)
-    for fast in (False, True):
-        who = "fast" if fast else "simple"
-        for sizes in ((5, 7), (bench.batch, 4 if bench.batch < 9 else 1000)):
-            run = partial(check_loss, bench, fast, *sizes)
-            yield case(f"loss, {sizes[0]}×{sizes[1]}", who, run)
-    yield case("sgd", "both", partial(check_update, bench))
-    yield case("augmentation", "both", partial(check_crops, bench))
-    if "bf16" in bench.precisions and bench.device.is_cuda:
-        yield case("conversions", "fast, BF16", partial(check_conversions, bench))
+            run = partial(check, bench, *two_convs(), JOINED, kernels="fast", precision=precision)
+            checks.append(("two convolutions and their ReLUs", "fast" + IN_WORDS[precision], run))
+    sizes = (5, 7), (bench.batch, 4 if bench.batch < 9 else 1000)
+    for dtype in ("float32", "float64") if device.is_cuda else ("float32",):
+        for who, (rows, classes) in product(("simple", "fast"), sizes):
+            run = partial(check_loss, bench, who == "fast", rows, classes, dtype)
+            checks.append((f"loss, {rows}×{classes}", f"{who}, {dtype}", run))
+        checks.append(("sgd", dtype, partial(check_update, bench, dtype)))
+        checks.append(("augmentation", dtype, partial(check_crops, bench, dtype)))
+    if "bf16" in bench.precisions and device.is_cuda:
+        checks.append(("conversions", "fast, BF16", partial(check_conversions, bench)))
+
+    def make(run: Callable[[], Any]) -> Job:
+        with poisoned():
+            run()
+        return Job()
+
+    for what, who, run in checks:
+        yield Case("kernels", what, who, partial(make, run))
 
 
-def check_loss(bench: Bench, fast: bool, rows: int, classes: int) -> None:
+def check_loss(bench: Bench, fast: bool, rows: int, classes: int, dtype: str) -> None:
     """Loss, probabilities and gradient; with two equal largest logits, and one of a large row."""
     device = bench.device
-    make = partial(plan_loss, dtype=np.float32) if fast else None
-    ours = make(device) if make else SoftmaxCrossEntropy().to(device, np.float32)
+    ours = plan_loss(device, dtype) if fast else SoftmaxCrossEntropy().to(device, dtype)
     theirs = SoftmaxCrossEntropy().to("cpu", np.float64)
-    logits = device.to_host(bench.random(rows, classes)).copy()
+    logits = device.to_host(bench.random(rows, classes)).astype(dtype)
     logits[0] += 80
     logits[1, :2] = 5
     labels = bench.rng.integers(0, classes, rows)
@@ -270,28 +232,28 @@ def check_loss(bench: Bench, fast: bool, rows: int, classes: int) -> None:
             raise ValueError(f"{float(hits)} hits counted")
 
 
-def check_update(bench: Bench) -> None:
+def check_update(bench: Bench, dtype: str) -> None:
     """Three updates of a small net's parameters with random gradients."""
     results = []
     for place in (bench.device, Device("cpu")):
-        net = small_net(np.random.default_rng(0)).to(place, np.float32)
+        net = small_net(np.random.default_rng(0)).to(place, dtype)
         rng = np.random.default_rng(5)
         optimizer = SGD(net.parameters(), 0.01, 0.9, 5e-4)
         for _ in range(3):
             for p in net.parameters():
-                p.grad[...] = place.array(rng.standard_normal(p.grad.shape).astype(np.float32))
+                p.grad[...] = place.array(rng.standard_normal(p.grad.shape).astype(dtype))
             optimizer.step(1.0)
         results.append(place.to_host(optimizer.values).copy())
     compare("weights", *results, tolerance=1e-6)
 
 
-def check_crops(bench: Bench) -> None:
+def check_crops(bench: Bench, dtype: str) -> None:
     """Training's crops and ten views: the host's bits."""
     images = bench.rng.integers(0, 256, (3, 11, 11, 3), np.uint8)
     mean = images.mean(axis=0).astype(np.float32)
     results = []
     for place in (bench.device, Device("cpu")):
-        augment = Augment(mean, 8, 2.0, 7, 20 * np.eye(3)).to(place, np.float32)
+        augment = Augment(mean, 8, 2.0, 7, 20 * np.eye(3)).to(place, dtype)
         crops = augment.random(images, np.arange(3), 1)
         results.append([place.to_host(crops).copy(), place.to_host(augment.ten_views(images))])
     for what, ours, right in zip(("random crops", "ten views"), *results, strict=True):
@@ -340,46 +302,44 @@ class Losses:
 
     def cases(self) -> Iterator[Case]:
         """The reference first."""
-        device = self.bench.device
-        yield Case("losses", f"small net, {self.steps} losses", "simple, host", self.small_net)
-        for who, way in WAYS.items():
-            for precision in ["fp32"] if "kernels" in way else self.bench.precisions:
-                if device.is_cuda or "graph" not in way:
-                    make = partial(self.ours, who, precision)
-                    yield Case("losses", f"{self.steps} losses", who + IN_WORDS[precision], make)
-        for precision in self.bench.precisions if self.bench.torch else ():
+        bench = self.bench
+        what = f"{self.steps} losses"
+        yield Case("losses", f"small net, {what}", "simple, host", self.small_net)
+        for who, precision in gpu_cases.our_ways(bench, gpu_cases.WAYS):
+            if bench.device.is_cuda or "graph" not in gpu_cases.WAYS[who]:
+                make = partial(self.ours, who, precision)
+                yield Case("losses", what, who + IN_WORDS[precision], make)
+        for precision in bench.precisions if bench.torch else ():
             make = partial(self.pytorch, precision)
-            yield Case("losses", f"{self.steps} losses", "PyTorch" + IN_WORDS[precision], make)
+            yield Case("losses", what, "PyTorch" + IN_WORDS[precision], make)
 
     def small_net(self) -> Job:
         """A small net with every kind of layer: the device's losses beside the host's."""
         x = self.bench.rng.standard_normal((3, 9, 8, 3)).astype(np.float32)
-        losses = []
+        losses: list[list[float]] = []
         for place in (self.bench.device, Device("cpu")):
             net = small_net(np.random.default_rng(0)).to(place, np.float32, kernels="simple")
-            loss, optimizer = net.loss(), SGD(net.parameters(), 0.01)
+            step = SingleStep(net, SGD(net.parameters(), 0.01))
             losses.append([])
             for number in range(self.steps):
-                net.set_step(number)
-                losses[-1].append(loss.forward(net.forward(place.array(x)), np.array([3, 0, 2])))
-                net.backward(loss.backward())
-                optimizer.step(losses[-1][-1])
+                gpu_cases.run_step(step, place.array(x), np.array([3, 0, 2]), number)
+                losses[-1].append(step.loss.value())
         return self.agree(*losses, tolerance=1e-4)
 
     def losses(self, who: str, precision: str) -> tuple[list[float], np.ndarray]:
         """Of one way, and its weights afterwards; computed once."""
         if (who, precision) not in self.found:
-            step: Any = new_step(self.bench, precision, **WAYS[who], lr=SLOWLY)
+            way = gpu_cases.WAYS[who]
+            step: Any = gpu_cases.new_step(self.bench, precision, **way, lr=SLOWLY)
             losses = []
             for number in range(self.steps):
-                run_step(step, *self.batch, number)
+                gpu_cases.run_step(step, *self.batch, number)
                 losses.append(step.loss.value())
-            values = self.bench.device.to_host(step.optimizer.values).copy()
-            if "graph" in WAYS[who] and not step.replayed:
+            if "graph" in way and not step.replayed:
                 raise ValueError("the step was not replayed: no graph could be recorded")
-            one = WAYS[who].get("graph") == "one" and not self.bench.device.is_simulated
-            if one and step.pieces != 1:
+            if way.get("graph") == "one" and self.bench.on_gpu and step.pieces != 1:
                 raise ValueError(f"recorded in {step.pieces} pieces: products are not captured")
+            values = self.bench.device.to_host(step.optimizer.values).copy()
             self.found[who, precision] = losses, values
         return self.found[who, precision]
 
@@ -387,214 +347,91 @@ class Losses:
         """Beside the simple kernels; a replay also beside the same launches."""
         losses, values = self.losses(who, precision)
         equal = {}
-        if "graph" in WAYS[who]:
+        if graph := gpu_cases.WAYS[who].get("graph"):
             equal["equal bits"] = bool(np.array_equal(values, self.losses("fast", precision)[1]))
-            if not equal["equal bits"] and WAYS[who]["graph"] != "one":
+            if not equal["equal bits"] and graph != "one":
                 raise ValueError("a replayed step gives other bits than a plain one")
-        job = self.agree(losses, self.losses("simple", "fp32")[0], LOSS_TOLERANCE[precision])
-        return Job(notes=lambda: job.notes() | equal)
+        right, _ = self.losses("simple", "fp32")
+        return self.agree(losses, right, LOSS_TOLERANCE[precision], **equal)
 
     def pytorch(self, precision: str) -> Job:
         """PyTorch, channels last, with our masks; on the host it has no TF32: float32 there."""
-        bench, losses = self.bench, []
-        mode = Mode(precision, last=True)
-        run = torch_training(bench, mode, self.batch, our_masks=True, lr=SLOWLY)
-        with bench.mode(precision):
-            for _ in range(self.steps):
-                losses.append(run().item())
-        return self.agree(losses, self.losses("fast", precision)[0], LOSS_TOLERANCE[precision])
+        rest = self.batch, precision, True, True
+        run = gpu_cases.torch_training(self.bench, *rest, lr=SLOWLY)
+        right, _ = self.losses("fast", precision)
+        return self.agree([run().item() for _ in right], right, LOSS_TOLERANCE[precision])
 
     @staticmethod
-    def agree(found: list[float], right: list[float], tolerance: float) -> Job:
+    def agree(found: list[float], right: list[float], tolerance: float, **notes: Any) -> Job:
         """The largest relative difference; ValueError if that is too large."""
         differences = [abs(a - b) / abs(b) for a, b in zip(found, right, strict=True)]
         for number, difference in enumerate(differences, start=1):
             if not difference <= tolerance:
                 raise ValueError(f"the loss of step {number} differs by {difference:.2g}")
-        notes = {"losses": found, "beside": right, "largest difference": max(differences)}
+        notes |= {"losses": found, "beside": right, "largest difference": max(differences)}
         return Job(notes=lambda: notes)
 
 
 # --- compute-sanitizer
 
+FOUND = 86
+"""Exit status that compute-sanitizer is told to end with if it has found something."""
+
+OPTIONS = (
+    *("--destroy-on-device-error", "kernel"),  # the launches after a faulty one can still be made
+    *("--demangle", "no", "--report-api-errors", "no", "--print-limit", "0"),
+    *("--error-exitcode", str(FOUND)),
+)
+
+
+def reports(log: str, kernels: set[str]) -> tuple[Counter[str], list[str]]:
+    """What a tool has written: reports about each kernel, and those that name none of them.
+
+    A report is a line that begins right behind the tool's mark, and the indented lines below it.
+    """
+    found: Counter[str] = Counter()
+    nameless = []
+    for text in re.split(r"^=+ (?=\S)", log, flags=re.MULTILINE)[1:]:
+        if text.startswith(("COMPUTE-SANITIZER", "ERROR SUMMARY", "RACECHECK SUMMARY")):
+            continue
+        # In a mangled name the length stands before it, and something in capitals behind it.
+        named = [k for k in kernels if re.search(rf"(?<![A-Za-z_]){k}(?![a-z_])", text)]
+        found.update(named)
+        if not named:
+            nameless.append(text.partition("\n")[0])
+    return found, nameless
+
 
 def sanitizer_cases(bench: Bench, options: Any) -> Iterator[Case]:
-    """The hostile checks of stage "kernels" again, under two of its tools."""
-    for tool in ("memcheck", "racecheck"):
+    """The hostile checks of stage "kernels" again, under its tools."""
+    for tool in ("memcheck", "racecheck", "synccheck"):
         make = partial(under_sanitizer, bench, options, tool)
         yield Case("sanitizer", tool, "hostile checks", make)
 
 
 def under_sanitizer(bench: Bench, options: Any, tool: str) -> Job:
-    """What the tool reports; ValueError if that is anything."""
-    program = sass.find_tool(sanitize.SANITIZER)
-    if program is None:
-        raise Dropped(f"{sanitize.SANITIZER} is missing: {sass.INSTALL[sanitize.SANITIZER]}")
-    if not bench.device.is_cuda or bench.device.is_simulated:
-        raise Dropped("there is no GPU")
+    """What the tool reports; ValueError if that is anything, or if a check fails under it."""
+    program = sass.find_tool("compute-sanitizer")
+    if program is None or not bench.on_gpu:
+        missing = f"compute-sanitizer is missing: {sass.INSTALL['compute-sanitizer']}"
+        raise Dropped("there is no GPU" if program else missing)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         log.touch()
         day = str(Path(__file__).with_name("gpu_day.py"))
-        command = [program, "--tool", tool, *sanitize.OPTIONS, "--log-file", str(log)]
+        command = [program, "--tool", tool, *OPTIONS, "--log-file", str(log)]
+        libraries = Path(program).resolve().parents[1] / "lib"
+        if (libraries / "libsanitizer-collection.so").exists():  # CUDA 12's wheel has them apart
+            command += ["--injection-path", str(libraries)]
         command += [sys.executable, day, "--child", "b", "--alone", "--only", "hostile"]
         command += ["--seed", str(options.seed), "--device", options.device]
         command += ["--limit", f"{options.limit / 2:.0f}"]
         done = subprocess.run(command, capture_output=True, text=True)
-        checked = done.stdout.count('"section"')
-        found, nameless = sanitize.reports(log.read_text(), set(CASES))
-    if found or nameless or done.returncode == sanitize.FOUND:
+        found, nameless = reports(log.read_text(), set(CASES))
+    if found or nameless or done.returncode == FOUND:
         said = [f"{name}: {count}" for name, count in found.items()] + nameless
         raise ValueError(f"{sum(found.values()) + len(nameless)} reports: {', '.join(said)}")
-    return Job(notes=lambda: {"checks": checked, "exit status": done.returncode})
-
-
-# --- what makes a stage
-
-
-def cases_of(stage: str, bench: Bench, batches: tuple[int, ...], options: Any) -> list[Case]:
-    """All cases of a stage of `gpu_day.py`, in order."""
-    tiny = options.rehearse
-    batches = (2,) if tiny else batches
-    main_job = ["--device", options.device]
-    if tiny:
-        main_job = ["--device", "cpu", "--epochs", "1", "--width", "0.125", "--image-size", "64"]
-    settings = (("tf32", batches[0]), ("bf16", batches[-1]), ("fp32", batches[0]))
-    ways = {who: way for who, way in WAYS.items() if not tiny or way not in ({}, {"graph": "one"})}
-    makers: dict[str, Callable[[], Iterable[Case]]] = {
-        "a": lambda: ceiling_cases(bench),
-        "b": lambda: check_cases(bench, options.only == "hostile"),
-        "c": lambda: Losses(bench, 2 if tiny else STEPS).cases(),
-        "d": lambda: training_cases(bench, main_job, 2 if tiny else 48),
-        "e": lambda: chain(
-            step_cases(bench, batches, ways),
-            torch_step_cases(bench, batches),
-            () if tiny else torch_step_cases(bench, batches, COMPILED),
-        ),
-        "f": lambda: conv_cases(bench),
-        "g": lambda: chain(launch_cases(bench, settings), layer_cases(bench)),
-        "h": lambda: (
-            case._replace(section="columns") for case in step_cases(bench, batches[:1], COLUMNS)
-        ),
-        "i": lambda: sanitizer_cases(bench, options),
-        "j": lambda: tile_cases(bench, batches, 1 if tiny else ROUNDS),
-    }
-    cases = list(makers[stage]())
-    return cases[:2] if tiny and stage in "dh" else cases  # one precision or two will do
-
-
-def watched(stage: str) -> AbstractContextManager[set[str]]:
-    """The names of launched kernels, where a stage reports them."""
-    return launches_seen() if stage == "b" else nullcontext(set())
-
-
-@cache
-def drawn_net() -> Any:
-    return alexnet(num_classes=1000, recipe="robust")
-
-
-def full_net() -> Any:
-    """The paper's sizes, with the recipe that PyTorch has a twin for.
-
-    A copy, as drawing 61 million weights takes longer than most cases.
-    """
-    return copied([drawn_net()])[0]
-
-
-def tiny_net() -> Any:
-    """Every kind of layer, in sizes that the simulator finishes."""
-    return small_net(np.random.default_rng(0)).to("cpu", np.float32)
-
-
-def one_tile_net() -> Any:
-    """Its convolution is one tile of one k-tile: for steps on simulated tensor cores."""
-    layers = {"conv1": Conv2D(8, 3, 2), "relu1": ReLU(), "pool1": MaxPool2D(3, 2)}
-    layers |= {"flatten": Flatten(), "fc2": Linear(3, 4), "relu2": ReLU(), "drop2": Dropout(0.5)}
-    return initialize(Sequential({**layers, "fc3": Linear(4, 3)}, (5, 4, 8)), "robust", seed=1)
-
-
-def bench_and_clock(stage: str, name: str, rehearse: bool, seed: int) -> tuple[Bench, Any]:
-    """Of the report, or of a rehearsal: the simulator, or the host where greenlet is missing."""
-    rng = np.random.default_rng(seed)
-    if rehearse:
-        device = Device(name if simulator.installed else "cpu")
-        nets = {"b": tiny_net, "h": tiny_net, "d": partial(alexnet, 10, 0.125, 64)}
-        torch, net = pytorch(device), nets.get(stage, one_tile_net)
-        if stage == "d":
-            device = Device("cpu")
-        return Bench(device, net, net, 3, 1000, 16, torch, rng), HostClock()
-    device = Device(name)
-    bare = partial(alexnet, num_classes=1000, recipe="robust", init=False)
-    bench = Bench(device, full_net, bare, 128, 2**28, 8192, pytorch(device), rng)
-    return bench, GpuClock(device.xp)
-
-
-def pytorch(device: Device) -> Any:
-    """The module, if it is installed and computes where `device` does; else None."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    if device.is_cuda and not device.is_simulated and not torch.cuda.is_available():
-        return None
-    return torch
-
-
-QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
-
-
-def facts(stage: str, bench: Bench, clock: Any) -> dict[str, Any]:
-    """What stages "a" and "b" say of the machine and of the kernels, for the head of the report."""
-    if stage == "b":
-        return {"kernels": list(CASES)}
-    if stage != "a":
-        return {}
-    found: dict[str, Any] = {"device": str(bench.device), "cache": clock.flushed}
-    found["pytorch"] = bench.torch.__version__ if bench.torch else "not installed for this device"
-    if program := shutil.which("nvidia-smi"):
-        command = [program, f"--query-gpu={QUERY}", "--format=csv,noheader"]
-        found["nvidia-smi"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    if bench.device.xp is not np:
-        runtime = bench.device.xp.cuda.runtime
-        properties = runtime.getDeviceProperties(bench.device.index)
-        names = "multiProcessorCount", "major", "minor"
-        found |= {name: properties[name] for name in names if name in properties}
-        found["memory GiB"] = round(properties["totalGlobalMem"] / 2**30, 1)
-        found["CUDA driver"] = runtime.driverGetVersion()
-        found["CUDA runtime"] = runtime.runtimeGetVersion()
-        found["products"] = "cublas.py" if cublas_of(bench.device) else "CuPy"
-    return {"facts": found}
-
-
-def predictions(batches: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """By the `what` of a launch case, the predicted milliseconds of each kernel's launches."""
-    import gpu_model
-
-    settings = ("tf32", batches[0]), ("bf16", batches[-1])
-    names = [f"{precision} {batch}" for precision, batch in settings]
-    predicted = getattr(gpu_model, "predicted", None)
-    return {name: predicted(name) for name in names} if predicted else {}
-
-
-def best_medians(results: list[Result]) -> dict[str, dict[str, float]]:
-    """By product, and by tile, seconds; only the products that were timed with both tiles."""
-    found: dict[str, dict[str, float]] = {}
-    for result in results:
-        tiles = found.setdefault(result.what, {})
-        if result.seconds:
-            tiles[result.who] = min(result.median, tiles.get(result.who, float("inf")))
-    return {what: tiles for what, tiles in found.items() if len(tiles) == len(TILES)}
-
-
-def with_tiles(results: list[Result], architecture: str, path: Path) -> str:
-    """The text of the table at `path` with the faster tiles; of two equal ones the first's name."""
-    known = read(path)
-    found = {what: min(TILES, key=tiles.get) for what, tiles in best_medians(results).items()}
-    known[architecture] = {**known.get(architecture, {}), **found}
-    return json.dumps(known, indent=1, sort_keys=True) + "\n"
-
-
-def write_tiles(results: list[Result], bench: Bench) -> None:
-    """layers/fast/conv/tiles.json, where the steps read it; other architectures' entries stay."""
-    architecture = "sm_{}{}".format(*capability(bench.device))
-    PATH.write_text(with_tiles(results, architecture, PATH), encoding="utf-8")
+    if done.returncode:
+        (why,) = done.stderr.strip().splitlines()[-1:] or [""]
+        raise ValueError(f"exit status {done.returncode}: {why}")
+    return Job(notes=lambda: {"checks": done.stdout.count('"section"')})

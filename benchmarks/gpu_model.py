@@ -27,6 +27,7 @@ there to tell which launch costs most, and what a change takes away; ±35 % for 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -179,6 +180,14 @@ class _Anything:
         return self
 
 
+class _Gpu(contextlib.nullcontext[None]):
+    """CuPy's Device."""
+
+    def __init__(self, digits: str) -> None:
+        super().__init__()
+        self.compute_capability = digits
+
+
 class _Recorder:
     """A device whose launches are written down."""
 
@@ -198,7 +207,7 @@ class _Recorder:
             ascontiguousarray=lambda array: array,
             matmul=lambda a, b, out: self.product(a, b, out),
             cuda=SimpleNamespace(
-                Device=lambda index: SimpleNamespace(compute_capability=digits),
+                Device=lambda index: _Gpu(digits),
                 Stream=anything,
                 Event=anything,
                 alloc_pinned_memory=bytearray,
@@ -266,9 +275,10 @@ def recording(machine: Machine) -> Iterator[_Recorder]:
     from numba.cuda.dispatcher import CUDADispatcher
 
     from layers import device
+    from layers.fast import cublas
     from layers.fast.conv import tile_table
 
-    recorder = _Recorder(machine)
+    recorder, libraries = _Recorder(machine), cublas._libraries
     known = CUDADispatcher.__getitem__, device._open_gpu, tile_table._gpu
     name = "sm_{}{}".format(*machine.architecture)
     try:
@@ -277,8 +287,10 @@ def recording(machine: Machine) -> Iterator[_Recorder]:
         )
         device._open_gpu = lambda index: recorder.cupy
         tile_table._gpu = lambda: (name, machine.multiprocessors)
+        cublas._libraries = {"cuda:0": None}  # products by way of CuPy, where they are recorded
         yield recorder
     finally:
+        cublas._libraries = libraries
         CUDADispatcher.__getitem__, device._open_gpu, tile_table._gpu = known
 
 

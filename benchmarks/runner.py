@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ LEAST_REPEATS = 3
 class Job(NamedTuple):
     """What a case has made: `run` is timed; `operations` and `moved` bytes are what it has to do.
 
-    No `run`: nothing to time. `notes()` is called afterwards. Both happen within `around()`.
+    No `run`: nothing to time. `notes()` is called afterwards.
     """
 
     run: Callable[[], Any] | None = None
@@ -30,7 +29,6 @@ class Job(NamedTuple):
     moved: int = 0
     images: int = 0
     notes: Callable[[], dict[str, Any]] = dict
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Case(NamedTuple):
@@ -126,21 +124,20 @@ def run_case(case: Case, clock: Any, budget: float) -> Result:
     try:
         job = case.make()
         result.operations, result.moved, result.images = job.operations, job.moved, job.images
-        with job.around():
-            gc.disable()  # it would start in the middle of a run
-            if job.run is not None:
-                one = 0.0
-                for _ in range(clock.warm_up):
-                    one, _ = clock(job.run)
-                    if one * LEAST_REPEATS > budget:
-                        break
-                while len(result.seconds) < clock.most_repeats and (
-                    len(result.seconds) < LEAST_REPEATS or sum(result.seconds) + one <= budget
-                ):
-                    one, queued = clock(job.run)
-                    result.seconds.append(one)
-                    result.host_seconds.append(queued)
-            result.notes = job.notes()
+        gc.disable()  # it would start in the middle of a run
+        if job.run is not None:
+            one = 0.0
+            for _ in range(clock.warm_up):
+                one, _ = clock(job.run)
+                if one * LEAST_REPEATS > budget:
+                    break
+            while len(result.seconds) < clock.most_repeats and (
+                len(result.seconds) < LEAST_REPEATS or sum(result.seconds) + one <= budget
+            ):
+                one, queued = clock(job.run)
+                result.seconds.append(one)
+                result.host_seconds.append(queued)
+        result.notes = job.notes()
     except Exception as error:  # of any library: a broken case must not end the report
         lines = str(error).strip().splitlines() or [""]
         what = "dropped" if isinstance(error, Dropped) else f"failed: {type(error).__name__}"

@@ -179,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
         raise ValueError(f"--json {options.json}: there is no such folder")
-    device = Device(options.device)
+    device = Device(options.device).use()
     kernels, precision = settle_tier(options.kernels, options.precision, device, "float32")
     say(f"device: {device}\nprecision: {described(precision, device)}")
     members = [load_member(path, device, precision, kernels) for path in options.nets]

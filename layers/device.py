@@ -1,6 +1,6 @@
 """Devices, on which arrays are stored and computed: the host, a GPU, or a simulated GPU.
 
-The only module that imports numba.cuda and cupy. Every other file imports `cuda` from here:
+The module that imports numba.cuda and cupy. Every other file imports `cuda` from here:
 
     from layers.device import cuda, grid_for
 
@@ -13,9 +13,7 @@ There are three cases:
   arrays, one simulated thread after the other (`layers/simulator/`), and can be stepped through.
 """
 
-import math
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,10 +26,16 @@ os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
 # Small launches are intended here: a bias has few elements.
 os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
+# CuPy's float32 products are float32 ones: it reads this at its first product.
+os.environ["CUPY_TF32"] = "0"
+
 # numba-cuda 0.30 looks up this alias at import, and NumPy 2.5 has removed it.
 vars(np).setdefault("row_stack", np.vstack)
 
 from numba import cuda  # noqa: E402
+
+from layers.process import launches  # noqa: E402
+from layers.process.alignment import aligned  # noqa: E402
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """True when kernels run in the simulator of this process."""
@@ -44,9 +48,6 @@ if SIMULATED:
 
 THREADS = 128
 """Threads in a block for kernels in which one thread owns one output element: four warps."""
-
-CACHE_LINE = 64
-"""Bytes of a cache line of the host's processor."""
 
 
 def grid_for(count: int) -> tuple[int, int, Any]:
@@ -65,33 +66,32 @@ def grid_of(blocks: Any, threads: Any) -> tuple[Any, Any, Any]:
 # --- streams
 #
 # A stream is a queue of work for a GPU. Numba's kernels and CuPy's products and copies must be in
-# one queue to stay in order. CuPy has a current stream for each thread and GPU; a launch takes that
-# one, wrapped for Numba once. It is a blocking stream, ordered with CUDA's default stream, so that
-# work launched without naming a stream is in order as well.
+# one queue to stay in order: CuPy's current stream for this thread and GPU, wrapped for Numba once.
+# It is ordered with CUDA's default stream, on which a launch goes that names no stream.
 
 _cupy: Any = None
 _own_streams: dict[int, Any] = {}  # by GPU: the stream of all work there
-_numba_streams: dict[int, Any] = {0: 0}  # by pointer: a CuPy stream wrapped for Numba
+_numba_streams: dict[tuple[int, int], Any] = {}  # by GPU and pointer: wrapped for Numba
 
 
 def stream() -> Any:
     """CuPy's current stream, wrapped for Numba; 0 where there is no GPU."""
     if _cupy is None:
         return 0
-    pointer = _cupy.cuda.get_current_stream().ptr
-    if pointer not in _numba_streams:
-        _numba_streams[pointer] = cuda.external_stream(pointer)
-    return _numba_streams[pointer]
+    current = _cupy.cuda.get_current_stream()
+    key = current.device_id, current.ptr
+    if key not in _numba_streams:
+        _numba_streams[key] = cuda.external_stream(current.ptr) if current.ptr else 0
+    return _numba_streams[key]
 
 
 def _use_own_stream(cupy: Any, index: int) -> None:
-    """Make the stream of GPU `index` the current one, unless the user has chosen one already."""
+    """Make the stream of GPU `index` its current one, unless the user has chosen one already."""
     global _cupy
     _cupy = cupy
     if cupy.cuda.get_current_stream().ptr == 0:
-        if index not in _own_streams:
-            _own_streams[index] = cupy.cuda.Stream()
-        _own_streams[index].use()
+        own = _own_streams.get(index) or _own_streams.setdefault(index, cupy.cuda.Stream())
+        own.use()
 
 
 class DeviceError(RuntimeError):
@@ -105,7 +105,7 @@ INSTALL_HINT = (
 
 
 def _open_gpu(index: int) -> Any:
-    """CuPy with GPU `index` made current, or a DeviceError that says what is missing."""
+    """CuPy, with GPU `index` ready for work, or a DeviceError that says what is missing."""
     try:
         import cupy
     except ImportError:
@@ -116,23 +116,12 @@ def _open_gpu(index: int) -> Any:
         raise DeviceError(f"cuda:{index}: no working GPU here ({error}): {INSTALL_HINT}") from None
     if index >= count:
         raise DeviceError(f"cuda:{index}: this machine has {count} GPU(s), counted from cuda:0")
-    cupy.cuda.Device(index).use()
-    if not cuda.is_available():
-        raise DeviceError(f"cuda:{index}: CuPy finds the GPU and Numba does not: {INSTALL_HINT}")
-    _use_own_stream(cupy, index)
+    with cupy.cuda.Device(index):
+        if not cuda.is_available():
+            raise DeviceError(f"cuda:{index}: CuPy finds the GPU, Numba does not: {INSTALL_HINT}")
+        _use_own_stream(cupy, index)
+    launches.keep_views(cupy)
     return cupy
-
-
-def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """`make(shape, dtype)`, NumPy's `empty` or `zeros`, aligned to a cache line.
-
-    NumPy aligns large arrays to 16 bytes only, and then every vector of 64 bytes is in two lines.
-    """
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    memory = make(size + CACHE_LINE - 1, np.uint8)
-    first = -memory.ctypes.data % CACHE_LINE
-    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 class Device:
@@ -143,7 +132,8 @@ class Device:
     (`auto` then still means the host, which is far faster).
 
     Attributes: `name` ("cpu", "cuda:0"); `index`, the GPU's number; `is_cuda`, kernels are launched
-    here; `is_simulated`; `xp`, NumPy or CuPy. Two devices of one name are equal.
+    here; `is_simulated`; `xp`, NumPy or CuPy. Two devices of one name are equal. Arrays are made on
+    this GPU; which one is current only `use` and `current` change.
 
     Raises DeviceError if the device is missing, ValueError for any other name.
     """
@@ -197,7 +187,7 @@ class Device:
         return hash(self.name)
 
     def current(self) -> Any:
-        """`with device.current():` arrays are made and kernels launched here, among several GPUs.
+        """`with device.current():` kernels are launched here, among several GPUs.
 
         Numba launches on whatever GPU is current for CuPy. Not yet run on two GPUs.
         """
@@ -205,19 +195,32 @@ class Device:
             return nullcontext()
         return self.xp.cuda.Device(self.index)
 
+    def use(self) -> "Device":
+        """Make this the GPU that is current in this thread outside of `current()`; itself."""
+        if self.is_cuda and not self.is_simulated:
+            self.xp.cuda.Device(self.index).use()
+        return self
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` with undefined contents."""
-        return self.xp.empty(shape, dtype) if self.is_cuda else aligned(np.empty, shape, dtype)
+        return self._make("empty", shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of `shape` filled with zeros."""
-        return self.xp.zeros(shape, dtype) if self.is_cuda else aligned(np.zeros, shape, dtype)
+        return self._make("zeros", shape, dtype)
+
+    def _make(self, how: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        if not self.is_cuda:
+            return aligned(getattr(np, how), shape, dtype)
+        with self.current():
+            return getattr(self.xp, how)(shape, dtype)
 
     def array(self, values: Any, dtype: Any = None) -> Any:
         """A C-contiguous copy of `values` (NumPy or CuPy array, nested lists) on this device."""
         if self.xp is np and hasattr(values, "get"):
             values = values.get()
-        return self.xp.array(values, dtype=dtype, order="C")
+        with self.current():
+            return self.xp.array(values, dtype=dtype, order="C")
 
     @staticmethod
     def write(array: Any, values: Any) -> None:
@@ -236,4 +239,5 @@ class Device:
     def synchronize(self) -> None:
         """Wait until everything queued on this device is done (for timing)."""
         if self.is_cuda and not self.is_simulated:
-            self.xp.cuda.runtime.deviceSynchronize()
+            with self.current():
+                self.xp.cuda.runtime.deviceSynchronize()

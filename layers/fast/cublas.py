@@ -71,7 +71,8 @@ def cublas_of(device: Device) -> Cublas | None:
         return None
     if device.name not in _libraries:
         try:
-            _libraries[device.name] = Cublas(_load(), device)
+            with device.current():  # a handle belongs to the GPU that is current at its creation
+                _libraries[device.name] = Cublas(_load(), device)
         except Exception:  # of the loader or the library: CuPy's products need neither
             _libraries[device.name] = None
     return _libraries[device.name]

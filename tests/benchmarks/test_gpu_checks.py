@@ -1,13 +1,17 @@
-"""benchmarks/gpu_checks.py and gpu_cases.py: what is wrong is found, on the host and simulated."""
+"""The cases of benchmarks/gpu_day.py: what is wrong is found, on the host and simulated."""
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 
+import gpu_bench
 import gpu_cases
 import gpu_checks
+import gpu_stages
 import numpy as np
 import pytest
-from gpu_cases import Bench, compare
-from runner import Result
+from gpu_bench import Bench, compare
+from runner import Dropped, Result
 
 from layers import Conv2D, Device, Linear, LocalResponseNorm, ReLU, lrn
 from layers.fast.bfloat16 import to_bits
@@ -19,7 +23,7 @@ CONV = [Conv2D(4, 6, 3, padding=1, groups=2), ReLU()]
 
 
 def bench_on(name, seed=3):
-    return gpu_checks.bench_and_clock("b", name, True, seed)[0]
+    return gpu_bench.bench_and_clock("b", name, True, seed)[0]
 
 
 def test_compare_is_relative_to_the_largest_element_and_refuses_nan():
@@ -69,7 +73,7 @@ def test_factors_that_are_not_rounded_are_found(precision, layers, monkeypatch):
     bench = bench_on("cpu", seed=7)
     options = {"kernels": "fast", "precision": precision}
     shape = (2, 5, 4, 4) if layers is CONV else (3, 7)
-    monkeypatch.setattr(gpu_checks, "BY_CUBLAS", gpu_cases.TOLERANCE)  # the host rounds
+    monkeypatch.setattr(gpu_checks, "BY_CUBLAS", gpu_bench.TOLERANCE)  # the host rounds
     gpu_checks.check(bench, layers, shape, **options)
     monkeypatch.setattr(Bench, "rounded", lambda self, array, _: array.astype(float))
     with pytest.raises(ValueError, match="y is wrong by"):
@@ -99,11 +103,29 @@ def test_an_element_that_no_thread_writes_is_found(cuda_device, monkeypatch):
 
 def test_the_launches_within_are_noted_by_name(cuda_device):
     bench = bench_on("cuda:0")
-    with gpu_checks.launches_seen() as seen:
+    with gpu_bench.launches() as made:
         gpu_checks.check(bench, [ReLU()], (1, 3), kernels="simple")
         gpu_checks.check(bench, [Linear(3, 2), ReLU()], (2, 3), kernels="fast")
     expected = {"relu_forward_kernel", "relu_backward_kernel", "bias_kernel", "product"}
-    assert seen == expected | {"masked_gradient_kernel", "sum_parts_kernel"}
+    expected |= {"masked_gradient_kernel", "sum_parts_kernel"}
+    assert {each.name for each in made} == expected
+    assert {each.dtype for each in made} == {"float32", ""}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype"),
+    [
+        (["float32"] * 3, "float32"),
+        (["float64"] * 3, "float64"),
+        (["float32", "float64", "float32"], ""),
+        (["float32"] * 2, ""),
+    ],
+)
+def test_a_launch_belongs_to_the_case_that_has_its_types(kinds, dtype):
+    arrays = [np.ones((2, 5), kind) for kind in kinds]
+    rest = np.int64(5), 2, np.float32(2), 0.5, 0.75
+    assert gpu_bench.dtype_of("lrn_forward_kernel", (*arrays, *rest)) == dtype
+    assert gpu_bench.dtype_of("a_kernel_of_nobody", (*arrays, *rest)) == ""
 
 
 def test_each_launch_is_timed_in_order(cuda_device):
@@ -128,23 +150,124 @@ def test_an_old_gpu_is_measured_in_float32_alone(monkeypatch):
     bench.device = Device("cpu")
     bench.device.is_cuda = True
     assert bench.precisions == ["fp32"]
-    assert [who for who, _ in gpu_cases.ways_of(bench, CONV)] == ["direct", "shared", "tiled"]
+    assert [who for who, _ in gpu_bench.ways_of(bench, CONV)] == ["direct", "shared", "tiled"]
 
 
 def test_data_repeat_what_is_drawn_and_differ_by_the_seed(monkeypatch):
-    monkeypatch.setattr(gpu_cases, "DRAWN", 7)
+    monkeypatch.setattr(gpu_bench, "DRAWN", 7)
     x, same, other = (bench_on("cpu", seed).random(3, 5) for seed in (1, 1, 2))
     assert np.array_equal(x.reshape(-1)[:7], x.reshape(-1)[7:14]) and len(np.unique(x)) == 7
     assert np.array_equal(x, same) and not np.array_equal(x, other)
 
 
 def test_the_full_net_is_drawn_once_and_copied(monkeypatch):
-    drawn = gpu_checks.one_tile_net()
-    monkeypatch.setattr(gpu_checks, "drawn_net", lambda: drawn)
-    net = gpu_checks.full_net()
+    drawn = gpu_bench.one_tile_net()
+    monkeypatch.setattr(gpu_bench, "drawn_net", lambda: drawn)
+    net = gpu_bench.full_net()
     for ours, theirs in zip(net.parameters(), drawn.parameters(), strict=True):
         assert np.array_equal(ours.value, theirs.value) and ours.value is not theirs.value
     net.to("cpu", precision="bf16").forward(np.ones((1, 5, 4, 8), np.float32))
+
+
+# --- compute-sanitizer, with a script in its place
+
+MEMCHECK = """\
+========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 4 bytes
+=========     at _ZN6layers7dropout14dropout_kernelB2v1B40c8tJTIcFHzwl2ILiE5ArrayIf+0x180
+=========     by thread (1,0,0) in block (0,0,0)
+=========     Access to 0x7f5604200404 is out of bounds
+=========
+========= Invalid __global__ read of size 4 bytes
+=========     at _ZN6layers7dropout14dropout_kernelB2v1B40c8tJTIcFHzwl2ILiE5ArrayIf+0x180
+=========     by thread (2,0,0) in block (0,0,0)
+=========
+========= ERROR SUMMARY: 2 errors
+"""
+RACECHECK = """\
+========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at _ZN5tiled27tiled_forward_scalar_kernelB2v1
+=========     and Read access at _ZN5tiled27tiled_forward_scalar_kernelB2v1+0x90
+=========
+========= Warning: Race reported between Write access at lrn::lrn_forward_kernel[abi:v1]+0x30
+=========
+========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)
+"""
+NAMELESS = """\
+========= COMPUTE-SANITIZER
+========= Target application terminated before first instrumented API call
+=========
+"""
+KERNELS = {
+    *("dropout_kernel", "bias_relu_dropout_kernel", "lrn_forward_kernel"),
+    *("tiled_forward_scalar_kernel", "conv_forward_kernel"),
+}
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (MEMCHECK, {"dropout_kernel": 2}),
+        (RACECHECK, {"tiled_forward_scalar_kernel": 1, "lrn_forward_kernel": 1}),
+        ("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", {}),
+        ("", {}),
+    ],
+)
+def test_reports_are_counted_by_kernel(log, found):
+    assert gpu_checks.reports(log, KERNELS) == (Counter(found), [])
+
+
+def test_a_report_that_names_no_kernel_is_not_lost():
+    nameless = "Target application terminated before first instrumented API call"
+    assert gpu_checks.reports(NAMELESS, KERNELS) == (Counter(), [nameless])
+
+
+@pytest.fixture
+def under_tool(tmp_path, monkeypatch):
+    """Calls `under_sanitizer` with a tool that writes `log` where it is told to, and ends so."""
+
+    def run(log="", end="exit 0"):
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(
+            '#!/bin/sh\n[ "$1" = --tool ] && shift && [ "$1" = racecheck ] || exit 99\n'
+            'while [ "$1" != --log-file ]; do shift; done\n'
+            f"cat > \"$2\" <<'END'\n{log}END\n"
+            'while [ "$1" != --only ]; do shift; done\n[ "$2" = hostile ] || exit 99\n'
+            f"echo '{{\"section\": 1}}'; echo '{{\"section\": 2}}'\n{end}\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(gpu_checks.sass, "find_tool", lambda name: str(program))
+        options = SimpleNamespace(seed=1, device="cuda:0", limit=60)
+        bench = SimpleNamespace(on_gpu=True)
+        return gpu_checks.under_sanitizer(bench, options, "racecheck").notes()
+
+    return run
+
+
+def test_where_nothing_is_found_the_checks_are_counted(under_tool):
+    assert under_tool() == {"checks": 2}
+
+
+@pytest.mark.parametrize(
+    ("log", "end", "why"),
+    [
+        (RACECHECK, f"exit {gpu_checks.FOUND}", "2 reports: .*lrn_forward_kernel: 1"),
+        (NAMELESS, "exit 0", "1 reports: Target application terminated before first instrument"),
+        ("", f"exit {gpu_checks.FOUND}", "^0 reports"),
+        ("", "echo long; echo no memory >&2; exit 1", "^exit status 1: no memory"),
+        ("", "exit 3", "^exit status 3: "),
+    ],
+)
+def test_what_a_tool_finds_or_breaks_is_a_failure(log, end, why, under_tool):
+    with pytest.raises(ValueError, match=why):
+        under_tool(log, end)
+
+
+def test_without_the_tool_or_a_gpu_it_is_dropped(monkeypatch):
+    for program, why in ((None, "compute-sanitizer is missing: pip"), ("/bin/true", "no GPU")):
+        monkeypatch.setattr(gpu_checks.sass, "find_tool", lambda name, found=program: found)
+        with pytest.raises(Dropped, match=why):
+            gpu_checks.under_sanitizer(bench_on("cpu"), None, "memcheck")
 
 
 # --- tiles
@@ -168,25 +291,41 @@ TIMED = [
 
 
 def test_the_best_of_the_medians_joins_what_was_known(tmp_path, monkeypatch):
-    assert gpu_checks.best_medians(TIMED) == {
-        "a": {LARGE: 2.0, SMALL: 1.5},
-        "b": {LARGE: 1.0, SMALL: 1.0},
-    }
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps({"sm_80": {"a": LARGE}, "sm_90": {"a": LARGE, "z": SMALL}}))
-    monkeypatch.setattr(gpu_checks, "PATH", path)
-    monkeypatch.setattr(gpu_checks, "capability", lambda device: (9, 0))
-    gpu_checks.write_tiles(TIMED, bench_on("cpu"))
+    monkeypatch.setattr(gpu_stages, "capability", lambda device: (9, 0))
+    gpu_stages.write_tiles(TIMED, bench_on("cpu"), path)
     expected = {"sm_80": {"a": LARGE}, "sm_90": {"a": SMALL, "b": LARGE, "z": SMALL}}
     assert tile_table.read(path) == expected
     path.write_text("[]")
     with pytest.raises(ValueError, match="is not a table of tiles"):
-        gpu_checks.with_tiles(TIMED, "sm_90", path)
+        gpu_stages.write_tiles(TIMED, bench_on("cpu"), path)
+
+
+@pytest.mark.parametrize(
+    ("device", "names"), [("cuda:0, NVIDIA H200", ["tf32 128", "bf16 1024"]), ("cuda:0, A100", [])]
+)
+def test_predictions_are_by_the_names_that_launches_are_timed_by(device, names, monkeypatch):
+    def step(machine, precision, batch, recipe):
+        assert machine == "H200" and recipe == "robust"
+        kernels = lrn.lrn_forward_kernel, lrn.lrn_forward_kernel, None
+        return [
+            SimpleNamespace(launch=SimpleNamespace(kernel=kernel), seconds=1e-3 * batch)
+            for kernel in kernels
+        ]
+
+    monkeypatch.setattr("gpu_model.step", step)
+    monkeypatch.setattr("gpu_model.sass.missing_tools", list)
+    monkeypatch.setattr(gpu_stages, "Device", lambda name: device)
+    found = gpu_stages.predictions("cuda:0")
+    assert list(found) == names
+    if names:
+        assert found["tf32 128"] == {"lrn_forward_kernel": 256.0, "product": 128.0}
 
 
 @pytest.fixture
 def one_tile(cuda_device):
-    return gpu_checks.bench_and_clock("j", "cuda:0", True, 8)
+    return gpu_bench.bench_and_clock("j", "cuda:0", True, 8)
 
 
 def test_both_tiles_take_turns_for_every_product_of_a_step(one_tile):

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import gpu_day
 import pytest
-from gpu_day import Report, run_stage, verdict
+from gpu_day import run_all, shares_of
+from gpu_report import SECTIONS, WARNING, Report, verdict
 from machine import gpu_count
 from runner import Result
+
+from tinyconv.lab.cases import CASES
 
 SCRIPT = Path(gpu_day.__file__)
 
@@ -39,16 +42,16 @@ def test_the_whole_visit_is_rehearsed_and_everything_is_right(rehearsal):
     assert done.returncode == 0, [r for r in results if r.why]
     first, last = done.stdout.splitlines()
     kernels = content["kernels"]
+    table = {f"{case.name} {dtype}" for case in CASES.values() for dtype in case.dtypes}
+    assert set(kernels) == table and len(kernels) == len(table) > len(CASES)
     assert first == f"{len(kernels)} of {len(kernels)} kernels are right in all of their checks"
-    assert f"**{first}.**" in text and gpu_day.WARNING in text
+    assert f"**{first}.**" in text and WARNING in text
     assert last == str(next(folder.glob("*.md")))
     dropped = {r.section for r in results if r.why}
     assert dropped <= {"sanitizer"} and not any(r.why.startswith("failed") for r in results)
-    for stage in gpu_day.STAGES.values():
-        for section in stage.sections:
-            assert section in {r.section for r in results}
-            if section != "launches":
-                assert f"## {gpu_day.SECTIONS[section][0]}" in text
+    sections = {section for _, section in gpu_day.STAGES.values()}
+    assert {r.section for r in results} == sections | {"layers"}
+    assert all(f"## {title}\n" in text for title, _ in SECTIONS.values())
     assert "- seed: 11\n" in text and "## Each launch of a step, tf32 2" in text
     assert len({(r.section, r.what, r.who) for r in results}) == len(results)
     who = {r.who for r in results if r.section == "convolutions"}
@@ -56,10 +59,11 @@ def test_the_whole_visit_is_rehearsed_and_everything_is_right(rehearsal):
     assert ("PyTorch, BF16, channels_last" in who) == (find_spec("torch") is not None)
 
 
-@pytest.mark.parametrize("after", [1, 5, 40])
-def test_killed_at_any_moment_the_report_so_far_is_whole(after, tmp_path):
+@pytest.mark.parametrize(("stages", "after"), [("ab", 1), ("ab", 40), ("ceh", 3), ("fgj", 9)])
+def test_killed_at_any_moment_the_report_so_far_is_whole(stages, after, tmp_path):
     seed = str(4_000_000_000 + after)  # tells this visit's processes from others
-    command = [sys.executable, str(SCRIPT), "--rehearse", "--stages", "ab", "--out", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--rehearse", "--stages", stages]
+    command += ["--out", str(tmp_path)]
     command += ["--seed", seed]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -70,7 +74,10 @@ def test_killed_at_any_moment_the_report_so_far_is_whole(after, tmp_path):
     process.wait()
     process.stderr.close()
     _, results, text = read(tmp_path)
-    assert len(results) >= after and text.count("## ") >= 2
+    assert len(results) >= after and text.count("## ") >= 1
+    assert {gpu_day.STAGES[stage][1] for stage in stages} >= {r.section for r in results} - {
+        "layers"
+    }
     deadline = time.monotonic() + 30
     while running_with(seed):  # the processes of the stage notice that theirs has gone
         assert time.monotonic() < deadline
@@ -117,7 +124,7 @@ def test_a_process_that_dies_or_hangs_costs_one_case(shares, tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     report = Report(tmp_path / "report", False)
     command = [sys.executable, str(tmp_path / "fake.py")]
-    run_stage("b", report, command, limit=50, silent=3, shares=shares)
+    run_all(shares_of("b", report, command, 50, 3, shares), shares)
     outcome = {r.what: r.why for r in report.results}
     assert len(report.results) == 8
     assert outcome == {
@@ -134,14 +141,16 @@ def test_a_process_that_dies_or_hangs_costs_one_case(shares, tmp_path):
 def test_a_stage_ends_with_its_time(tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     report, started = Report(tmp_path / "report", False), time.monotonic()
-    run_stage("b", report, [sys.executable, str(tmp_path / "fake.py")], limit=3, silent=1e9)
+    command = [sys.executable, str(tmp_path / "fake.py")]
+    run_all(shares_of("b", report, command, limit=3, silent=1e9), 1)
     assert time.monotonic() - started < 20
     assert report.results[-1].why == "failed: the stage's time was over"
 
 
 def test_a_process_that_cannot_begin_is_not_started_again(tmp_path):
     report = Report(tmp_path / "report", False)
-    run_stage("f", report, [sys.executable, "-c", "raise ImportError('no CuPy')"], 50, 1e9)
+    command = [sys.executable, "-c", "raise ImportError('no CuPy')"]
+    run_all(shares_of("f", report, command, 50, 1e9), 1)
     (result,) = report.results
     assert (result.section, result.why) == (
         "convolutions",
@@ -194,12 +203,12 @@ def test_shares_are_of_the_measured_ceilings_and_missing_cases_are_named(tmp_pat
         ),
     ]
     text = report.markdown()
-    assert gpu_day.WARNING not in text
+    assert WARNING not in text
     rows = [
-        "| copy bandwidth | cupy | 2,000.000 | 2,000.000 to 2,000.000 | 1 | 2,000.0 |  |",
-        "| 128 | we, TF32 | 500.000 | 500.000 to 500.000 | 30 | 256 | 20.00 | 50% | 100.000 "
+        "| copy bandwidth | cupy | 2,000.000 | 2,000.000 to 2,000.000 | 1 |  | 2,000.0 |",
+        "| 128 | we, TF32 | 500.000 | 500.000 to 500.000 | 30 | 256 | 100.000 | 20.00 | 50% "
         "| pieces: 7; peak MiB: 2 |",
-        "| 1,024 | we | failed: MemoryError: too / much |  |  |  |  |  |  |  |",
+        "| 1,024 | we |  |  |  |  |  |  |  | failed: MemoryError: too / much |",
         "| conv1 forward | tiled | 1,000.000 | 1,000.000 to 1,000.000 | 30 | 1.00 | 10% |",
         "| conv1 forward | PyTorch, TF32 | 1,000.000 | 1,000.000 to 1,000.000 | 30 | 10.00 | 25% |",
         "| conv2 forward | tensor, BF16 | 1,000.000 | 1,000.000 to 1,000.000 | 30 | 10.00 |  |",

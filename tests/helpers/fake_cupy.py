@@ -6,6 +6,7 @@ events allow. A copy that was not ordered by an event so comes too early or too 
 """
 
 from collections import deque
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ class Gpu:
         self.pinned_bytes = 0
         self.default = Stream(self)
         cuda = SimpleNamespace(
+            Device=lambda index: nullcontext(),
             Stream=lambda non_blocking: Stream(self),
             Event=lambda disable_timing: Event(self),
             get_current_stream=lambda: self.default,

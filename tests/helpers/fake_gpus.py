@@ -8,7 +8,6 @@ one, or while another one is current, is an error.
 """
 
 from collections import deque
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +33,7 @@ class Gpus:
         self.streams, self.arrays, self.enabled = [], {}, set()
         self.default = [Stream(self, gpu) for gpu in range(count)]
         cuda = SimpleNamespace(
-            Device=self._device,
+            Device=lambda index: Current(self, index),
             Stream=lambda non_blocking: Stream(self, self.now),
             Event=lambda disable_timing: Event(self),
             get_current_stream=lambda: self.default[self.now],
@@ -56,14 +55,7 @@ class Gpus:
     def _open(self, index):
         if index >= self.count:
             raise layers.device.DeviceError(f"cuda:{index}: this machine has {self.count} GPU(s)")
-        self.now = index  # as CuPy's Device.use()
         return self.xp
-
-    @contextmanager
-    def _device(self, index):
-        before, self.now = self.now, index
-        yield
-        self.now = before
 
     def _enable(self, peer):
         assert self.peers and peer != self.now
@@ -109,6 +101,22 @@ class Gpus:
         """Do all of it."""
         while self.step():
             pass
+
+
+class Current:
+    """CuPy's Device: a GPU is current within it, or from `use` on."""
+
+    def __init__(self, gpus, index):
+        self.gpus, self.index = gpus, index
+
+    def __enter__(self):
+        self.before, self.gpus.now = self.gpus.now, self.index
+
+    def __exit__(self, *_):
+        self.gpus.now = self.before
+
+    def use(self):
+        self.gpus.now = self.index
 
 
 class Stream:

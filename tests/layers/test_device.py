@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+import layers.device
 from layers import Device, DeviceError
 from layers.device import SIMULATED, THREADS, grid_for
 
@@ -129,6 +131,118 @@ def test_without_a_gpu_every_layer_runs_on_the_host():
         "print(layer.backward(y).shape)\n"
     )
     assert said == "(1, 5, 4, 3)"
+
+
+def test_the_environment_cannot_make_float32_products_tf32():
+    code = "import os, layers; print(os.environ['CUPY_TF32'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUPY_TF32": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "0\n", done.stderr
+
+
+# --- several GPUs, of a fake CuPy
+
+
+class FakeCuPy(ModuleType):
+    """Two GPUs, of which `now` is current; arrays are NumPy's, and `made` says where they are."""
+
+    def __init__(self):
+        super().__init__("cupy")
+        self.now, self.made, self.streams = 0, [], {}
+        self.cuda = SimpleNamespace(
+            Device=lambda index: FakeGpu(self, index),
+            Stream=lambda: FakeStream(self),
+            get_current_stream=lambda: self.streams.get(self.now, FakeStream(self, 0)),
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError,
+                deviceSynchronize=lambda: self.made.append(("wait", self.now)),
+            ),
+        )  # fmt: skip
+
+    def empty(self, shape, dtype):
+        self.made.append(("empty", self.now))
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape, dtype):
+        self.made.append(("zeros", self.now))
+        return np.zeros(shape, dtype)
+
+    def array(self, values, dtype=None, order="C"):
+        self.made.append(("array", self.now))
+        return np.array(values, dtype, order=order)
+
+
+class FakeGpu:
+    def __init__(self, cupy, index):
+        self.cupy, self.index = cupy, index
+
+    def __enter__(self):
+        self.before, self.cupy.now = self.cupy.now, self.index
+
+    def __exit__(self, *_):
+        self.cupy.now = self.before
+
+    def use(self):
+        self.cupy.now = self.index
+
+
+class FakeStream:
+    """One stream a GPU; the two have the same pointer, as CUDA may give them."""
+
+    def __init__(self, cupy, ptr=77):
+        self.cupy, self.device_id, self.ptr = cupy, cupy.now, ptr
+
+    def use(self):
+        self.cupy.streams[self.device_id] = self
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    cupy = FakeCuPy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    numba = SimpleNamespace(
+        is_available=lambda: True, external_stream=lambda pointer: (cupy.now, pointer)
+    )
+    for name, value in {
+        **{"SIMULATED": False, "cuda": numba, "_cupy": None},
+        **{"_own_streams": {}, "_numba_streams": {}},
+        "launches": SimpleNamespace(keep_views=lambda cupy: None),
+    }.items():
+        monkeypatch.setattr(layers.device, name, value)
+    return cupy
+
+
+def test_opening_a_gpu_leaves_the_current_one(two_gpus):
+    second = Device("cuda:1")
+    assert two_gpus.now == 0
+    second.empty((2,), np.float32), second.zeros((2,), np.float32), second.array([1, 2])
+    second.synchronize()
+    assert two_gpus.made == [("empty", 1), ("zeros", 1), ("array", 1), ("wait", 1)]
+    Device("auto"), Device(second)
+    with second.current():
+        Device("cuda:0").array([1])
+        assert two_gpus.now == 1
+    assert two_gpus.now == 0 and two_gpus.made[-1] == ("array", 0)
+    assert second.use() is second and two_gpus.now == 1
+    Device("cuda:0")
+    assert two_gpus.now == 1
+
+
+def test_each_gpu_has_a_stream_of_its_own_and_numbas_are_kept_by_gpu(two_gpus):
+    Device("cuda:0")
+    second = Device("cuda:1")
+    assert grid_for(1)[2] == (0, 77)
+    with second.current():
+        assert grid_for(1)[2] == (1, 77)
+    assert grid_for(1)[2] == (0, 77) and set(two_gpus.streams) == {0, 1}
+    mine = FakeStream(two_gpus, 5)
+    mine.use()
+    Device("cuda:0")
+    assert grid_for(1)[2] == (0, 5), "a stream that the user has chosen is kept"
 
 
 # --- arrays

@@ -329,13 +329,18 @@ def test_a_training_step_allocates_nothing_on_the_host(title, tier):
     x = np.random.default_rng(0).standard_normal((40, *image), np.float32)
     dy = np.ones_like(layer.forward(x))
     layer.backward(dy)
+    peaks = []
     tracemalloc.start()
-    layer.forward(x)
-    layer.backward(dy)
-    _, peak = tracemalloc.get_traced_memory()
+    for _ in range(3):
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        layer.forward(x)
+        layer.backward(dy)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
     tracemalloc.stop()
-    # Small Python objects come and go, and NumPy broadcasts through a buffer of 8192 numbers.
-    assert peak < 50_000 < min(x.nbytes, dy.nbytes) / 2
+    # Small Python objects come and go, and NumPy broadcasts through a buffer of 8192 numbers. What
+    # a step allocates, each of three does; what other threads of this process do, not each.
+    assert min(peaks) < 50_000 < min(x.nbytes, dy.nbytes) / 2
 
 
 def test_a_smaller_buffer_is_a_view_of_the_larger_one(device):

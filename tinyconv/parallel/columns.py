@@ -49,7 +49,7 @@ def two_devices(names: str) -> tuple[Device, Device]:
         raise ValueError(
             f"--parallel columns needs two devices, such as cuda:0,cuda:1, not {names!r}"
         )
-    second, first = Device(parts[1]), Device(parts[0])
+    first, second = Device(parts[0]).use(), Device(parts[1])
     if first.is_cuda != second.is_cuda:
         raise ValueError(
             f"--parallel columns needs two devices of one kind, such as cuda:0,cuda:1, not {names}"

@@ -86,7 +86,7 @@ def connect(communicator: Communicator, name: str) -> Replica:
     """
     device, kind, problem, host = Device("cpu"), "the host", "", socket.gethostname()
     try:
-        device = Device(name)
+        device = Device(name).use()
         if device.is_cuda:
             kind = str(device).partition(", ")[2]
     except Exception as error:

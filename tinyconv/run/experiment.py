@@ -112,7 +112,7 @@ class Experiment:
         if options.images is not None and options.images < 1:
             raise ValueError(f"--images must be at least 1, not {options.images}")
         self.options, self.stop = options, stop
-        self.device = Device(options.device)
+        self.device = Device(options.device).use()
         self.folder = Path(options.out)
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = {k: v for k, v in vars(options).items() if k not in MAY_CHANGE}

@@ -77,7 +77,7 @@ def open_device(options: argparse.Namespace, replica: Replica | None = None) -> 
         device, second = two_devices(options.device)
         print(f"devices: column 0 on {device}; column 1 on {second}")
     else:
-        device = Device(replica.device if replica else options.device)
+        device = Device(replica.device if replica else options.device).use()
         print(f"device: {device}")
     complete(options, device)
     print(f"precision: {described(options.precision, device)}")

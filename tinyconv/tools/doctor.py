@@ -321,7 +321,7 @@ def launch(machine: Machine) -> Finding:
 def _compute(machine: Machine) -> Finding:
     from layers import Device, Linear, ReLU
 
-    device = Device(machine.device)
+    device = Device(machine.device).use()
     machine.used = device.name
     relu, linear = ReLU().to(device), Linear(4, 2).to(device)
     # Small whole numbers: exact in float32 and in TF32 as well.

@@ -1,6 +1,7 @@
 """Products of matrices in each precision: on the host, simulated, and what cuBLAS would be told."""
 
 import ctypes
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,7 @@ class FakeCupy:
     def __init__(self):
         self.calls, self.stream = [], 256
         self.cuda = SimpleNamespace(
+            Device=lambda index: nullcontext(),
             cublas=SimpleNamespace(
                 gemmEx=self.gemm, CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_FAST_TF32=77
             ),

@@ -30,7 +30,7 @@ def cupy(monkeypatch):
 
     class Stream:
         def __init__(self, ptr=None):
-            self.ptr = 100 + len(made) if ptr is None else ptr
+            self.ptr, self.device_id = 100 + len(made) if ptr is None else ptr, 0
             made.append(self)
 
         def use(self):
@@ -40,7 +40,7 @@ def cupy(monkeypatch):
     fake.cuda = SimpleNamespace(Stream=Stream, get_current_stream=lambda: fake.current)
     monkeypatch.setattr(door, "_cupy", None)
     monkeypatch.setattr(door, "_own_streams", {})
-    monkeypatch.setattr(door, "_numba_streams", {0: 0})
+    monkeypatch.setattr(door, "_numba_streams", {})
 
     def external_stream(pointer):
         fake.wrapped.append(pointer)

@@ -297,7 +297,7 @@ def tensor_gradient_banks(name: str) -> str:
 
     with replaced(tensor_gradients, k_word_tf32=plain_word, k_word_bf16=plain_word):
         make = tensor_gradients.make_filter_gradient
-        kernel = make(launch.case.kernel.__name__, 64, 128, per_chunk, product)
+        kernel = make(launch.case.kernel.__name__, 64, per_chunk, product)
         plain = launched(launch, kernel)
     words = f"[k][c] at {dy_words}·k + {chunk}·({swizzle})", f"[k][c] at {dy_words}·k + {chunk}·c"
     regions, end = stages("dy", 4 * per_chunk * dy_words, "x", 4 * per_chunk * a_words)

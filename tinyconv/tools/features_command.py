@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError(f"takes RUN and OUT.h5, not {len(options.paths)} paths")
     if Path(out).suffix != ".h5" or (Path(out).exists() and not net):
         raise ValueError(f"{out}: name RUN, and a file to write that ends in .h5")
-    member = load_member(net[0] if net else "packaged", Device(options.device))
+    member = load_member(net[0] if net else "packaged", Device(options.device).use())
     if options.layer not in (names := [each.name for each in member.net]):
         raise ValueError(f"no layer {options.layer!r}; there are {', '.join(names)}")
     with open_data(options.data, member.size) as data:

@@ -73,7 +73,6 @@ def _table():
     return read()
 
 
-@cache
 def _gpu():
     """The architecture ("sm_90") and the number of multiprocessors of the current GPU."""
     if SIMULATED:

@@ -164,7 +164,7 @@ def test_all_launches_of_a_script_are_checked(script, capsys):
     assert main(["check", "my.py:sums", "--orders", "1"]) == 2  # another kernel ends it
     script.write_text(SCRIPT.replace("fails[1, 7]", "fails[1, 6]"), "utf-8")
     assert main(["check", "my.py:sums", "--orders", "1"]) == 0
-    assert "1 launches, nothing found" in capsys.readouterr().out
+    assert "1 launch, nothing found" in capsys.readouterr().out
 
 
 def test_a_scripts_kernel_is_measured_and_drawn(script, capsys):

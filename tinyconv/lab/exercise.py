@@ -122,9 +122,11 @@ def told_if_slow(kernel: Any) -> Iterator[None]:
     runner, code = threading.get_ident(), kernel.py_func.__code__
 
     def tell_line() -> None:
-        frame = sys._current_frames().get(runner)
-        while frame and frame.f_code is not code:
-            frame = frame.f_back
+        frame = None
+        for _ in range(100):  # until it is not between two threads
+            frame = frame or sys._current_frames().get(runner)
+            while frame and frame.f_code is not code:
+                frame = frame.f_back
         where = f" at {Line.of(code.co_filename, frame.f_lineno)}" if frame else ""
         print(f"still running after {PATIENCE} s{where}", flush=True)
         print("  hint: does a loop never end? Ctrl-C stops it, and names the line once more.")

@@ -198,12 +198,16 @@ def more(count: int) -> str:
 def kernel_line(error: BaseException) -> str:
     """` at` the line of the kernel in which an exception was raised, with its text; "" if in none.
 
-    The kernel is the function that the simulator's scheduler calls.
+    The kernel is the function that the scheduler calls. Between two threads of a block, it is the
+    line of the barrier at which they wait.
     """
     found, trace = "", error.__traceback__
     while trace and trace.tb_next:
-        code, trace = trace.tb_frame.f_code, trace.tb_next
-        if code is Launch._work.__code__:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code is Launch.run.__code__:
+            for barrier in frame.f_locals["self"].barriers.values():
+                found = f" at {Line.of(barrier.file, barrier.line)}"
+        if frame.f_code is Launch._work.__code__:
             found = f" at {Line.of(trace.tb_frame.f_code.co_filename, trace.tb_lineno)}"
     return found
 

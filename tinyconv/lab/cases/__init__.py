@@ -70,18 +70,26 @@ def named(name: str) -> tuple[str, str | None]:
     kernels = [kernel for kernel in of_kernel if plain(kernel).startswith(start)]
     if start and len(kernels) == 1:
         return of_kernel[kernels[0]], kernels[0]
-    raise unknown("layer or kernel", name, found if start and found else GROUPS, (*CASES, *LAYERS))
+    if start and found:
+        raise unknown("layer or kernel", name, found, guess=False)
+    raise unknown("layer or kernel", name, GROUPS, (*CASES, *LAYERS))
 
 
-def unknown(what: str, name: str, choices: Iterable[str], others: Iterable[str] = ()) -> ValueError:
-    """The error for a name that fits nothing: what may be meant, and all choices.
+def unknown(
+    what: str,
+    name: str,
+    choices: Iterable[str],
+    others: Iterable[str] = (),
+    guess: bool = True,
+) -> ValueError:
+    """The error for a name that fits nothing: what may be meant, if `guess`, and all choices.
 
     others: names that are understood, too, but not listed.
     """
     choices = list(choices)
-    close = get_close_matches(name.lower(), [*choices, *others])
-    guess = f"did you mean {' or '.join(close)}? " if close else ""
-    return ValueError(f"no {what} is called {name!r}: {guess}choose from {', '.join(choices)}")
+    close = get_close_matches(name.lower(), [*choices, *others]) if guess else []
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return ValueError(f"no {what} is called {name!r}: {meant}choose from {', '.join(choices)}")
 
 
 def checked_shape(name: str, text: str | None) -> Shape | None:

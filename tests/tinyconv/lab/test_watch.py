@@ -160,6 +160,7 @@ def test_all_launches_of_a_script_are_checked(script, capsys):
     assert main(["check", "my.py"]) == 1
     printed = capsys.readouterr().out
     assert "IndexError: x[6] of shape (6,)" in printed and "my.py:7: x[cuda.grid(1)] = 1" in printed
+    assert "  hint: which threads have no element? They have to return before" in printed
     assert "the end" in printed and "3 launches, 1 found" in printed
     assert main(["check", "my.py:sums", "--orders", "1"]) == 2  # another kernel ends it
     script.write_text(SCRIPT.replace("fails[1, 7]", "fails[1, 6]"), "utf-8")

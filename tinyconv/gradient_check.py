@@ -42,6 +42,8 @@ class GradientRow:
     measured: float
     computed: float
     tolerance: float
+    wrong: int
+    """How many of those checked have a larger error than the tolerance."""
 
     @property
     def ok(self) -> bool:
@@ -49,7 +51,8 @@ class GradientRow:
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else f"WRONG: {self.computed:.9g}, measured {self.measured:.9g}"
+        found = f"WRONG in {self.wrong} of {self.checked}: here {self.computed:.9g}"
+        verdict = "ok" if self.ok else f"{found}, measured {self.measured:.9g}"
         shape = "×".join(str(side) for side in self.shape)
         where = ", ".join(str(i) for i in self.where)
         cells = f"{self.name:<18} {shape:<14} {self.checked:>6} {self.error:9.1e}"
@@ -116,6 +119,7 @@ def check_gradients(
                 measured=float(measured[worst]),
                 computed=float(backward[worst]),
                 tolerance=tolerance,
+                wrong=int(np.count_nonzero(~(errors <= tolerance))),
             )
         )
     return rows

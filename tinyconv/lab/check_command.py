@@ -12,7 +12,7 @@ import argparse
 
 from layers import simulator
 from tinyconv.lab import compiler
-from tinyconv.lab.cases import GROUPS, checked_shape, launches
+from tinyconv.lab.cases import GROUPS, checked_shape, launches, named
 from tinyconv.lab.issues import indented
 from tinyconv.lab.watch import laboratory, named_script, run_script
 
@@ -55,7 +55,8 @@ def main(options: argparse.Namespace) -> int:
     scripts = {name: script for name in names if (script := named_script(name))}
     if scripts and options.shape:
         raise ValueError("--shape is for the layers of this project")
-    shapes = {name: checked_shape(name, options.shape) for name in names if name not in scripts}
+    chosen = [named(name) for name in names if name not in scripts]
+    shapes = {name: checked_shape(name, options.shape) for name, _ in chosen}
     for name in shapes:
         # Compiled while others run in the simulator.
         for case in GROUPS[name].cases:
@@ -71,7 +72,10 @@ def main(options: argparse.Namespace) -> int:
         found += sum(len(report.issues) for report in reports)
         unable = reports[0].not_compiled
     for name, shape in shapes.items():
+        kernels = {kernel for group, kernel in chosen if group == name}
         for launch in launches(name, shape):
+            if not kernels & {None, launch.name}:
+                continue
             report = launch.check(options.orders)
             if not rows:
                 print(HEADER)
@@ -83,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
             count += 1
             found += len(report.issues)
             unable = report.not_compiled
-    print(f"{count} launches, {found or 'nothing'} found")
+    print(f"{count} launch{'es' * (count != 1)}, {found or 'nothing'} found")
     print(f"not compiled: {unable}" if unable else "compiled as well, for sm_80")
     print(RESULTS)
     return 1 if found else 0

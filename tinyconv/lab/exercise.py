@@ -12,8 +12,11 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ from tinyconv.lab.traffic import measure
 from tinyconv.lab.watch import doubles_of, page_of, summary
 
 THREADS = 128
+
+PATIENCE = 20
+"""Seconds after which a launch is said to be slow: a loop in it may be endless."""
 
 ORDER = ("compile", "index", "barrier", "error", "race", "unwritten", "missing", "rewritten")
 
@@ -86,7 +92,8 @@ def mark(
         made = () if updates else tuple(np.empty_like(output) for output in outputs)
         filled = () if updates else tuple(names[len(args) : len(args) + len(made)])
         grid, block = launch(outputs[0])
-        report = check_kernel(kernel, grid, block, (*args, *made), filled, orders=1)
+        with told_if_slow(kernel):
+            report = check_kernel(kernel, grid, block, (*args, *made), filled, orders=1)
         results = dict(zip(names, (*args, *made), strict=True))
         wrong = []
         stopped = any(issue.kind in ("index", "barrier", "error") for issue in report.issues)
@@ -107,6 +114,30 @@ def mark(
     if not reached:
         failed(path, drawn)
     passed(path, drawn)
+
+
+@contextmanager
+def told_if_slow(kernel: Any) -> Iterator[None]:
+    """Print which line of the kernel runs, once PATIENCE seconds are over."""
+    runner, code = threading.get_ident(), kernel.py_func.__code__
+
+    def tell_line() -> None:
+        frame = None
+        for _ in range(100):  # until it is not between two threads
+            frame = frame or sys._current_frames().get(runner)
+            while frame and frame.f_code is not code:
+                frame = frame.f_back
+        where = f" at {Line.of(code.co_filename, frame.f_lineno)}" if frame else ""
+        print(f"still running after {PATIENCE} s{where}", flush=True)
+        print("  hint: does a loop never end? Ctrl-C stops it, and names the line once more.")
+
+    timer = threading.Timer(PATIENCE, tell_line)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def tell(

@@ -12,6 +12,7 @@ import numpy as np
 from layers.simulator import SimulatorDeadlockError, SimulatorError, SimulatorIndexError
 from layers.simulator.arrays import Dim3
 from layers.simulator.errors import Position
+from layers.simulator.scheduler import Launch
 from layers.simulator.trace import Instruction, Trace
 
 KINDS = {
@@ -192,6 +193,23 @@ def more(count: int) -> str:
     """`, and 30 more elements`, if there are others than the example."""
     others = count - 1
     return f", and {others} more element{'s' * (others > 1)}" if others else ""
+
+
+def kernel_line(error: BaseException) -> str:
+    """` at` the line of the kernel in which an exception was raised, with its text; "" if in none.
+
+    The kernel is the function that the scheduler calls. Between two threads of a block, it is the
+    line of the barrier at which they wait.
+    """
+    found, trace = "", error.__traceback__
+    while trace and trace.tb_next:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code is Launch.run.__code__:
+            for barrier in frame.f_locals["self"].barriers.values():
+                found = f" at {Line.of(barrier.file, barrier.line)}"
+        if frame.f_code is Launch._work.__code__:
+            found = f" at {Line.of(trace.tb_frame.f_code.co_filename, trace.tb_lineno)}"
+    return found
 
 
 # --- errors of the simulator

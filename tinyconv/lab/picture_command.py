@@ -10,7 +10,7 @@ import argparse
 import math
 from pathlib import Path
 
-from tinyconv.lab.cases import GROUPS, Shape, checked_shape
+from tinyconv.lab.cases import GROUPS, Shape, checked_shape, named
 from tinyconv.lab.cases import launches as case_launches
 from tinyconv.lab.convolution_views import VIEWS
 from tinyconv.lab.picture import MOST_CELLS, launched, page
@@ -63,7 +63,10 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError(f"a NAME is missing: one of {', '.join(GROUPS)}")
     if not options.svg and still != (None, None, None):
         raise ValueError("--kernel, --block and --step choose a picture: they need --svg")
-    name = options.name
+    name, own, kernel = options.name, named_script(options.name), options.kernel
+    if not own:
+        name, of_name = named(name)
+        kernel = kernel or of_name
     if options.view:
         if options.svg or options.shape:
             raise ValueError("--view goes without --svg and --shape")
@@ -73,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
         return written(
             Path(options.out or f"{name}_{options.view}.svg"), VIEWS[name][options.view]()
         )
-    if own := named_script(name):
+    if own:
         if options.shape:
             raise ValueError("--shape is for the layers of this project")
         one = first_launch(*own)
@@ -82,14 +85,17 @@ def main(options: argparse.Namespace) -> int:
     else:
         drawn = launches(name, checked_shape(name, options.shape))
     if options.svg:
-        launch = find(name, drawn, options.kernel)
+        launch = find(name, drawn, kernel)
         name = f"{launch.trace.kernel}.svg"
         step = 1 if options.step is None else options.step
         if step < 1:
             raise ValueError(f"steps are numbered from 1, there is no step {step}")
         text = svg_of(launch, options.block or 0, step - 1)
     else:
-        name, text = f"{name}.html", page(name, drawn)
+        if kernel:
+            find(name, drawn, kernel)
+            drawn = [launch for launch in drawn if launch.trace.kernel == kernel]
+        name, text = f"{kernel or name}.html", page(kernel or name, drawn)
     return written(Path(options.out or name), text)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import bdb
 
-from tinyconv.lab.cases import CASES, GROUPS, checked_shape, launches
+from tinyconv.lab.cases import GROUPS, checked_shape, launches, named
 from tinyconv.lab.stepping import step
 from tinyconv.lab.watch import OwnLaunch, first_launch, named_script
 
@@ -38,8 +38,9 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError("--shape is for the layers of this project")
         launch = first_launch(*own)
     else:
-        launch, outputs = known_launch(options.name, options.shape, output)
+        launch, outputs, title = known_launch(options.name, options.shape, output)
         output = output or (outputs or (None,))[0]
+        print(title)
     text = options.output
     try:
         index = tuple(int(side) for side in text.split(",")) if text else None
@@ -55,25 +56,20 @@ def main(options: argparse.Namespace) -> int:
 
 def known_launch(
     name: str, shape: str | None, array: str | None = None
-) -> tuple[OwnLaunch, tuple[str, ...]]:
-    """The first launch of a kernel, or of a group, and its outputs.
+) -> tuple[OwnLaunch, tuple[str, ...], str]:
+    """The first launch of a kernel, or of a group; its outputs, and the title of its layer.
 
     array: of a group the first kernel that has this output; None: the first of all.
     """
-    groups = [key for key, group in GROUPS.items() if name in (case.name for case in group.cases)]
-    group = groups[0] if groups else name
-    if name not in CASES and name not in GROUPS:
-        raise ValueError(
-            f"no kernel is called {name!r}: choose FILE.py:KERNEL, a kernel of docs/kernels.md, or "
-            f"{', '.join(GROUPS)}"
-        )
+    group, kernel = named(name)
     of_group = GROUPS[group].cases
     cases = [case for case in of_group if array in (None, *case.outputs)] or of_group
     small = GROUPS[group].small
     # At least two images, so that their order in memory shows.
     sides = checked_shape(group, shape) or (max(2, small[0]), *small[1:])
     for each in launches(group, sides):
-        if each.name == name or (not groups and each.case in cases):
+        if each.name == kernel or (not kernel and each.case in cases):
             grid, block = each.grid, each.block
-            return OwnLaunch(each.case.kernel, grid, block, each.args, 0), each.case.outputs  # type: ignore[arg-type]
+            launch = OwnLaunch(each.case.kernel, grid, block, each.args, 0)  # type: ignore[arg-type]
+            return launch, each.case.outputs, each.title
     raise ValueError(f"no run of {group} launches {name}")

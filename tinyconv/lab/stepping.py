@@ -124,7 +124,7 @@ def reads_of(trace: Trace, block: int, thread: int) -> list[str]:
     for (instruction, array), elements in found.items():
         info, shown = trace.arrays[array], list(elements)
         if info.space != GLOBAL:
-            what = f"{len(shown)} elements of the {info.name}"
+            what = f"{len(shown)} element{'s' * (len(shown) > 1)} of the {info.name}"
         else:
             what = ", ".join(element(info.name, index) for index in shown[:SHOWN])
             if len(shown) > SHOWN:

@@ -5,7 +5,7 @@ import json
 import math
 
 from layers import simulator
-from tinyconv.lab.cases import CASES, GROUPS, checked_shape
+from tinyconv.lab.cases import CASES, GROUPS, checked_shape, named
 from tinyconv.lab.traffic import measure
 from tinyconv.lab.traffic_table import Traffic
 from tinyconv.lab.watch import first_launch, named_script
@@ -33,17 +33,21 @@ def main(options: argparse.Namespace) -> int:
             one.kernel[one.grid, one.block, 0, one.shared_bytes](*one.args)
         report(options.name, [measure(trace) for trace in traces], options.json)
         return 0
-    shape = checked_shape(options.name, options.shape)
-    group = GROUPS[options.name]
+    name, kernel = named(options.name)
+    shape = checked_shape(name, options.shape)
+    group = GROUPS[name]
     shape = shape or group.shapes[0]
     if math.prod(shape) > group.largest:
         raise ValueError(
             f"--shape {options.shape} has {math.prod(shape):,} elements: each access is recorded, "
-            f"so {options.name} takes {group.largest:,} at most"
+            f"so {name} takes {group.largest:,} at most"
         )
     title, run = next(iter(group.run(shape).items()))
     with simulator.record() as traces:
         run()
+    traces = [trace for trace in traces if kernel in (None, trace.kernel)]
+    if not traces:
+        raise ValueError(f"no run of {name} launches {kernel} for this shape")
     cases = [CASES.get(trace.kernel) for trace in traces]
     measured = [
         measure(trace, case.operations if case else None)

@@ -32,8 +32,9 @@ from typing import Any
 
 from layers import simulator
 from layers.simulator import Trace
-from layers.simulator.trace import SHARED
-from tinyconv.lab.checks import check_kernel
+from layers.simulator.trace import GLOBAL, SHARED
+from tinyconv.lab.checks import check_kernel, only_written
+from tinyconv.lab.hints import hint
 from tinyconv.lab.issues import Line, Report, line_at
 from tinyconv.lab.picture import drawable, page
 from tinyconv.lab.traffic import measure
@@ -126,9 +127,14 @@ def laboratory(
 
 
 def say(report: Report) -> None:
-    """Print what a launch does wrong, and what it costs."""
+    """Print what a launch does wrong, with hints, and what it costs."""
     print(report)
     assert report.trace is not None
+    arrays = {each.name: each.data for each in report.trace.arrays if each.space == GLOBAL}
+    outputs = only_written(report.trace) or tuple(arrays)
+    hints = dict.fromkeys(hint(issue, report, arrays, outputs) for issue in report.issues)
+    for text in filter(None, hints):
+        print(f"  hint: {text}")
     for line in (*doubles_of(report), *summary(measure(report.trace))):
         print(f"  {line}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from layers import DeviceError, simulator
 from layers.device import SIMULATED, SIMULATOR
+from tinyconv.lab.issues import kernel_line
 from tinyconv.run.first_use import compilation_announced
 
 PROGRAMS = {
@@ -18,23 +19,23 @@ PROGRAMS = {
 """Commands that are programs of examples/, with their own options."""
 
 COMMANDS = {
+    "predict": ("weights.predict_command", "the likeliest classes of photos, or their features"),
+    "exercise": ("lab.exercise_command", "mark an exercise of examples/exercises"),
+    "step": ("lab.step_command", "stop in the thread of a kernel that owns an output"),
+    "draw-kernel": ("lab.picture_command", "write a page that shows a kernel step by step"),
+    "gradcheck": ("tools.gradcheck_command", "compare every derivative with central differences"),
+    "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),
+    "traffic": ("lab.traffic_command", "count a kernel's memory accesses by source line"),
+    "plan": ("tools.plan_command", "which file computes which layer, by what kernel or library"),
+    "draw": ("tools.draw_command", "the net, its first filters, or drawn pictures"),
     "doctor": ("tools.doctor", "can this machine train, and if not, why?"),
     "prepare": ("data.prepare_command", "decode photos once, into one file for training"),
-    "gradcheck": ("tools.gradcheck_command", "compare every derivative with central differences"),
-    "predict": ("weights.predict_command", "the likeliest classes of photos, or their features"),
     "export": ("weights.export", "trained weights as .safetensors, .onnx or .npz"),
     "import": ("weights.importing", "weights of PyTorch or Caffe, or exported ones, as a run"),
     "report": ("weights.report", "a page that shows what a net has learned"),
-    "plan": ("tools.plan_command", "which file computes which layer, by what kernel or library"),
     "features": ("tools.features_command", "write what a layer computes for each photo"),
-    "draw": ("tools.draw_command", "the net, its first filters, or drawn pictures"),
-    "check": ("lab.check_command", "find races and other errors of memory access in every kernel"),
-    "traffic": ("lab.traffic_command", "count a kernel's memory accesses by source line"),
-    "draw-kernel": ("lab.picture_command", "write a page that shows a kernel step by step"),
-    "step": ("lab.step_command", "stop in the thread of a kernel that owns an output"),
-    "exercise": ("lab.exercise_command", "mark an exercise of examples/exercises"),
 }
-"""Commands by module: each has `options(parser)` and `main(options)`."""
+"""Commands by module, a learner's first: each has `options(parser)` and `main(options)`."""
 
 IN_THE_SIMULATOR = "check", "traffic", "draw-kernel", "step", "exercise"
 
@@ -61,8 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # said with the command's own usage
         commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    simulated = options.command in IN_THE_SIMULATOR or getattr(options, "simulate", False)
     try:
-        if options.command in IN_THE_SIMULATOR or getattr(options, "simulate", False):
+        if simulated:
             if not SIMULATED:
                 restart_with_the_simulator(arguments)
             if not simulator.installed:
@@ -72,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
         return modules[options.command].main(options)
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt as error:
+        if not simulated:
+            raise
+        print(f"tinyconv {options.command}: interrupted{kernel_line(error)}", file=sys.stderr)
+        return 130
     except (DeviceError, ValueError, OSError) as error:
         print(f"tinyconv {options.command}: error: {error}", file=sys.stderr)
         return 2

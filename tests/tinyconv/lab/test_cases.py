@@ -16,7 +16,7 @@ import layers
 from layers import Conv2D, Device, Layer, simulator
 from layers.device import cuda
 from tinyconv import SGD, Sequential
-from tinyconv.lab.cases import CASES, GROUPS, checked_shape, launches
+from tinyconv.lab.cases import CASES, GROUPS, LAYERS, checked_shape, launches, named
 from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.lab.cases.case import STORED, KernelCase
 from tinyconv.lab.checks import check_kernel
@@ -90,6 +90,43 @@ def test_a_shape_must_fit_its_name():
     assert checked_shape("relu", "3,4") == (3, 4) and checked_shape("relu", "1,2,3,4")
     with pytest.raises(ValueError, match="--shape of lrn is positive numbers such as 2,6,7,5"):
         checked_shape("lrn", "3,4")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *((name, (name, None)) for name in GROUPS),
+        *((case.name, (group, case.name)) for group in GROUPS for case in GROUPS[group].cases),
+        *LAYERS.items(),
+        ("MaxPool2D", "max_pool"),
+        ("maxpool", "max_pool"),
+        ("max", "max_pool"),  # a layer of the book rather than max_pool_rows
+        ("pool", "max_pool"),
+        ("LocalResponse", "lrn"),
+        ("softmax_cross", "softmax"),
+        ("lrn_b", ("lrn", "lrn_backward_kernel")),
+        ("tensor_bf", "tensor_bf16"),
+    ],
+)
+def test_a_name_and_what_is_meant(name, meant):
+    assert named(name) == ((meant, None) if isinstance(meant, str) else meant)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lrm", "did you mean lrn"),
+        ("relu_backwards_kernel", "did you mean relu_backward_kernel"),
+        ("l", "'l': choose from locally_connected, lrn"),
+        ("", "'': choose from conv, max_pool"),
+        ("_", "'_': choose from conv, max_pool"),
+        ("xyzzy", "'xyzzy': choose from conv, max_pool"),
+    ],
+)
+def test_a_name_that_means_nothing_or_too_much(name, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        named(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_engine_knows_nothing_of_the_table():

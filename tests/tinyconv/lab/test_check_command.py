@@ -31,6 +31,13 @@ def test_a_row_for_each_launch(capsys):
     assert "Wrong results" in rows[-1] and "gradcheck --simulate, and pytest" in rows[-1]
 
 
+def test_a_kernels_name_chooses_its_launches(capsys):
+    assert run("lrn_backward_kernel", "relu", "--shape", "1,2,3,4", "--orders", "0") == 0
+    rows = capsys.readouterr().out.splitlines()
+    names = ["lrn_backward_kernel"] * 2 + ["relu_forward_kernel", "relu_backward_kernel"]
+    assert [row.split()[0] for row in rows[1:-3]] == names
+
+
 def test_issues_stand_below_their_row(capsys, monkeypatch):
     x, y = textbook.copy(planted.N).args
     case = KernelCase(planted.missing_barrier, fills="y")
@@ -38,18 +45,14 @@ def test_issues_stand_below_their_row(capsys, monkeypatch):
     monkeypatch.setattr(check_command, "launches", lambda name, shape: iter([faulty]))
     assert run("relu", "--orders", "0") == 1
     out = capsys.readouterr().out
-    assert "1 found\n  race: [" in out and "\n1 launches, 1 found\n" in out
+    assert "1 found\n  race: [" in out and "\n1 launch, 1 found\n" in out
     assert f"planted.py:{line_of(planted.missing_barrier, '# fills')}: tile[i] = x[i]" in out
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["relux"], "no kernels are called 'relux': choose from conv, max_pool, avg_pool"),
-        (
-            ["lrn_backward_kernel"],
-            "lrn_backward_kernel is one of the kernels of lrn: give that name",
-        ),
+        (["relux"], "no layer or kernel is called 'relux': did you mean relu.* choose from conv,"),
         (["--shape", "1,1"], "--shape is for the NAMEs it fits"),
         (["lrn", "--shape", "2,3"], "--shape of lrn is positive numbers such as 2,6,7,5, not"),
         (["lrn", "--shape", "2,3,0,1"], "positive numbers"),

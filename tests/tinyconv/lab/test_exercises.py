@@ -1,8 +1,13 @@
 """The exercises: unsolved they say where the gap is, solved they pass, and wrong they say why."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from simulated import ROOT
 from solutions import FILES, WRONG, filled, wronged
 
 from tinyconv.lab import compiler, exercise
@@ -69,6 +74,51 @@ def test_a_wrong_solution_is_told_what_is_wrong(number, old, new, wanted, marked
     assert status == 1 and f"exercise {number}: not yet" in said
     for text in wanted:
         assert text in said
+
+
+def test_ctrl_c_in_an_endless_loop_names_the_line_of_the_kernel(tmp_path):
+    text = wronged(8, "        distance //= 2\n", "        print('loop', flush=True)\n")
+    lines = text.splitlines()
+    top = next(n for n, line in enumerate(lines, 1) if "while distance" in line)
+    file = tmp_path / "08_sum.py"
+    file.write_text(text, encoding="utf-8")
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinyconv", "exercise", str(file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "loop\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the compiler's process, too
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and said.count("\n") == 1, said
+    assert said.startswith(f"tinyconv exercise: interrupted at {file}:")
+    number, source = said.rpartition(f"{file}:")[2].rstrip().split(": ", 1)
+    assert top <= int(number) <= top + 4 and source == lines[int(number) - 1].strip()
+
+
+def test_a_slow_launch_says_which_line_runs(marked, monkeypatch):
+    """The loop ends after two seconds."""
+    monkeypatch.setattr(exercise, "PATIENCE", 0.3)
+    monkeypatch.setattr(time, "end_of_loop", time.monotonic() + 2, raising=False)
+    first = "    i = cuda.grid(1)\n"
+    loop = "    while time.monotonic() < time.end_of_loop:\n        x[0] = x[0]\n"
+    text = filled(1).replace(first, first + loop).replace("import os\n", "import os\nimport time\n")
+    number = next(n for n, line in enumerate(text.splitlines(), 1) if "x[0] = x[0]" in line)
+    _, said = marked(1, text)
+    assert said.count("still running after 0.3 s at ") == 1
+    assert f":{number}: x[0] = x[0]" in said or f":{number - 1}: while" in said
+    assert "does a loop never end? Ctrl-C stops it" in said
+
+
+def test_a_quick_launch_is_not_called_slow(marked, monkeypatch):
+    monkeypatch.setattr(exercise, "PATIENCE", 0.3)
+    _, said = marked(1, filled(1))
+    time.sleep(0.4)
+    assert "still running" not in said
 
 
 def test_each_exercise_has_five_wrong_solutions():

@@ -34,6 +34,14 @@ def test_command_writes_a_still_picture(tmp_path):
     assert "block 1 of 3, step 2 of" in out.read_text(encoding="utf-8")
 
 
+def test_command_draws_one_kernel_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("relu_backward_kernel") == 0
+    text = Path("relu_backward_kernel.html").read_text(encoding="utf-8")
+    assert "relu_backward_kernel" in text and "relu_forward_kernel" not in text
+    assert run("ReLU", "--svg") == 0 and Path("relu_forward_kernel.svg").exists()
+
+
 def test_command_writes_a_view(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("shared", "--view", "pipeline") == 0
@@ -44,7 +52,7 @@ def test_command_writes_a_view(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["pool"], "no kernels are called 'pool': choose from conv, max_pool"),
+        (["lrm"], "no layer or kernel is called 'lrm': did you mean lrn"),
         ([], "a NAME is missing"),
         (["lrn", "--shape", "2,x"], "--shape of lrn is positive numbers such as"),
         (["lrn", "--shape", "2,0,3,4"], "not '2,0,3,4'"),

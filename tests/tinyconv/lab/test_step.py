@@ -35,6 +35,7 @@ def test_the_owner_of_an_output_of_max_pooling(typed):
     lines = [*["n"] * 7, "p n, p, q, c", "c"]
     status, said = typed(lines, main, ["step", "max_pool", "--output", "1,2,3,0"])
     assert status == 0
+    assert said[0].startswith("MaxPool2D 3, stride 2, 2×7×9×8\n")
     assert "y[1, 2, 3, 0] is written by\nthread (56, 0, 0) of block (1, 0, 0)" in said[0]
     assert "x[1, 4, 6, 0], x[1, 4, 7, 0]" in said[0] and "and 3 more\n" in said[0]
     assert "layers/max_pool.py:" in said[0] and "run this line and show the next" in said[0]
@@ -82,7 +83,8 @@ def test_a_kernel_that_fails_can_be_stepped_through_up_to_there(typed):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["pool"], "no kernel is called 'pool': choose FILE.py:KERNEL, a kernel of docs/kernels"),
+        (["lrm"], "no layer or kernel is called 'lrm': did you mean lrn"),
+        (["tensor"], "no layer or kernel is called 'tensor': choose from tensor_tf32, tensor_tf32"),
         (["lrn", "--output", "a"], "--output is numbers such as 1,2,3,0, not 'a'"),
         (["lrn", "--output", "1,2,3,0"], "y has the shape (18, 16): there is no element 1,2,3,0"),
         (["max_pool", "--output", "2,0,0,0"], "but 0,0,0,0 to 1,2,3,7 (--shape SHAPE makes"),

@@ -22,6 +22,13 @@ def test_command(capsys):
     assert "total += x[row, j] * x[row, j]" in text and "(1, 2, 3, 8)" in text
 
 
+def test_command_of_one_kernel(capsys):
+    _, text = command(capsys, "MaxPool2D", "--json")
+    both = json.loads(text)
+    _, text = command(capsys, "max_pool_backward_kernel", "--json")
+    assert json.loads(text) == both[1:] and both[1]["kernel"] == "max_pool_backward_kernel"
+
+
 def test_command_json(capsys):
     status, text = command(capsys, "max_pool", "--json")
     kernels = [traffic["kernel"] for traffic in json.loads(text)]
@@ -31,7 +38,7 @@ def test_command_json(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["pool"], "no kernels are called 'pool': choose from conv, max_pool"),
+        (["lrm"], "no layer or kernel is called 'lrm': did you mean lrn.* choose from conv, max_p"),
         (["lrn", "--shape", "2,x"], "positive numbers such as 2,6,7,5, not '2,x'"),
         (["lrn", "--shape", "2,13"], "such as 2,6,7,5, not '2,13'"),
         (["lrn", "--shape", "2,0,3,4"], "such as 2,6,7,5"),

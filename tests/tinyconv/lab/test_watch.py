@@ -160,11 +160,12 @@ def test_all_launches_of_a_script_are_checked(script, capsys):
     assert main(["check", "my.py"]) == 1
     printed = capsys.readouterr().out
     assert "IndexError: x[6] of shape (6,)" in printed and "my.py:7: x[cuda.grid(1)] = 1" in printed
+    assert "  hint: which threads have no element? They have to return before" in printed
     assert "the end" in printed and "3 launches, 1 found" in printed
     assert main(["check", "my.py:sums", "--orders", "1"]) == 2  # another kernel ends it
     script.write_text(SCRIPT.replace("fails[1, 7]", "fails[1, 6]"), "utf-8")
     assert main(["check", "my.py:sums", "--orders", "1"]) == 0
-    assert "1 launches, nothing found" in capsys.readouterr().out
+    assert "1 launch, nothing found" in capsys.readouterr().out
 
 
 def test_a_scripts_kernel_is_measured_and_drawn(script, capsys):

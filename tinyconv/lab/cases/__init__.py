@@ -6,7 +6,8 @@ files; the tests name kernels that have none. What looks at launches (`checks.py
 `steps.py`, ...) knows nothing of this table and works on any kernel.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from layers import simulator
@@ -27,17 +28,76 @@ CASES: dict[str, KernelCase] = {
 """Every kernel of the project, by name."""
 
 
-def checked_shape(name: str, text: str | None) -> Shape | None:
-    """The shape that a user gave for `name`, "2,13,13,96"; None for None.
+LAYERS = {
+    "conv2d": "conv",
+    "maxpool2d": "max_pool",
+    "avgpool2d": "avg_pool",
+    "locallyconnected2d": "locally_connected",
+    "localresponsenorm": "lrn",
+    "relu": "relu",
+    "tanh": "tanh",
+    "dropout": "dropout",
+    "linear": "linear",
+    "softmaxcrossentropy": "softmax",
+}
+"""The group of each class of layer, which is in lower case."""
 
-    ValueError, in one line, for an unknown name, for text that is not a shape, and for a shape of
-    the wrong number of sides.
+
+def plain(name: str) -> str:
+    """A name in lower case without underscores: MaxPool2D and max_pool begin alike."""
+    return name.lower().replace("_", "")
+
+
+def named(name: str) -> tuple[str, str | None]:
+    """The key of GROUPS that a user means, and the kernel of it; None: all of its kernels.
+
+    name: of a group, a kernel or a layer's class, or the beginning of one; "pool" is max_pool.
+    ValueError, in one line, if that is none of them, or several.
     """
-    if name in CASES:
-        group = next(key for key, group in GROUPS.items() if CASES[name] in group.cases)
-        raise ValueError(f"{name} is one of the kernels of {group}: give that name")
-    if name not in GROUPS:
-        raise ValueError(f"no kernels are called {name!r}: choose from {', '.join(GROUPS)}")
+    of_kernel = {
+        case: key for key, group in GROUPS.items() for case in (c.name for c in group.cases)
+    }
+    if name in of_kernel:
+        return of_kernel[name], name
+    groups, start = {plain(key): key for key in GROUPS}, plain(name)
+    known = {**LAYERS, "pool": "max_pool", **groups}
+    if start in known:
+        return known[start], None
+    found = list(dict.fromkeys(key for each, key in known.items() if each.startswith(start)))
+    of_book = [key for key in found if key in book.GROUPS]
+    if start and 1 in (len(found), len(of_book)):
+        return (found if len(found) == 1 else of_book)[0], None
+    kernels = [kernel for kernel in of_kernel if plain(kernel).startswith(start)]
+    if start and len(kernels) == 1:
+        return of_kernel[kernels[0]], kernels[0]
+    if start and found:
+        raise unknown("layer or kernel", name, found, guess=False)
+    raise unknown("layer or kernel", name, GROUPS, (*CASES, *LAYERS))
+
+
+def unknown(
+    what: str,
+    name: str,
+    choices: Iterable[str],
+    others: Iterable[str] = (),
+    guess: bool = True,
+) -> ValueError:
+    """The error for a name that fits nothing: what may be meant, if `guess`, and all choices.
+
+    others: names that are understood, too, but not listed.
+    """
+    choices = list(choices)
+    close = get_close_matches(name.lower(), [*choices, *others]) if guess else []
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return ValueError(f"no {what} is called {name!r}: {meant}choose from {', '.join(choices)}")
+
+
+def checked_shape(name: str, text: str | None) -> Shape | None:
+    """The shape that a user gave for a group, "2,13,13,96"; None for None.
+
+    ValueError, in one line, for text that is not a shape, and for a shape of the wrong number of
+    sides.
+    """
     if text is None:
         return None
     try:

@@ -20,6 +20,7 @@ from layers import Device, simulator
 from layers.fast.conv import (
     shared_memory,
     tensor_core,
+    tensor_gradient_tile,
     tensor_gradients,
     tensor_tile,
     tiled,
@@ -295,7 +296,8 @@ def tensor_gradient_banks(name: str) -> str:
     def plain_word(k: int, c: int, words: int) -> int:
         return k * words + c * chunk
 
-    with replaced(tensor_gradients, k_word_tf32=plain_word, k_word_bf16=plain_word):
+    plain_words = {"k_word_tf32": plain_word, "k_word_bf16": plain_word}
+    with replaced(tensor_gradients, **plain_words), replaced(tensor_gradient_tile, **plain_words):
         make = tensor_gradients.make_filter_gradient
         kernel = make(launch.case.kernel.__name__, 64, per_chunk, product)
         plain = launched(launch, kernel)

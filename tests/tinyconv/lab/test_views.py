@@ -56,7 +56,7 @@ def test_lanes_hold_the_fragments_of_the_instruction():
         g, t = divmod(lane, 4)
         pixels = [(0, 1, 1 + column) for column in (g, g + 8)]  # of tap (1, 1)
         own_a = {(*pixel, 8 + t + k) for pixel in pixels for k in (0, 4)}
-        own_b = {(4 * g, 1, 1, 8 + t + k) for k in (0, 4)}
+        own_b = {(32 + 4 * g, 1, 1, 8 + t + k) for k in (0, 4)}  # the last 32 of 64 filters
         for own, found, shape in ((own_a, a, (1, 9, 17, 16)), (own_b, b, (64, 2, 2, 16))):
             assert own == {
                 tuple(map(int, np.unravel_index(at, shape)))

@@ -236,8 +236,8 @@ class Report:
                 text = f"{sum(not r.why for r in rows)} of {len(rows)} checks passed."
                 if name != "kernels":
                     text = section_table(rows, ceilings if name != "ceilings" else {})
-                parts += [f"## {title}", note]
-                parts += [switch_table(rows)] * (name == "switches") + [text]
+                sums = [switch_table(rows)] if name == "switches" else []
+                parts += [f"## {title}", note, *sums, text]
         for r in self.results:
             if r.section == "launches" and not r.why:
                 parts.append(f"## Each launch of a step, {r.what}")

@@ -329,12 +329,18 @@ def one_tile_net() -> Any:
     return initialize(Sequential({**layers, "fc3": Linear(4, 3)}, (5, 4, 8)), "robust", seed=1)
 
 
+def whole_k_tiles_net() -> Any:
+    """Its channels are a whole k-tile in TF32: the convolution can go through the taps first."""
+    return initialize(Sequential({"conv1": Conv2D(16, 8, 2)}, (2, 2, 16)), "robust", seed=1)
+
+
 def bench_and_clock(stage: str, name: str, rehearse: bool, seed: int) -> tuple[Bench, Any]:
     """Of the report, or of a rehearsal: the simulator, or the host where greenlet is missing."""
     rng = np.random.default_rng(seed)
     if rehearse:
         device = Device(name if simulator.installed and stage != "d" else "cpu")
         nets = {"b": tiny_net, "h": tiny_net, "d": partial(alexnet, 10, 0.125, 64)}
+        nets["k"] = whole_k_tiles_net
         net = nets.get(stage, one_tile_net)
         return Bench(device, net, net, 3, 1000, 16, rng), HostClock()
     device = Device(name).use()

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import product as all_pairs
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from gpu_bench import IN_WORDS, Bench, each_launch, groups_of, steps_of, ways_of
 from runner import Case, Job
 
 from layers import Conv2D, Linear
-from layers.fast.bfloat16 import round_tf32
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.conv.tile_table import TILES, layer_key
@@ -380,13 +379,20 @@ PRODUCTS = "forward", "input gradient", "filter gradient"
 PRECISIONS = "tf32", "bf16"
 
 
+def products_of(bench: Bench) -> Iterator[tuple[Conv2D, tuple[int, ...], str]]:
+    """The convolutions of a step: layer, shape of one input, direction."""
+    groups = [(g[0], shape) for g, shape in groups_of(bench.host_net) if type(g[0]) is Conv2D]
+    for place, (layer, shape) in enumerate(groups):
+        # Nothing learns from the gradient with respect to the photo.
+        for direction in PRODUCTS:
+            if place or direction != "input gradient":
+                yield layer, shape, direction
+
+
 def tile_cases(bench: Bench, batches: tuple[int, ...], rounds: int = ROUNDS) -> Iterator[Case]:
     """All tiles in turn, for all products of a step: all repeats with one, then the next."""
-    groups = [(g[0], shape) for g, shape in groups_of(bench.host_net) if type(g[0]) is Conv2D]
-    for count, (place, (layer, shape)) in all_pairs(batches, enumerate(groups)):
-        # Nothing learns from the gradient with respect to the photo.
-        directions = [d for d in PRODUCTS if place or d != "input gradient"]
-        for direction, precision in all_pairs(directions, PRECISIONS):
+    for count in batches:
+        for (layer, shape, direction), precision in all_pairs(products_of(bench), PRECISIONS):
             x_shape, w_shape = (count, *shape), layer.weight.value.shape
             geometry = layer.stride, layer.before, layer.groups
             key = layer_key(direction, precision, x_shape, w_shape, *geometry)
@@ -395,12 +401,13 @@ def tile_cases(bench: Bench, batches: tuple[int, ...], rounds: int = ROUNDS) -> 
                 yield Case("tiles", key, tile, make)
 
 
-def one_product(
-    bench: Bench, layer: Conv2D, x_shape: tuple, direction: str, precision: str, tile: str
-) -> Job:
-    """One product with one tile, after a check that every other one gives the same bits.
+def product_of(
+    bench: Bench, layer: Conv2D, x_shape: tuple, direction: str, precision: str
+) -> tuple[Any, Callable[..., None]]:
+    """The array that one product of a convolution writes, and the function that computes it.
 
-    For dL/dw in TF32 also of x and dy that are rounded already.
+    Of that function, tile: which one, None for the rule's; rounded: of x and dy after rounding to
+    TF32; functions: the three for PRODUCTS, of another copy of their modules.
     """
     x = bench.stored(bench.random(*x_shape), precision)
     y_shape = x_shape[0], *layer.output_shape(x_shape[1:])
@@ -411,25 +418,40 @@ def one_product(
     like = {"forward": dy, "input gradient": x, "filter gradient": w}[direction]
     out = bench.device.empty(like.shape, like.dtype)
 
-    def run(tile: str = tile, x: Any = x, dy: Any = dy, **rounded: Any) -> None:
+    @cache
+    def factors(rounded: bool) -> tuple[Any, Any]:
+        if precision == "bf16" or not rounded:
+            return x, dy
+        halfway, kept = np.uint32(1 << 12), np.uint32(0xFFFFE000)
+        return tuple(((a.view("uint32") + halfway) & kept).view("float32") for a in (x, dy))
+
+    def run(tile: str | None = None, rounded: bool = False, functions: Any = None) -> None:
+        ours = tensor_forward, tensor_input_gradient, tensor_filter_gradient
+        forward, input_gradient, filter_gradient = functions or ours
+        x, dy = factors(rounded)
         if direction == "forward":
-            tensor_forward(x, w, b, out, *rest, relu=True, tile=tile)
+            forward(x, w, b, out, *rest, relu=True, tile=tile, rounded=rounded)
         elif direction == "input gradient":
-            tensor_input_gradient(dy, w, out, *rest, tile=tile)
+            input_gradient(dy, w, out, *rest, tile=tile, rounded=rounded)
         else:
-            tensor_filter_gradient(x, dy, out, *rest, tile=tile, **rounded)
+            filter_gradient(x, dy, out, *rest, tile=tile, rounded=(rounded, rounded))
 
-    def rounded(array: Any) -> Any:
-        values = bench.device.to_host(array)
-        return bench.device.array(round_tf32(values, np.empty_like(values)))
+    return out, run
 
-    inputs: list[dict[str, Any]] = [{}]
-    if (direction, precision) == ("filter gradient", "tf32"):
-        inputs.append({"x": rounded(x), "dy": rounded(dy), "rounded": (True, True)})
+
+def one_product(
+    bench: Bench, layer: Conv2D, x_shape: tuple, direction: str, precision: str, tile: str
+) -> Job:
+    """One product with one tile, after a check that every other one gives the same bits.
+
+    For dL/dw in TF32 also of x and dy that are rounded already.
+    """
+    out, run = product_of(bench, layer, x_shape, direction, precision)
+    both = (False, True) if (direction, precision) == ("filter gradient", "tf32") else (False,)
     results = []
-    for arrays, name in all_pairs(inputs, TILES):
-        run(name, **arrays)
+    for rounded, name in all_pairs(both, TILES):
+        run(name, rounded)
         results.append(bench.device.to_host(out).copy())
     if any(not np.array_equal(results[0], other) for other in results):
         raise ValueError("the tiles, or rounding before the product, give different bits")
-    return Job(run)
+    return Job(partial(run, tile))

@@ -12,9 +12,10 @@ The first line on standard output is the verdict on the kernels. Stages, the mos
     c  losses of twenty steps             h  the paper's two columns on one GPU
     d  the main job, and its throughput   i  compute-sanitizer on a short list
     e  whole steps beside PyTorch         j  tiles; writes layers/fast/conv/tiles.json
+    k  switches of the kernels, each with its default and turned
 
-Each stage is a process of its own with a share of the minutes, stage b several. One that hangs is
-killed, one that dies is started again behind the case that killed it. The report, Markdown and
+Each stage is a process of its own with a share of the minutes, b and k are several. One that hangs
+is killed, one that dies is started again behind the case that killed it. The report, Markdown and
 JSON, is replaced after each case: whatever ends the visit leaves what was found until then. On a
 GPU one stage runs after the other, as they are timed; in a rehearsal as many as there are cores.
 
@@ -46,7 +47,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from gpu_report import Report, ms, verdict  # noqa: E402
+from gpu_report import SWITCHES, Report, ms, verdict  # noqa: E402
 from machine import gpu_count  # noqa: E402
 from runner import Case, Result, run_cases  # noqa: E402
 
@@ -59,9 +60,9 @@ UNLIMITED = 1e9
 
 
 STAGES = {
-    **{"a": (0.4, "ceilings"), "b": (2.0, "kernels"), "c": (1.2, "losses"), "d": (1.0, "training")},
-    **{"e": (1.5, "steps"), "f": (1.0, "convolutions"), "g": (0.7, "launches")},
-    **{"h": (0.2, "columns"), "i": (0.6, "sanitizer"), "j": (0.4, "tiles")},
+    **{"a": (0.4, "ceilings"), "b": (1.8, "kernels"), "c": (1.1, "losses"), "d": (1.0, "training")},
+    **{"e": (1.3, "steps"), "f": (0.9, "convolutions"), "g": (0.6, "launches")},
+    **{"h": (0.2, "columns"), "i": (0.5, "sanitizer"), "j": (0.4, "tiles"), "k": (0.8, "switches")},
 }
 """Minutes of nine (others in proportion), and the section of the first results."""
 
@@ -200,6 +201,7 @@ def child(options: argparse.Namespace) -> int:
         threading.Thread(target=leave_with_the_parent, daemon=True).start()
     import gpu_bench
     import gpu_stages
+    import gpu_switches
 
     if options.child == "predict":
         send(predicted=gpu_stages.predictions(options.device), complete=True)
@@ -207,6 +209,8 @@ def child(options: argparse.Namespace) -> int:
     bench, clock = gpu_bench.bench_and_clock(
         options.child, options.device, options.rehearse, options.seed
     )
+    if options.child == "k":
+        clock = gpu_switches.Alone(clock)
     send(**gpu_stages.facts(options.child, bench, clock))
     cases = gpu_stages.cases_of(options.child, bench, options)
     cases = cases[options.share :: options.shares][options.skip :]
@@ -294,13 +298,13 @@ def main(arguments: list[str] | None = None) -> int:
         predicting = threading.Thread(target=predict, daemon=True)
         predicting.start()
     at_a_time = max(1, min(8, cores if rehearse else cores // 2))
-    for letters in ["ab", "cdefghij"] if rehearse else options.stages:
+    for letters in ["ab", "cdefghijk"] if rehearse else options.stages:
         tasks = []
         for letter in [letter for letter in letters if letter in options.stages]:
             weights = [STAGES[each][0] for each in options.stages if each >= letter]
             limit = weights[0] / sum(weights) * (end - time.monotonic())
             silent = SILENT if letter == "b" and not rehearse else UNLIMITED
-            shares = at_a_time if letter == "b" else 1
+            shares = {"b": at_a_time, "k": min(at_a_time, len(SWITCHES))}.get(letter, 1)
             tasks += shares_of(letter, report, command, limit, silent, shares)
         run_all(tasks, at_a_time)
         if "b" in letters and "b" in options.stages:

@@ -213,7 +213,6 @@ class _Recorder:
                 alloc_pinned_memory=bytearray,
                 get_current_stream=lambda: SimpleNamespace(ptr=0),
                 device=anything,
-                runtime=SimpleNamespace(CUDA_R_16BF=2, CUDA_R_32F=4),
                 cublas=SimpleNamespace(
                     CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F="", gemmEx=self.gemm_ex,
                     CUBLAS_COMPUTE_32F_FAST_TF32="", CUBLAS_GEMM_DEFAULT=0,
@@ -222,8 +221,11 @@ class _Recorder:
         )  # fmt: skip
 
     def gemm_ex(self, *arguments: Any) -> None:
+        from layers.fast.gemm import KINDS
+
+        bytes_of = {kind: dtype.itemsize for dtype, kind in KINDS.items()}
         m, n, k = arguments[3:6]
-        words = arguments[8], arguments[11], arguments[15]
+        words = [bytes_of[arguments[place]] for place in (8, 11, 15)]
         self.add_product(m, n, k, m * k * words[0] + n * k * words[1] + m * n * words[2])
 
     def product(self, a: Any, b: Any, out: Any) -> None:

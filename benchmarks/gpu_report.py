@@ -65,6 +65,9 @@ def cells_of(r: Result, ceilings: dict[str, float]) -> dict[str, str]:
     return {column: cell for column, cell in found.items() if cell}
 
 
+SWITCHES = {"tensor_tile.L1": True, "tensor_tile.TAPS_FIRST": False, "tile_table.CARVEOUT": True}
+"""Constants of layers/fast/conv for a GPU to decide; whether both values give the same bits."""
+
 SECTIONS: dict[str, tuple[str, str]] = {
     "kernels": (
         "Every kernel beside the host",
@@ -107,6 +110,11 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "sanitizer": ("compute-sanitizer", "The hostile checks of stage b under it."),
     "tiles": ("Tiles, round by round", "A product by its key in tiles.json."),
+    "switches": (
+        "Switches that a GPU decides",
+        "Constants in layers/fast/conv, each with its default and turned, for the convolutions of "
+        "a step. Sums are of the products that were timed with both values.",
+    ),
 }
 """Title, and what its columns mean."""
 
@@ -150,6 +158,34 @@ def launch_table(launches: list[tuple[str, float]], predicted: dict[str, float])
     for row in rows:
         row.append(f"{predicted[row[0]]:.3f}" if row[0] in predicted else "")
     return table(["kernel", "launches", "ms", "predicted ms"], rows)
+
+
+def switch_table(rows: list[Result]) -> str:
+    """The sums of all convolutions' medians with both values of each switch, in milliseconds.
+
+    A result's `what` is "switch, precision: product", its `who` the value, the default first.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    values: dict[str, list[str]] = {}
+    for row in rows:
+        switch, _, product = row.what.partition(": ")
+        medians = found.setdefault(switch, {}).setdefault(product, {})
+        if row.who not in values.setdefault(switch, []):
+            values[switch].append(row.who)
+        if row.seconds:
+            medians[row.who] = 1e3 * row.median
+    lines = []
+    for switch, products in found.items():
+        both = [medians for medians in products.values() if len(medians) == 2]
+        sums = [sum(medians[who] for medians in both) for who in values[switch]]
+        line = [switch, *values[switch], *[""] * (2 - len(sums)), f"{len(both)} of {len(products)}"]
+        if both:
+            better = values[switch][sums[1] < sums[0]]
+            gain = 1 - min(sums) / max(sums)
+            line += [*(f"{each:.3f}" for each in sums), f"{better}, by {gain:.1%}"]
+        lines.append(line + [""] * (7 - len(line)))
+    head = "switch", "default", "other", "products", "default, ms", "other, ms", "better"
+    return table(head, lines, text=3)
 
 
 class Report:
@@ -200,7 +236,8 @@ class Report:
                 text = f"{sum(not r.why for r in rows)} of {len(rows)} checks passed."
                 if name != "kernels":
                     text = section_table(rows, ceilings if name != "ceilings" else {})
-                parts += [f"## {title}", note, text]
+                sums = [switch_table(rows)] if name == "switches" else []
+                parts += [f"## {title}", note, *sums, text]
         for r in self.results:
             if r.section == "launches" and not r.why:
                 parts.append(f"## Each launch of a step, {r.what}")

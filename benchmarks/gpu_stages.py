@@ -12,6 +12,7 @@ from typing import Any
 import gpu_cases as timed
 from gpu_bench import Bench
 from gpu_checks import STEPS, Losses, check_cases, sanitizer_cases
+from gpu_switches import switch_cases
 from runner import Case, Result
 
 from layers import Device
@@ -49,6 +50,7 @@ def cases_of(stage: str, bench: Bench, options: Any) -> list[Case]:
         "h": lambda: (c._replace(section="columns") for c in steps(batches[:1], timed.COLUMNS)),
         "i": lambda: sanitizer_cases(bench, options),
         "j": lambda: timed.tile_cases(bench, batches, 1 if tiny else timed.ROUNDS),
+        "k": lambda: switch_cases(bench, batches[0], *[("tf32",)] * tiny),
     }
     cases = list(makers[stage]())
     return cases[:2] if tiny and stage in "dh" else cases  # one precision or two will do

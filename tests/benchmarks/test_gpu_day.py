@@ -234,4 +234,4 @@ def test_without_a_gpu_one_line_status_2_and_nothing_written(arguments, tmp_path
 def test_unknown_stages_are_refused(letters, capsys):
     with pytest.raises(SystemExit) as end:
         gpu_day.main(["--stages", letters])
-    assert end.value.code == 2 and "use letters of abcdefghij" in capsys.readouterr().err
+    assert end.value.code == 2 and "use letters of abcdefghijk" in capsys.readouterr().err

@@ -124,10 +124,13 @@ for precision in ("fp32", "tf32", "bf16"):
     found = gpu_model.launches_of(gpu_model.MACHINES["H200"], precision, 16, "authors")
     for launch in found:
         print(precision, launch.title.replace(" ", "_"), launch.name, launch.blocks)
+        if launch.kernel is None:
+            m, n, k = launch.sizes
+            print("word", precision, launch.moved / (m * n + m * k + n * k))
 """
 
 
-def test_the_bias_gradient_of_a_convolution_without_a_relu_is_a_wide_launch():
+def test_a_lone_convolutions_bias_gradient_is_a_wide_launch_and_products_move_their_words():
     # In the recipe "authors" LRN stands between conv1 and its ReLU.
     path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
     command = [sys.executable, "-c", AUTHORS]
@@ -135,11 +138,15 @@ def test_the_bias_gradient_of_a_convolution_without_a_relu_is_a_wide_launch():
     environment.pop("NUMBA_ENABLE_CUDASIM", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    launches = [line.split() for line in done.stdout.splitlines() if line.count(" ") == 3]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    launches = [line for line in lines if len(line) == 4]
     of_conv1 = [(p, name, int(n)) for p, title, name, n in launches if title == "conv1_backward"]
     assert not any("bias_gradient" in name for _, name, _ in of_conv1)
     wide = [(p, n) for p, name, n in of_conv1 if name == "sum_rows"]
     assert [p for p, _ in wide] == ["fp32", "tf32", "bf16"] and min(n for _, n in wide) >= 2 * 132
+    words = [(line[1], float(line[2])) for line in lines if line[0] == "word"]
+    assert len(words) == 3 * 9  # three layers, forward, dL/dx and dL/dw
+    assert all(2 <= n < 4 if precision == "bf16" else n == 4 for precision, n in words)
 
 
 def test_neighbours_find_their_lines_in_a_cache_until_it_is_full():

@@ -105,7 +105,7 @@ def install() -> str:
     global installed
     from numba import config
 
-    if not config.ENABLE_CUDASIM:
+    if not (installed or config.ENABLE_CUDASIM):  # Numba reads the variable again, later
         return "off (set NUMBA_ENABLE_CUDASIM=1 before numba is first imported)"
     if greenlet is None:
         return _numbas_own("greenlet is missing: pip install greenlet")

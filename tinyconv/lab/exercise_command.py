@@ -26,6 +26,9 @@ def main(options: argparse.Namespace) -> int:
     ValueError for an exercise that is not there.
     """
     files = {int(file.name[:2]): file for file in exercises_in(FOLDER)}
+    by_number = options.exercise is None or options.exercise.isdecimal()
+    if by_number and not files:
+        raise ValueError(f"{FOLDER} has no exercises: they are in a clone; install it with -e")
     if options.exercise is None:
         for number, file in files.items():
             title = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
@@ -35,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
     file = Path(options.exercise)
     if options.exercise.isdecimal():
         if int(options.exercise) not in files:
-            raise ValueError(f"exercises are numbered 1 to {max(files, default=0)}: {FOLDER}")
+            raise ValueError(f"exercises are numbered 1 to {max(files)}: {FOLDER}")
         file = files[int(options.exercise)]
     elif not file.is_file():
         raise ValueError(f"there is no exercise {options.exercise}: a number, or a file")

@@ -8,10 +8,15 @@ import time
 
 import pytest
 from simulated import ROOT
-from solutions import FILES, WRONG, filled, wronged
+from solutions import FILES, FOLDER, WRONG, filled, wronged
 
-from tinyconv.lab import compiler, exercise
+from tinyconv.lab import compiler, exercise, exercise_command
 from tinyconv.tools.command_line import main
+
+
+@pytest.fixture(autouse=True)
+def exercises_of_the_clone(monkeypatch):
+    monkeypatch.setattr(exercise_command, "FOLDER", FOLDER)
 
 
 @pytest.fixture
@@ -28,6 +33,14 @@ def marked(tmp_path, monkeypatch, capsys):
         return status, out
 
     return run
+
+
+@pytest.mark.parametrize("arguments", [[], ["3"]])
+def test_an_installation_without_them_says_where_they_are(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exercise_command, "FOLDER", tmp_path)
+    assert main(["exercise", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "has no exercises: they are in a clone" in error
 
 
 def test_there_are_seventeen(capsys):

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # its launches are others
+if __name__ == "__main__":
+    os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # its launches are others
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 

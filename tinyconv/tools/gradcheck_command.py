@@ -18,7 +18,7 @@ from tinyconv.lab.cases.book import gradient_cases
 from tinyconv.sequential import Sequential
 
 NET = "net"
-"""The name of the small net, which is no kernel's."""
+"""The name of the small net."""
 
 COMPUTED_BY = {"x": ("dx", "dlogits"), "weight": ("dw",), "bias": ("db",)}
 """For an array of a layer, the outputs of a kernel that may hold its derivative."""

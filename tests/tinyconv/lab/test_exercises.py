@@ -96,8 +96,11 @@ def test_ctrl_c_in_an_endless_loop_names_the_line_of_the_kernel(tmp_path):
     file = tmp_path / "08_sum.py"
     file.write_text(text, encoding="utf-8")
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
+    # Where the tests run in the background, SIGINT is ignored, and so is it in their processes.
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "import sys; from tinyconv.tools.command_line import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-m", "tinyconv", "exercise", str(file)],
+        [sys.executable, "-c", start, "exercise", str(file)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,
     )  # fmt: skip

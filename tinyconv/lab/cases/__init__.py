@@ -54,11 +54,11 @@ def named(name: str) -> tuple[str, str | None]:
     name: of a group, a kernel or a layer's class, or the beginning of one; "pool" is max_pool.
     ValueError, in one line, if that is none of them, or several.
     """
-    of_kernel = {
+    group_of = {
         case: key for key, group in GROUPS.items() for case in (c.name for c in group.cases)
     }
-    if name in of_kernel:
-        return of_kernel[name], name
+    if name in group_of:
+        return group_of[name], name
     groups, start = {plain(key): key for key in GROUPS}, plain(name)
     known = {**LAYERS, "pool": "max_pool", **groups}
     if start in known:
@@ -67,9 +67,9 @@ def named(name: str) -> tuple[str, str | None]:
     of_book = [key for key in found if key in book.GROUPS]
     if start and 1 in (len(found), len(of_book)):
         return (found if len(found) == 1 else of_book)[0], None
-    kernels = [kernel for kernel in of_kernel if plain(kernel).startswith(start)]
+    kernels = [kernel for kernel in group_of if plain(kernel).startswith(start)]
     if start and len(kernels) == 1:
-        return of_kernel[kernels[0]], kernels[0]
+        return group_of[kernels[0]], kernels[0]
     if start and found:
         raise unknown("layer or kernel", name, found, guess=False)
     raise unknown("layer or kernel", name, GROUPS, (*CASES, *LAYERS))

@@ -1,8 +1,8 @@
 """Devices, on which arrays are stored and computed: the host, a GPU, or a simulated GPU.
 
-The module that imports numba.cuda and cupy. Every other file imports `cuda` from here:
-
-    from layers.device import cuda, grid_for
+The module that imports numba.cuda and cupy. Every other file has `from layers.device import cuda`,
+but for those that reach into Numba itself, its launches, intrinsics or compiler: CONTRIBUTING.md
+names them.
 
 There are three cases:
 

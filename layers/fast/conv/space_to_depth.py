@@ -99,7 +99,7 @@ def image_to_s2d_kernel(
 
 @cuda.jit(device=True, inline="always")
 def split(index, rows, columns, padded):
-    # (k, i, j, place) of an element of (K, rows, columns, padded).
+    """(k, i, j, place) of an element of (K, rows, columns, padded)."""
     k_i_j = quotient(index, padded)
     k_i = quotient(k_i_j, columns)
     k = quotient(k_i, rows)
@@ -108,7 +108,7 @@ def split(index, rows, columns, padded):
 
 @cuda.jit(device=True, inline="always")
 def in_order(k, i, j, place, rows, columns, padded, bk):
-    # Where that element is stored: there, or by taps of `bk` channels first.
+    """Where that element is stored: there, or by taps of `bk` channels first."""
     tap, taps = int32(i * columns + j), int32(rows * columns)
     if bk == 0:
         return int32((k * taps + tap) * padded + place)

@@ -12,10 +12,10 @@ BIAS, RELU, MASK, ROUND = 1, 2, 4, 8
 
 @cuda.jit(device=True, inline="always")
 def store_sums(sums, b, mask, y, row, column, sizes):
-    # A thread's sums are eight neighbouring filters, from `column` on, of the pixels row, row + 8,
-    # ..., row + 56. Two pixels are stored in each round, then the other sums move up: the compiler
-    # would not unroll a loop of this length, and an index that is not a constant would move the
-    # sums from registers to memory.
+    """A thread's sums are eight neighbouring filters, from `column` on, of the pixels row, row + 8,
+    ..., row + 56. Two pixels are stored in each round, then the other sums move up: the compiler
+    would not unroll a loop of this length, and an index that is not a constant would move the
+    sums from registers to memory."""
     rows, columns, row_stride, first, epilogue = sizes
     bias = cuda.local.array(8, float32)
     for j in range(8):
@@ -37,7 +37,7 @@ def store_sums(sums, b, mask, y, row, column, sizes):
 
 @cuda.jit(device=True, inline="always")
 def store_row(sums, first_sum, bias, mask, y, offset, filters_left, vectorized, epilogue):
-    # Eight filters of one pixel, or the first `filters_left` of them.
+    """Eight filters of one pixel, or the first `filters_left` of them."""
     values = cuda.local.array(8, float32)
     signs = cuda.local.array(8, float32)
     zero = float32(0)

@@ -32,7 +32,7 @@ from layers.fast.conv.tensor_tile import (
 
 @cuda.jit(device=True, inline="always")
 def skip_chunks(word, count):
-    # The chunk `count` further on in its row, if adding `count` carries no bit.
+    """The chunk `count` further on in its row, if adding `count` carries no bit."""
     return (word ^ count % 8 * CHUNK) + count // 8 * 8 * CHUNK
 
 

@@ -71,7 +71,7 @@ THREADS = 128
 
 @cuda.jit(device=True, inline="always")
 def tap_of(value, taps, tap_channels):
-    # (tap, channel) of a value: all taps of `tap_channels` channels, then those of the next.
+    """(tap, channel) of a value: all taps of `tap_channels` channels, then those of the next."""
     block = quotient(value, taps * tap_channels)
     rest = int32(value - block * taps * tap_channels)
     tap = quotient(rest, tap_channels)
@@ -80,8 +80,8 @@ def tap_of(value, taps, tap_channels):
 
 @cuda.jit(device=True, inline="always")
 def store_sums(sums, partial, value, sizes):
-    # A thread's sums are two neighbours of each eight values, from `value` on, of each eighth
-    # filter. `first`: where the first filter's row of `partial` begins.
+    """A thread's sums are two neighbours of each eight values, from `value` on, of each eighth
+    filter. `first`: where the first filter's row of `partial` begins."""
     first, filters_left, depth, taps, tap_channels = sizes
     channels = quotient(depth, taps)
     for j in range(4):

@@ -90,14 +90,14 @@ k_word_bf16 = cuda.jit(device=True, inline="always")(swizzle_k_bf16)
 
 @cuda.jit(device=True, inline="always")
 def quotient(a, b):
-    # a // b of two numbers that are not negative. In 64 bits a division takes some five times as
-    # long.
+    """a // b of two numbers that are not negative. In 64 bits a division takes some five times as
+    long."""
     return int32(uint32(a) // uint32(b))
 
 
 @cuda.jit(device=True, inline="always")
 def next_stage(offset, stage):
-    # The same offset in the next stage, of `stage` words; the first stage follows the last.
+    """The same offset in the next stage, of `stage` words; the first stage follows the last."""
     last = (STAGES - 1) * stage
     return int32(offset + stage if offset < last else offset - last)
 

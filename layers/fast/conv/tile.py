@@ -34,9 +34,9 @@ LARGEST = 2_000_000_000
 
 @cuda.jit(device=True, inline="always")
 def add_outer_product(tiles, a, b, a_regs, b_regs, sums):
-    # A thread's tile is four 4 × 4 squares: rows a .. a + 3 and a + 16 .. a + 19, columns b ..
-    # b + 3 and b + 32 .. b + 35. So a warp, 4 × 8 lanes, reads 16 consecutive words of A and 32 of
-    # B at a time: no bank conflicts.
+    """A thread's tile is four 4 × 4 squares: rows a .. a + 3 and a + 16 .. a + 19, columns b ..
+    b + 3 and b + 32 .. b + 35. So a warp, 4 × 8 lanes, reads 16 consecutive words of A and 32 of
+    B at a time: no bank conflicts."""
     copy_vec4(a_regs, 0, tiles, a)
     copy_vec4(a_regs, 4, tiles, a + 16)
     copy_vec4(b_regs, 0, tiles, b)
@@ -46,7 +46,7 @@ def add_outer_product(tiles, a, b, a_regs, b_regs, sums):
 
 @cuda.jit(device=True, inline="always")
 def multiply_k_tile(tiles, a, a_stride, b, b_stride, sums):
-    # Unrolled by hand, because the compiler does not unroll that far; the strides are constants.
+    """Unrolled by hand, as the compiler does not unroll that far; the strides are constants."""
     a_regs = cuda.local.array(TM, float32)
     b_regs = cuda.local.array(TN, float32)
     add_outer_product(tiles, a, b, a_regs, b_regs, sums)
@@ -61,15 +61,15 @@ def multiply_k_tile(tiles, a, a_stride, b, b_stride, sums):
 
 @cuda.jit(device=True, inline="always")
 def within(a, size):
-    # 0 <= a < size in one comparison: as an unsigned number, a negative one is a large one.
+    """0 <= a < size in one comparison: as an unsigned number, a negative one is a large one."""
     return uint32(int32(a)) < uint32(size)
 
 
 @cuda.jit(device=True, inline="always")
 def advance_k(r, s, c, step, run, num_runs, size):
-    # `step` values further along K. A filter row is `num_runs` runs of `run` values that are
-    # contiguous in x: with one group a single run of S · C, otherwise S runs, each the group's
-    # channels of one pixel. After the last of `size` rows, r is OUTSIDE.
+    """`step` values further along K. A filter row is `num_runs` runs of `run` values that are
+    contiguous in x: with one group a single run of S · C, otherwise S runs, each the group's
+    channels of one pixel. After the last of `size` rows, r is OUTSIDE."""
     c = int32(c + step)
     while c >= run:
         c = int32(c - run)
@@ -84,8 +84,8 @@ def advance_k(r, s, c, step, run, num_runs, size):
 
 @cuda.jit(device=True, inline="always")
 def advance_tap(r, s, c, step, run, size):
-    # The next tap of the same channels; after the last of `size` · `size`, the first of the next
-    # `step` channels. After the last of `run` channels, r is OUTSIDE.
+    """The next tap of the same channels; after the last of `size` · `size`, the first of the next
+    `step` channels. After the last of `run` channels, r is OUTSIDE."""
     s = int32(s + 1)
     if s == size:
         s = int32(0)
@@ -100,7 +100,7 @@ def advance_tap(r, s, c, step, run, size):
 
 @cuda.jit(device=True, inline="always")
 def add_bias(sums, b, column, columns, first):
-    # The thread's columns are filters, from `first` on in b; past the last one the bias is 0.
+    """The thread's columns are filters, from `first` on in b; past the last one the bias is 0."""
     bias = cuda.local.array(TN, float32)
     for j in range(TN):
         k = column + 32 * (j // 4) + j % 4

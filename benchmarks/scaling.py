@@ -28,10 +28,12 @@ from machine import machine
 from measuring import table
 
 from tinyconv import alexnet
-from tinyconv.parallel.launch import THREADS, cores, join, spawn, under_mpi
+from tinyconv.parallel.launch import cores, join, spawn, under_mpi
 
 IMAGENET = 1_281_167
 """Training photos of ILSVRC-2012."""
+
+HOST_THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 
 BATCH = 128
 """Photos a GPU and step, as in the paper."""
@@ -214,7 +216,8 @@ def measure(options, ranks: int, batch: int, threads: int) -> dict[str, list[flo
     command += ["--batch-size", str(batch), "--found", str(found)]
     if options.mpi and ranks > 1:
         command = [*shlex.split(options.mpiexec), "-n", str(ranks), *command]
-    environment = os.environ | dict.fromkeys(THREADS, str(threads))
+    # Not of BLAS, which has one thread in each process (`layers/threads.py`), as in training.
+    environment = os.environ | dict.fromkeys(HOST_THREADS, str(threads))
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return json.loads(found.read_text())
 

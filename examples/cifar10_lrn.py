@@ -5,8 +5,8 @@
     python examples/cifar10_lrn.py --data cifar10.h5 --out lrn --report      (so far)
     python examples/cifar10_lrn.py --out quick --quick
 
-Trains the two nets of `tinyconv/models.py`, which differ in LRN only, on 24×24 crops and mirror
-images, and tests them on the average of ten views. The authors trained on four fifths of the
+Trains the two nets of `tinyconv/run/models.py`, which differ in LRN only, on 24×24 crops and
+mirror images, and tests them on the average of ten views. The authors trained on four fifths of the
 images until the error on the last fifth stopped falling (about 300 epochs), on all of them for
 about 150 more, and 10 epochs each with a tenth and a hundredth of the learning rate. Here all
 images are used from the start, in --epochs; the last tenth and the one before have the lower rates.
@@ -16,8 +16,7 @@ resumes.
 
 import sys
 
-from tinyconv import evaluate
-from tinyconv.models import cifar10_net
+from tinyconv import cifar10_net, evaluate
 from tinyconv.recipes import CIFAR10
 from tinyconv.run.experiment import draw_lines, epochs_of, mean_and_spread, parser, run, table
 from tinyconv.run.first_use import compilation_announced

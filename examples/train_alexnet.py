@@ -20,13 +20,13 @@ import sys
 from tinyconv import SGD
 from tinyconv.data.augment import Augment, colour_axes
 from tinyconv.data.training_data import TrainingData
-from tinyconv.models import MODELS
 from tinyconv.parallel.column_training import ColumnAugment, ColumnSGD
 from tinyconv.parallel.columns import Columns
 from tinyconv.parallel.replicas import ReplicaStep, begin_together
 from tinyconv.run.diagnose import losses_explained, overfit
 from tinyconv.run.fine_tune import begin_from
 from tinyconv.run.first_use import compilation_announced
+from tinyconv.run.models import MODELS
 from tinyconv.run.options import describe, make_schedule, parse
 from tinyconv.run.program import load_photos, open_device, open_folder, run
 from tinyconv.run.progress_bar import ProgressBar

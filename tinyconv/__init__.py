@@ -12,7 +12,7 @@ from tinyconv.alexnet import alexnet
 from tinyconv.evaluate import evaluate
 from tinyconv.gradient_check import check_gradients
 from tinyconv.initialize import initialize
-from tinyconv.models import cifar10_net
+from tinyconv.run.models import cifar10_net
 from tinyconv.recipes import RECIPES, Recipe
 from tinyconv.run.training import train
 from tinyconv.sequential import Sequential

@@ -115,7 +115,7 @@ CIFAR10 = Recipe(
     undecayed=("conv1", "conv2", "conv3"),
     lrn_alpha=0.001 / 5,
 )
-"""That of `tinyconv.models.cifar10_net`; its first learning rate is 0.001."""
+"""That of `cifar10_net` (run/models.py); its first learning rate is 0.001."""
 
 
 def get_recipe(recipe: "str | Recipe") -> Recipe:

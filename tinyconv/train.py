@@ -19,7 +19,7 @@ the few numbers of `Progress`.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tinyconv.data.loader import Loader
@@ -77,10 +77,6 @@ class Epoch:
     val_seconds: float = 0.0
     ended: str = ""
     """Local date and time, ISO 8601."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name, for a line of JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return (
@@ -257,12 +253,6 @@ class Training:
     def train_loss(self) -> float:
         """Mean loss of the epoch's batches so far, but for one that is still to be read."""
         return self.progress.loss_sum / max(1, self.progress.batch - len(self._pending))
-
-    def input_of(self, error: LossError) -> Any:
-        """The net's input in the step of a LossError once more: the same photos and crops."""
-        with self.data.loader(self.net.device) as loader:
-            images, _, ids = next(loader.epoch(error.epoch, first=error.batch))
-            return self.data.augment.random(images, ids, error.epoch)
 
     def _begin_epoch(self) -> None:
         now = self.progress

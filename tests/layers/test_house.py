@@ -13,7 +13,7 @@ BOOK = sorted((ROOT / "layers").glob("*.py"))
 MOST_LINES = 1720
 """1,700, and what pooling windows over the edge take, which the 2012 code had."""
 TOP = sorted((ROOT / "tinyconv").glob("*.py"))
-MOST_LINES_ON_TOP, MOST_FILES_ON_TOP = 1700, 14  # models.py: the nets for CIFAR-10
+MOST_LINES_ON_TOP, MOST_FILES_ON_TOP = 1560, 12
 
 CHOICES = {
     "tinyconv/data/augment.py": "a kernel or a host loop of its own: crops",

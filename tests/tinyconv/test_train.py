@@ -1,6 +1,6 @@
 """The training loop: the trajectory, the order of things, and what it says when it fails."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,7 +67,7 @@ def test_it_learns_and_reports_every_epoch():
     assert history[-1].train_loss < 0.7 * history[0].first_loss
     assert history[-1].val_top1 == 1.0 and history[-1].val_top5 == 1.0
     assert all(e.images_per_second > 0 and e.seconds > 0 for e in history)
-    assert set(history[0].as_dict()) >= {"epoch", "train_loss", "val_top1", "lr"}
+    assert set(asdict(history[0])) >= {"epoch", "train_loss", "val_top1", "lr"}
 
 
 def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_others():

@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 
 from layers import Device
-from tinyconv.models import MODELS
 from tinyconv.recipes import Recipe
 from tinyconv.run.layer_table import net_of_table
+from tinyconv.run.models import MODELS
 from tinyconv.run.sealed import SealError, open_sealed, read_json, write_json, write_sealed
 from tinyconv.sequential import Sequential
 from tinyconv.train import Progress, Training

@@ -29,7 +29,10 @@ ADVICE = "start again with a learning rate of a third or less"
 
 def origin_of(training: Training, error: LossError) -> str:
     """Where the loss of `error` became infinite or NaN, in one line; replays that step."""
-    return where_not_finite(training.net, training.input_of(error), error.step - 1)
+    with training.data.loader(training.net.device) as loader:
+        images, _, ids = next(loader.epoch(error.epoch, first=error.batch))
+        x = training.data.augment.random(images, ids, error.epoch)
+        return where_not_finite(training.net, x, error.step - 1)
 
 
 @contextmanager

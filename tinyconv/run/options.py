@@ -16,8 +16,8 @@ from layers.fast.plan import KERNELS
 from layers.fast.precision import PRECISIONS
 from tinyconv.data import commands
 from tinyconv.data.open_data import Data
-from tinyconv.models import MODELS
 from tinyconv.recipes import RECIPES
+from tinyconv.run.models import MODELS
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.schedule import Plateau, Schedule, Steps
 from tinyconv.sequential import Sequential, settle_tier

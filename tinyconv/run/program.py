@@ -17,11 +17,11 @@ from layers.fast.precision import described
 from tinyconv.data.bar import tqdm
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.data.store_writer import FULL
-from tinyconv.models import MODELS
 from tinyconv.parallel.columns import two_devices
 from tinyconv.parallel.launch import join, spawn, under_mpi
 from tinyconv.parallel.rank import device_names
 from tinyconv.parallel.replicas import Replica
+from tinyconv.run.models import MODELS
 from tinyconv.run.options import complete, make_schedule, resumed
 from tinyconv.run.run_folder import RunFolder
 from tinyconv.train import TrainingError

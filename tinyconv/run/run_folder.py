@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class RunFolder:
     def add(self, epoch: Epoch) -> None:
         """Append one line of JSON to metrics.jsonl, and flush it to disk."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(epoch.as_dict()) + "\n")
+            file.write(json.dumps(asdict(epoch)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -136,7 +137,7 @@ class RunFolder:
                 if epoch.epoch >= before:
                     break
                 epochs.append(epoch)
-        text = "".join(json.dumps(epoch.as_dict()) + "\n" for epoch in epochs)
+        text = "".join(json.dumps(asdict(epoch)) + "\n" for epoch in epochs)
         replace_file(self.metrics, text.encode())
         return epochs
 

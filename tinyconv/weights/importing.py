@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from tinyconv.alexnet import UNITS
-from tinyconv.models import ONE_COLUMN
 from tinyconv.recipes import Recipe
 from tinyconv.run.layer_table import net_of_table
+from tinyconv.run.models import ONE_COLUMN
 from tinyconv.weights.caffe import caffe_net, read_caffemodel, read_mean
 from tinyconv.weights.export import missing_extra
 from tinyconv.weights.layouts import placed, put

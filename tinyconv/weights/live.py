@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -133,7 +134,7 @@ def _events(folder: RunFolder, stack: contextlib.ExitStack) -> Callable[[Epoch],
     stack.callback(writer.close)
 
     def add(epoch: Epoch) -> None:
-        for name, value in epoch.as_dict().items():
+        for name, value in asdict(epoch).items():
             if isinstance(value, float):
                 kind, _, what = name.partition("_")
                 tag = f"{what}/{kind}" if kind in ("train", "val") else f"run/{name}"

@@ -5,6 +5,7 @@ The ranks are processes of this file, started as a program: python test_replicas
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,7 @@ def training(count=21, **settings):
 def results(run, history):
     """Everything that is to be compared, as JSON can hold it."""
     timing = ("seconds", "images_per_second", "waited", "val_seconds", "ended")
-    epochs = [{k: v for k, v in e.as_dict().items() if k not in timing} for e in history]
+    epochs = [{k: v for k, v in asdict(e).items() if k not in timing} for e in history]
     return {"weights": run.optimizer.values.tolist(), "epochs": epochs}
 
 

@@ -1,7 +1,7 @@
 """The folder of a run, and the pictures in it."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_a_run_leaves_weights_metrics_curves_and_filters(tmp_path):
     names = sorted(p.name for p in folder.path.iterdir())
     assert names == ["conv1_filters.png", "curves.png", "metrics.jsonl", "weights.h5"]
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    assert lines == [epoch.as_dict() for epoch in history]
+    assert lines == [asdict(epoch) for epoch in history]
     for name in ("conv1_filters.png", "curves.png"):
         with Image.open(folder.path / name) as picture:
             pixels = np.asarray(picture.convert("RGB"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tinyconv import RECIPES, Model, alexnet, load_model, save_model
-from tinyconv.models import ONE_COLUMN
+from tinyconv.run.models import ONE_COLUMN
 from tinyconv.tools.command_line import main
 from tinyconv.weights.caffe import caffe_net, message
 from tinyconv.weights.export import export

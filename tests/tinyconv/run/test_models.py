@@ -5,8 +5,8 @@ import pytest
 
 from layers import LocallyConnected2D
 from tinyconv import SGD, alexnet
-from tinyconv.models import KINDS, MODELS, cifar10_net
 from tinyconv.recipes import CIFAR10, RECIPES
+from tinyconv.run.models import KINDS, MODELS, cifar10_net
 
 
 @pytest.mark.parametrize("kind", ["13pct", "11pct"])

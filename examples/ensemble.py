@@ -99,8 +99,9 @@ def pretrained(experiment, data):
         "half-the-classes": "the same net, those classes alone",
     }
     found = errors(experiment, "pretrained", [tuned, alone], fewer)
+    five = len(fewer.class_names) <= 5  # then every class is among the five likeliest
     return [
-        [titles[name], views, f"{top1:.2f}", f"{top5:.2f}"]
+        [titles[name], views, f"{top1:.2f}", "-" if five else f"{top5:.2f}"]
         for name, views, top1, top5 in found
         if name
     ]

@@ -14,10 +14,10 @@ Arrays are flat and indices unsigned: of any other index Numba looks whether it 
 import numpy as np
 from numba import njit
 
+from layers.fast.host.vectors import TERMS, WIDE, load_column, store_sum
+
 CHANNELS = 16
 """Channels that are transformed at a time: one or two registers."""
-TERMS = 8
-"""Rows and columns of a matrix with its zeros: n is at most 8."""
 
 
 @njit(inline="always")
@@ -32,34 +32,22 @@ def copy_channels(source, start, target, place, count):
             target[place + np.uintp(c)] = source[start + np.uintp(c)]
 
 
-@njit(inline="always")
-def weighted_sum(m, values, start, step):
-    """Σ_k m[k] values[start + k·step], of TERMS terms; m: a row of a matrix."""
-    total = m[0] * values[start]
-    for k in range(1, TERMS):
-        total += m[k] * values[start + np.uintp(k) * step]
-    return total
+@njit(nogil=True, cache=True)
+def both_sides(matrix, a, b, source, start, row, column, half, target, place, to_row, to_column):
+    """matrix · tile · matrixᵀ of a channel vector's tile, b×b in source, to target, a×a.
 
-
-@njit(nogil=True, cache=True, fastmath={"contract"})
-def both_sides(matrix, a, b, tile, half, result):
-    """result (a, a, CHANNELS) = matrix · tile · matrixᵀ, of tile (b, b, CHANNELS).
-
-    matrix: (TERMS, TERMS), zero outside a×b. tile and half are read beyond their b rows, times
-    zero: there they hold finite numbers.
+    matrix: flat, TERMS a row, zero outside a×b. Element (i, j) is at start + i·row + j·column, and
+    in the target likewise.
     """
-    row = np.uintp(b * CHANNELS)
-    for i in range(a):
-        m, to = matrix[i], np.uintp(i) * row
-        for e in range(b * CHANNELS):
-            half[to + np.uintp(e)] = weighted_sum(m, tile, np.uintp(e), row)
-    for j in range(a):
-        m = matrix[j]
+    channels = WIDE // source.itemsize
+    for j in range(b):
+        values = load_column(source, start + j * column, row, b)
         for i in range(a):
-            start, to = np.uintp(i) * row, np.uintp((i * a + j) * CHANNELS)
-            for c in range(CHANNELS):
-                total = weighted_sum(m, half, start + np.uintp(c), np.uintp(CHANNELS))
-                result[to + np.uintp(c)] = total
+            store_sum(values, matrix, i * TERMS, half, (i * b + j) * channels)
+    for i in range(a):
+        values = load_column(half, i * b * channels, channels, b)
+        for j in range(a):
+            store_sum(values, matrix, j * TERMS, target, place + i * to_row + j * to_column)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
@@ -74,6 +62,7 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
     n, side = sides
     tiles, dtype = points.shape[1], source.dtype
     flat, signs, out = source.reshape(-1), y.reshape(-1), points.reshape(-1)
+    matrix = matrix.reshape(-1)
     tile = np.zeros(TERMS * TERMS * CHANNELS, dtype)
     half = np.zeros((TERMS + 1) * TERMS * CHANNELS, dtype)
     result = np.empty(TERMS * TERMS * CHANNELS, dtype)
@@ -104,7 +93,12 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
                             total[c] += tile[at + np.uintp(c)]
             for c in range(min(count, db.size)):
                 db[low + c] += total[c]
-            both_sides(matrix, n, side, tile, half, result)
+            row = side * CHANNELS
+            if count == CHANNELS:
+                step_j = tiles * channels
+                both_sides(matrix, n, side, tile, 0, row, CHANNELS, half, out, t * channels + low, n * step_j, step_j)
+                continue
+            both_sides(matrix, n, side, tile, 0, row, CHANNELS, half, result, 0, n * CHANNELS, CHANNELS)
             for p in range(n * n):
                 copy_channels(result, p * CHANNELS, out, (p * tiles + t) * channels + low, count)
 
@@ -120,6 +114,7 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
     side, n = sides
     tiles, dtype = points.shape[1], target.dtype
     flat, out = points.reshape(-1), target.reshape(-1)
+    matrix = matrix.reshape(-1)
     tile = np.zeros(TERMS * TERMS * CHANNELS, dtype)
     half = np.zeros((TERMS + 1) * TERMS * CHANNELS, dtype)
     result = np.empty(TERMS * TERMS * CHANNELS, dtype)
@@ -131,9 +126,13 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
             count = min(CHANNELS, channels - low)
             if b.size:
                 copy_channels(b, low, bias, 0, count)
-            for p in range(n * n):
-                copy_channels(flat, (p * tiles + t) * channels + low, tile, p * CHANNELS, count)
-            both_sides(matrix, side, n, tile, half, result)
+            if count == CHANNELS:
+                step_j = tiles * channels
+                both_sides(matrix, side, n, flat, t * channels + low, n * step_j, step_j, half, result, 0, side * CHANNELS, CHANNELS)
+            else:
+                for p in range(n * n):
+                    copy_channels(flat, (p * tiles + t) * channels + low, tile, p * CHANNELS, count)
+                both_sides(matrix, side, n, tile, 0, n * CHANNELS, CHANNELS, half, result, 0, side * CHANNELS, CHANNELS)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
                     at = np.uintp((i * side + j) * CHANNELS)

@@ -1,0 +1,199 @@
+"""A tile of sums in vector registers: the inner loop of `register_tiles.py`.
+
+    tile[i, j] += a[places[i] + at] · b[b_at + j]        i < rows, j < lanes
+
+A run of `b` is loaded once for all rows, an element of `a` once for all lanes: for a tile of 8 rows
+and 3 vectors that is 11 loads for 24 multiply-adds, so that the arithmetic takes longer than the
+loads. It needs all sums in registers. Of a loop over an array of sums LLVM makes loads and stores
+of each sum at every step, so the operations on a tile are written in its vector instructions here.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+VECTOR = 32
+"""Bytes of a vector: one register with AVX, two with NEON."""
+TILE = 24 if binding.get_host_cpu_features().get("avx512vl") else 12
+"""Vectors of a tile: with AVX-512 there are 32 registers, else 16 or as many bytes."""
+WIDE = 64 if TILE == 24 else 32
+"""Bytes of the vectors of a column."""
+TERMS = 8
+"""Vectors of a column."""
+VECTORS = 2, 3, 4
+"""Of a tile's row."""
+
+
+def lanes(vectors: int, dtype: Any) -> int:
+    """Numbers in so many vectors."""
+    return vectors * VECTOR // np.dtype(dtype).itemsize
+
+
+def rows(vectors: int) -> int:
+    """Rows of a tile with so many vectors in a row."""
+    return TILE // vectors
+
+
+class Tile(types.Type):
+    """Numba's type of a tile."""
+
+    def __init__(self, number: Any, vectors: int) -> None:
+        self.number, self.vectors, self.rows = number, vectors, rows(vectors)
+        self.bytes = number.bitwidth // 8
+        super().__init__(name=f"Tile({number}, {self.rows}, {vectors})")
+
+    def vector(self, context: Any) -> Any:
+        """LLVM's type of a vector; context: Numba's, or its data models."""
+        number = context[self.number].get_value_type()
+        return ir.VectorType(number, VECTOR // self.bytes)
+
+
+@register_model(Tile)
+class TileModel(models.PrimitiveModel):
+    """LLVM's type of a tile: its vectors, row after row."""
+
+    def __init__(self, manager: Any, tile: Tile) -> None:
+        super().__init__(manager, tile, ir.ArrayType(tile.vector(manager), tile.rows * tile.vectors))
+
+
+def pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """To array[index]; array: one-dimensional, of Numba's type `kind`. Nothing checks the index."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def vector_pointers(context: Any, builder: Any, tile: Tile, start: Any, count: int) -> list[Any]:
+    """To `count` successive vectors from `start` on."""
+    kind = tile.vector(context.data_model_manager).as_pointer()
+    first = builder.bitcast(start, kind)
+    return [builder.gep(first, [ir.IntType(64)(i)]) for i in range(count)]
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing: Any, vectors: Any, like: Any) -> Any:
+    """A tile of zeros with so many vectors in a row, a constant; like: an array of its dtype."""
+    tile = Tile(like.dtype, vectors.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(tile), None)
+
+    return tile(vectors, like), generate
+
+
+@intrinsic
+def add_products(typing: Any, tile: Any, a: Any, places: Any, at: Any, b: Any, b_at: Any) -> Any:
+    """The tile with a[places[i] + at] · b[b_at + j] added; places: as many as there are rows."""
+
+    def generate(context, builder, signature, arguments):
+        sums, a_array, places_array, at, b_array, b_at = arguments
+        vector = tile.vector(context.data_model_manager)
+        nothing = ir.Constant(vector, ir.Undefined)
+        zero, first_lane = ir.IntType(32)(0), ir.VectorType(ir.IntType(32), vector.count)
+        start = pointer(context, builder, b, b_array, b_at)
+        run = [
+            builder.load(place, align=tile.bytes)
+            for place in vector_pointers(context, builder, tile, start, tile.vectors)
+        ]
+        for i in range(tile.rows):
+            row = pointer(context, builder, places, places_array, ir.IntType(64)(i))
+            place = builder.add(builder.load(row), at)
+            number = builder.load(pointer(context, builder, a, a_array, place))
+            number = builder.insert_element(nothing, number, zero)
+            number = builder.shuffle_vector(number, nothing, ir.Constant(first_lane, None))
+            for j, vector_of_b in enumerate(run):
+                k = i * tile.vectors + j
+                product = builder.fmul(number, vector_of_b, flags=["contract"])
+                total = builder.extract_value(sums, k)
+                total = builder.fadd(total, product, flags=["contract"])
+                sums = builder.insert_value(sums, total, k)
+        return sums
+
+    return tile(tile, a, places, types.intp, b, types.intp), generate
+
+
+@intrinsic
+def add_tile(typing: Any, tile: Any, out: Any) -> Any:
+    """out[i · lanes + j] += tile[i, j]; out: one-dimensional."""
+
+    def generate(context, builder, signature, arguments):
+        sums, array = arguments
+        start = pointer(context, builder, out, array, ir.IntType(64)(0))
+        count = tile.rows * tile.vectors
+        for k, place in enumerate(vector_pointers(context, builder, tile, start, count)):
+            total = builder.load(place, align=tile.bytes)
+            total = builder.fadd(total, builder.extract_value(sums, k))
+            builder.store(total, place, align=tile.bytes)
+        return context.get_dummy_value()
+
+    return types.void(tile, out), generate
+
+
+# --- a column of vectors
+
+
+class Column(types.Type):
+    """Numba's type of TERMS wide vectors."""
+
+    def __init__(self, number: Any) -> None:
+        self.number, self.bytes = number, number.bitwidth // 8
+        super().__init__(name=f"Column({number})")
+
+    def vector(self, context: Any) -> Any:
+        """LLVM's type of one of them."""
+        number = context[self.number].get_value_type()
+        return ir.VectorType(number, WIDE // self.bytes)
+
+
+@register_model(Column)
+class ColumnModel(models.PrimitiveModel):
+    """LLVM's type of a column."""
+
+    def __init__(self, manager: Any, column: Column) -> None:
+        super().__init__(manager, column, ir.ArrayType(column.vector(manager), TERMS))
+
+
+@intrinsic
+def load_column(typing: Any, array: Any, start: Any, step: Any, count: Any) -> Any:
+    """The vectors at start + k·step for k < count, and the last of them again up to TERMS."""
+    column = Column(array.dtype)
+
+    def generate(context, builder, signature, arguments):
+        source, start, step, count = arguments
+        kind = column.vector(context.data_model_manager).as_pointer()
+        last = builder.sub(count, ir.IntType(64)(1))
+        found = ir.Constant(context.get_value_type(column), ir.Undefined)
+        for k in range(TERMS):
+            number = ir.IntType(64)(k)
+            number = builder.select(builder.icmp_signed("<", number, last), number, last)
+            index = builder.add(start, builder.mul(number, step))
+            place = builder.bitcast(pointer(context, builder, array, source, index), kind)
+            found = builder.insert_value(found, builder.load(place, align=column.bytes), k)
+        return found
+
+    return column(array, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def store_sum(typing: Any, column: Any, factors: Any, at: Any, target: Any, place: Any) -> Any:
+    """target[place] = Σ_k factors[at + k] · column[k], a vector."""
+
+    def generate(context, builder, signature, arguments):
+        values, factor_array, at, target_array, place = arguments
+        vector = column.vector(context.data_model_manager)
+        nothing = ir.Constant(vector, ir.Undefined)
+        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+        start = pointer(context, builder, factors, factor_array, at)
+        total = None
+        for k in range(TERMS):
+            factor = builder.load(builder.gep(start, [ir.IntType(64)(k)]))
+            factor = builder.insert_element(nothing, factor, ir.IntType(32)(0))
+            factor = builder.shuffle_vector(factor, nothing, first_lane)
+            term = builder.fmul(factor, builder.extract_value(values, k), flags=["contract"])
+            total = builder.fadd(total, term, flags=["contract"]) if k else term
+        where = pointer(context, builder, target, target_array, place)
+        builder.store(total, builder.bitcast(where, vector.as_pointer()), align=column.bytes)
+        return context.get_dummy_value()
+
+    return types.void(column, factors, types.intp, target, types.intp), generate

@@ -89,8 +89,6 @@ def add_products(typing: Any, tile: Any, a: Any, places: Any, at: Any, b: Any, b
     def generate(context, builder, signature, arguments):
         sums, a_array, places_array, at, b_array, b_at = arguments
         vector = tile.vector(context.data_model_manager)
-        nothing = ir.Constant(vector, ir.Undefined)
-        zero, first_lane = ir.IntType(32)(0), ir.VectorType(ir.IntType(32), vector.count)
         start = pointer(context, builder, b, b_array, b_at)
         run = [
             builder.load(place, align=tile.bytes)
@@ -100,8 +98,7 @@ def add_products(typing: Any, tile: Any, a: Any, places: Any, at: Any, b: Any, b
             row = pointer(context, builder, places, places_array, ir.IntType(64)(i))
             place = builder.add(builder.load(row), at)
             number = builder.load(pointer(context, builder, a, a_array, place))
-            number = builder.insert_element(nothing, number, zero)
-            number = builder.shuffle_vector(number, nothing, ir.Constant(first_lane, None))
+            number = everywhere(builder, number, vector)
             for j, vector_of_b in enumerate(run):
                 k = i * tile.vectors + j
                 product = builder.fmul(number, vector_of_b, flags=["contract"])
@@ -130,15 +127,15 @@ def add_tile(typing: Any, tile: Any, out: Any) -> Any:
     return types.void(tile, out), generate
 
 
-# --- a column of vectors
+# --- wide vectors, alone and as a column
 
 
-class Column(types.Type):
-    """Numba's type of TERMS wide vectors."""
+class Vector(types.Type):
+    """Numba's type of `count` wide vectors."""
 
-    def __init__(self, number: Any) -> None:
-        self.number, self.bytes = number, number.bitwidth // 8
-        super().__init__(name=f"Column({number})")
+    def __init__(self, number: Any, count: int) -> None:
+        self.number, self.bytes, self.count = number, number.bitwidth // 8, count
+        super().__init__(name=f"Vector({number}, {count})")
 
     def vector(self, context: Any) -> Any:
         """LLVM's type of one of them."""
@@ -146,29 +143,90 @@ class Column(types.Type):
         return ir.VectorType(number, WIDE // self.bytes)
 
 
-@register_model(Column)
-class ColumnModel(models.PrimitiveModel):
-    """LLVM's type of a column."""
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    """LLVM's type of a vector, or of a column of them."""
 
-    def __init__(self, manager: Any, column: Column) -> None:
-        super().__init__(manager, column, ir.ArrayType(column.vector(manager), TERMS))
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        kind = vector.vector(manager)
+        super().__init__(manager, vector, kind if vector.count == 1 else ir.ArrayType(kind, TERMS))
+
+
+def vector_pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
+    """To the vector at array[place]; kind: the array's type."""
+    vector = Vector(kind.dtype, 1).vector(context.data_model_manager)
+    return builder.bitcast(pointer(context, builder, kind, array, place), vector.as_pointer())
+
+
+def everywhere(builder: Any, number: Any, vector: Any) -> Any:
+    """A number in all lanes."""
+    nothing = ir.Constant(vector, ir.Undefined)
+    number = builder.insert_element(nothing, number, ir.IntType(32)(0))
+    first_lane = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+    return builder.shuffle_vector(number, nothing, first_lane)
+
+
+@intrinsic
+def load(typing: Any, array: Any, place: Any) -> Any:
+    """The vector array[place], array[place + 1], ..."""
+    vector = Vector(array.dtype, 1)
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(
+            vector_pointer(context, builder, array, *arguments), align=vector.bytes
+        )
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def store(typing: Any, vector: Any, array: Any, place: Any) -> Any:
+    """array[place], array[place + 1], ... = the vector."""
+
+    def generate(context, builder, signature, arguments):
+        target = vector_pointer(context, builder, array, *arguments[1:])
+        builder.store(arguments[0], target, align=vector.bytes)
+        return context.get_dummy_value()
+
+    return types.void(vector, array, types.intp), generate
+
+
+@intrinsic
+def add(typing: Any, one: Any, other: Any) -> Any:
+    """The sum of two vectors."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fadd(*arguments)
+
+    return one(one, other), generate
+
+
+@intrinsic
+def where_positive(typing: Any, vector: Any, signs: Any) -> Any:
+    """The vector where signs is positive or NaN, else 0."""
+
+    def generate(context, builder, signature, arguments):
+        value, sign = arguments
+        zero = ir.Constant(value.type, None)
+        return builder.select(builder.fcmp_unordered(">", sign, zero), value, zero)
+
+    return vector(vector, signs), generate
 
 
 @intrinsic
 def load_column(typing: Any, array: Any, start: Any, step: Any, count: Any) -> Any:
     """The vectors at start + k·step for k < count, and the last of them again up to TERMS."""
-    column = Column(array.dtype)
+    column = Vector(array.dtype, TERMS)
 
     def generate(context, builder, signature, arguments):
         source, start, step, count = arguments
-        kind = column.vector(context.data_model_manager).as_pointer()
         last = builder.sub(count, ir.IntType(64)(1))
         found = ir.Constant(context.get_value_type(column), ir.Undefined)
         for k in range(TERMS):
             number = ir.IntType(64)(k)
             number = builder.select(builder.icmp_signed("<", number, last), number, last)
-            index = builder.add(start, builder.mul(number, step))
-            place = builder.bitcast(pointer(context, builder, array, source, index), kind)
+            place = builder.add(start, builder.mul(number, step))
+            place = vector_pointer(context, builder, array, source, place)
             found = builder.insert_value(found, builder.load(place, align=column.bytes), k)
         return found
 
@@ -176,24 +234,20 @@ def load_column(typing: Any, array: Any, start: Any, step: Any, count: Any) -> A
 
 
 @intrinsic
-def store_sum(typing: Any, column: Any, factors: Any, at: Any, target: Any, place: Any) -> Any:
-    """target[place] = Σ_k factors[at + k] · column[k], a vector."""
+def weighted_sum(typing: Any, column: Any, factors: Any, at: Any) -> Any:
+    """The vector Σ_k factors[at + k] · column[k]."""
+    found = Vector(column.number, 1)
 
     def generate(context, builder, signature, arguments):
-        values, factor_array, at, target_array, place = arguments
-        vector = column.vector(context.data_model_manager)
-        nothing = ir.Constant(vector, ir.Undefined)
-        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+        values, factor_array, at = arguments
         start = pointer(context, builder, factors, factor_array, at)
         total = None
         for k in range(TERMS):
             factor = builder.load(builder.gep(start, [ir.IntType(64)(k)]))
-            factor = builder.insert_element(nothing, factor, ir.IntType(32)(0))
-            factor = builder.shuffle_vector(factor, nothing, first_lane)
-            term = builder.fmul(factor, builder.extract_value(values, k), flags=["contract"])
+            vector = builder.extract_value(values, k)
+            factor = everywhere(builder, factor, vector.type)
+            term = builder.fmul(factor, vector, flags=["contract"])
             total = builder.fadd(total, term, flags=["contract"]) if k else term
-        where = pointer(context, builder, target, target_array, place)
-        builder.store(total, builder.bitcast(where, vector.as_pointer()), align=column.bytes)
-        return context.get_dummy_value()
+        return total
 
-    return types.void(column, factors, types.intp, target, types.intp), generate
+    return found(column, factors, types.intp), generate

@@ -26,10 +26,13 @@ from typing import Any
 import numpy as np
 
 from layers.fast.host.threads import in_parallel, multiply, own_array, shares
+from layers.fast.host.vectors import TERMS, WIDE
 from layers.fast.host.winograd_matrices import matrices
-from layers.fast.host.winograd_transforms import TERMS, from_points, to_points
+from layers.fast.host.winograd_transforms import from_points, to_points
 from layers.fast.step import Step
 
+LANES = WIDE // 4
+"""Channels in a vector of float32."""
 LEAST_WEIGHTS = 40_000
 """Of a layer that the plan takes it for. With fewer, the transforms take what the products save."""
 SMALL_BLOCK, LARGE_BLOCK = 2**19, 24 * 2**20
@@ -172,9 +175,9 @@ class WinogradConv(Step):
 
     @staticmethod
     def fits(conv: Any) -> bool:
-        """Whether it can: 3×3 or 5×5 at stride 1, 8 channels or more."""
-        channels = min(conv.in_channels, conv.out_channels) // conv.groups
-        return conv.stride == 1 and conv.kernel_size in (3, 5) and channels >= 8
+        """Whether it can: 3×3 or 5×5 at stride 1, whole vectors of channels."""
+        whole = conv.in_channels % LANES == conv.out_channels % LANES == 0
+        return conv.stride == 1 and conv.kernel_size in (3, 5) and whole
 
     @staticmethod
     def saves_time(conv: Any) -> bool:

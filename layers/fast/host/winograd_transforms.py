@@ -3,10 +3,10 @@
     to_points      V = Bᵀ x B, or Z = A dz Aᵀ with dz = dy where y is positive, and dL/db
     from_points    y = Aᵀ M A + b and the ReLU, or dx += B dV Bᵀ
 
-Both take CHANNELS channels of a tile at a time, in small arrays that stay in the cache. Outside the
-image they read zeros and write nothing, so any padding and any remainder goes. Sizes and matrices
-are arguments: one compilation serves every tile. A sum has TERMS terms; what a matrix lacks of
-them is zero, so that the loop over terms is written out and sums stay in registers.
+Both take a vector of a tile's channels at a time (`vectors.py`); a row or column of the tile is then
+in registers for all sums over it. Outside the image they read zeros and write nothing, so any
+padding and any remainder goes. Sizes and matrices are arguments: one compilation serves every tile.
+A sum has TERMS terms; what a matrix lacks of them is zero.
 
 Arrays are flat and indices unsigned: of any other index Numba looks whether it is negative.
 """
@@ -14,43 +14,38 @@ Arrays are flat and indices unsigned: of any other index Numba looks whether it 
 import numpy as np
 from numba import njit
 
-from layers.fast.host.vectors import TERMS, WIDE, load_column, store_sum
-
-CHANNELS = 16
-"""Channels that are transformed at a time: one or two registers."""
-
-
-@njit(inline="always")
-def copy_channels(source, start, target, place, count):
-    """target[place : place + count] = source[start : start + count], count <= CHANNELS."""
-    start, place = np.uintp(start), np.uintp(place)
-    if count == CHANNELS:  # of a constant length, so one or two instructions
-        for c in range(CHANNELS):
-            target[place + np.uintp(c)] = source[start + np.uintp(c)]
-    else:
-        for c in range(count):
-            target[place + np.uintp(c)] = source[start + np.uintp(c)]
+from layers.fast.host.vectors import (
+    TERMS,
+    WIDE,
+    add,
+    load,
+    load_column,
+    store,
+    weighted_sum,
+    where_positive,
+)
 
 
 @njit(nogil=True, cache=True)
-def both_sides(matrix, a, b, source, start, row, column, half, target, place, to_row, to_column):
-    """matrix · tile · matrixᵀ of a channel vector's tile, b×b in source, to target, a×a.
+def both_sides(matrix, a, b, source, start, step, half, target, place, target_step):
+    """matrix · tile · matrixᵀ, a×a vectors in target, of a tile of b×b vectors in source.
 
-    matrix: flat, TERMS a row, zero outside a×b. Element (i, j) is at start + i·row + j·column, and
-    in the target likewise.
+    matrix: flat, TERMS in a row, zero beyond a×b. Element (i, j) is at start + (i·b + j)·step, in
+    the target at place + (i·a + j)·target_step.
     """
     channels = WIDE // source.itemsize
     for j in range(b):
-        values = load_column(source, start + j * column, row, b)
+        values = load_column(source, start + j * step, b * step, b)
         for i in range(a):
-            store_sum(values, matrix, i * TERMS, half, (i * b + j) * channels)
+            store(weighted_sum(values, matrix, i * TERMS), half, (i * b + j) * channels)
     for i in range(a):
         values = load_column(half, i * b * channels, channels, b)
         for j in range(a):
-            store_sum(values, matrix, j * TERMS, target, place + i * to_row + j * to_column)
+            to = place + (i * a + j) * target_step
+            store(weighted_sum(values, matrix, j * TERMS), target, to)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True)
 def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first, points, db):
     """points (n·n, tiles, C): matrix · tile · matrixᵀ of tiles first, first + 1, ... of source.
 
@@ -60,50 +55,36 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
     """
     _, height, width, channels = source.shape
     n, side = sides
-    tiles, dtype = points.shape[1], source.dtype
+    tiles, lanes, dtype = points.shape[1], WIDE // source.itemsize, source.dtype
     flat, signs, out = source.reshape(-1), y.reshape(-1), points.reshape(-1)
     matrix = matrix.reshape(-1)
-    tile = np.zeros(TERMS * TERMS * CHANNELS, dtype)
-    half = np.zeros((TERMS + 1) * TERMS * CHANNELS, dtype)
-    result = np.empty(TERMS * TERMS * CHANNELS, dtype)
-    sign, total = np.zeros(CHANNELS, dtype), np.zeros(CHANNELS, dtype)
+    tile, half = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
+    zeros = np.zeros(lanes, dtype)
     for t in range(tiles):
         image, place = divmod(first + t, rows * columns)
         top, left = place // columns * step - before, place % columns * step - before
-        for low in range(0, channels, CHANNELS):
-            count = min(CHANNELS, channels - low)
-            total[:] = 0
+        for low in range(0, channels, lanes):
+            total = load(zeros, 0)
             for i in range(side):
                 h = top + i
                 for j in range(side):
-                    w, at = left + j, np.uintp((i * side + j) * CHANNELS)
+                    w, at = left + j, (i * side + j) * lanes
                     if h < 0 or h >= height or w < 0 or w >= width:
-                        for c in range(CHANNELS):
-                            tile[at + np.uintp(c)] = 0
+                        store(load(zeros, 0), tile, at)
                         continue
-                    start = np.uintp(((image * height + h) * width + w) * channels + low)
-                    copy_channels(flat, start, tile, at, count)
+                    start = ((image * height + h) * width + w) * channels + low
+                    value = load(flat, start)
                     if relu:
-                        copy_channels(signs, start, sign, 0, count)
-                        for c in range(CHANNELS):
-                            value = tile[at + np.uintp(c)]
-                            tile[at + np.uintp(c)] = value if not sign[c] <= 0 else dtype.type(0)
-                    if db.size:
-                        for c in range(CHANNELS):
-                            total[c] += tile[at + np.uintp(c)]
-            for c in range(min(count, db.size)):
-                db[low + c] += total[c]
-            row = side * CHANNELS
-            if count == CHANNELS:
-                step_j = tiles * channels
-                both_sides(matrix, n, side, tile, 0, row, CHANNELS, half, out, t * channels + low, n * step_j, step_j)
-                continue
-            both_sides(matrix, n, side, tile, 0, row, CHANNELS, half, result, 0, n * CHANNELS, CHANNELS)
-            for p in range(n * n):
-                copy_channels(result, p * CHANNELS, out, (p * tiles + t) * channels + low, count)
+                        value = where_positive(value, load(signs, start))
+                    store(value, tile, at)
+                    total = add(total, value)
+            if db.size:
+                store(add(load(db, low), total), db, low)
+            to = t * channels + low
+            both_sides(matrix, n, side, tile, 0, lanes, half, out, to, tiles * channels)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True)
 def from_points(points, matrix, sides, step, before, rows, columns, first, b, relu, target):
     """matrix · points · matrixᵀ to the tiles first, first + 1, ... of target (N, H, W, C).
 
@@ -112,38 +93,26 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
     """
     _, height, width, channels = target.shape
     side, n = sides
-    tiles, dtype = points.shape[1], target.dtype
+    tiles, lanes, dtype = points.shape[1], WIDE // target.itemsize, target.dtype
     flat, out = points.reshape(-1), target.reshape(-1)
     matrix = matrix.reshape(-1)
-    tile = np.zeros(TERMS * TERMS * CHANNELS, dtype)
-    half = np.zeros((TERMS + 1) * TERMS * CHANNELS, dtype)
-    result = np.empty(TERMS * TERMS * CHANNELS, dtype)
-    bias = np.zeros(CHANNELS, dtype)
+    half, result = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
+    zeros = np.zeros(lanes, dtype)
     for t in range(tiles):
         image, place = divmod(first + t, rows * columns)
         top, left = place // columns * step - before, place % columns * step - before
-        for low in range(0, channels, CHANNELS):
-            count = min(CHANNELS, channels - low)
-            if b.size:
-                copy_channels(b, low, bias, 0, count)
-            if count == CHANNELS:
-                step_j = tiles * channels
-                both_sides(matrix, side, n, flat, t * channels + low, n * step_j, step_j, half, result, 0, side * CHANNELS, CHANNELS)
-            else:
-                for p in range(n * n):
-                    copy_channels(flat, (p * tiles + t) * channels + low, tile, p * CHANNELS, count)
-                both_sides(matrix, side, n, tile, 0, n * CHANNELS, CHANNELS, half, result, 0, side * CHANNELS, CHANNELS)
+        for low in range(0, channels, lanes):
+            bias = load(b, low) if b.size else load(zeros, 0)
+            at = t * channels + low
+            both_sides(matrix, side, n, flat, at, tiles * channels, half, result, 0, lanes)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
-                    at = np.uintp((i * side + j) * CHANNELS)
-                    start = np.uintp(
-                        ((image * height + top + i) * width + left + j) * channels + low
-                    )
+                    start = ((image * height + top + i) * width + left + j) * channels + low
+                    value = load(result, (i * side + j) * lanes)
                     if b.size:
-                        for c in range(CHANNELS):
-                            z = result[at + np.uintp(c)] + bias[c]
-                            result[at + np.uintp(c)] = z if not (relu and z <= 0) else dtype.type(0)
-                        copy_channels(result, at, out, start, count)
+                        value = add(value, bias)
+                        if relu:
+                            value = where_positive(value, value)
                     else:
-                        for c in range(count):
-                            out[start + np.uintp(c)] += result[at + np.uintp(c)]
+                        value = add(value, load(out, start))
+                    store(value, out, start)

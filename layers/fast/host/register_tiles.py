@@ -24,7 +24,7 @@ from numba import njit
 
 from layers.fast.host.im2col import Im2colConv, workspace_of
 from layers.fast.host.threads import in_parallel, shares
-from layers.fast.host.vectors import TILE, VECTORS, add_products, add_tile, lanes, rows, zeros
+from layers.fast.host.vectors import TILE, VECTORS, add_products, add_tile, lanes, rows, store_rows, zeros
 
 CACHED_BYTES = 2**19
 """Padded images in one thread at a time, at least one."""
@@ -140,6 +140,53 @@ def filter_gradient(padded, stride, dz, border, shape, vectors, taps, dw):
             sums = out[panel, first * width : (first + at_once) * width]
             some, at = taps[first : first + at_once], g * (pixel // groups)
             add_sums(vectors, pixels, at, some, a_steps, gradients, start, b_steps, shape, sums)
+
+
+@njit(nogil=True, cache=True)
+def panel_products(zero, rows, terms, columns, a, a_at, a_row, a_step, b, b_at, b_step, out, to, out_row, places, sums):
+    """`columns` columns of out = a · b, for matrix_products; zero: a tile."""
+    at_once, width = len(places), len(sums) // len(places)
+    for first in range(0, rows, at_once):
+        here = min(at_once, rows - first)
+        for i in range(at_once):
+            places[i] = a_at + (first + min(i, here - 1)) * a_row
+        tile = zero
+        for term in range(terms):
+            tile = add_products(tile, a, places, term * a_step, b, b_at + term * b_step)
+        start = to + first * out_row
+        if here == at_once and columns == width:
+            store_rows(tile, out, start, out_row)
+            continue
+        store_rows(tile, sums, 0, width)
+        for i in range(here):
+            for k in range(columns):
+                out[np.uintp(start + i * out_row + k)] = sums[np.uintp(i * width + k)]
+
+
+@njit(nogil=True, cache=True)
+def matrix_products(shape, a, a_steps, b, b_steps, out, out_steps, vectors, places, sums):
+    """out = a · b for many small matrices, at each of n places and for each group.
+
+    shape: n, groups, rows, terms, columns. The arrays are flat; a_steps: from place to place, group
+    to group, row to row and term to term; b_steps: place, group, term; out_steps: place, group, row.
+    b is read up to a whole panel. places, sums: work space.
+    """
+    count, groups, rows, terms, columns = shape
+    width = sums.size // (TILE // vectors)
+    for n in range(count):
+        for g in range(groups):
+            a_at, b_at = n * a_steps[0] + g * a_steps[1], n * b_steps[0] + g * b_steps[1]
+            out_at = n * out_steps[0] + g * out_steps[1]
+            for low in range(0, columns, width):
+                some = rows, terms, min(width, columns - low)
+                given = a, a_at, a_steps[2], a_steps[3], b, b_at + low, b_steps[2]
+                to = out, out_at + low, out_steps[2], places, sums
+                if vectors == 4:
+                    panel_products(zeros(4, a), *some, *given, *to)
+                elif vectors == 3:
+                    panel_products(zeros(3, a), *some, *given, *to)
+                else:
+                    panel_products(zeros(2, a), *some, *given, *to)
 
 
 @njit(nogil=True, cache=True)

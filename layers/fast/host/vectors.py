@@ -127,6 +127,25 @@ def add_tile(typing: Any, tile: Any, out: Any) -> Any:
     return types.void(tile, out), generate
 
 
+@intrinsic
+def store_rows(typing: Any, tile: Any, out: Any, at: Any, step: Any) -> Any:
+    """out[at + i · step + j] = tile[i, j]."""
+
+    def generate(context, builder, signature, arguments):
+        sums, array, at, step = arguments
+        for i in range(tile.rows):
+            place = builder.add(at, builder.mul(step, ir.IntType(64)(i)))
+            start = pointer(context, builder, out, array, place)
+            for j, place in enumerate(
+                vector_pointers(context, builder, tile, start, tile.vectors)
+            ):
+                total = builder.extract_value(sums, i * tile.vectors + j)
+                builder.store(total, place, align=tile.bytes)
+        return context.get_dummy_value()
+
+    return types.void(tile, out, types.intp, types.intp), generate
+
+
 # --- wide vectors, alone and as a column
 
 

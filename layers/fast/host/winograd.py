@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from layers.fast.host.threads import in_parallel, multiply, own_array, shares
-from layers.fast.host.vectors import TERMS, WIDE
+from layers.fast.host.register_tiles import matrix_products, vectors_for
+from layers.fast.host.vectors import TERMS, WIDE, lanes, rows
 from layers.fast.host.winograd_matrices import matrices
 from layers.fast.host.winograd_transforms import from_points, to_points
 from layers.fast.step import Step
@@ -81,15 +82,17 @@ class Geometry:
         self.points = self.n**2
         self.rows, self.columns = (-(-side // self.m) for side in y_shape[1:3])
         self.channels, self.filters = x_shape[3], y_shape[3]
+        self.c, self.k = self.channels // self.groups, self.filters // self.groups
         self.dtype = np.dtype(dtype)
         self.transforms = transforms(self.m, self.r, self.dtype)
         self.tile_bytes = self.points * (self.channels + self.filters) * self.dtype.itemsize
         self.u_size = self.points * self.filters * self.channels // self.groups
 
-    def group_slices(self) -> list[tuple[slice, slice]]:
-        """The channels and the filters of each group."""
-        c, k = self.channels // self.groups, self.filters // self.groups
-        return [(slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(self.groups)]
+    def work_space(self, columns: int) -> tuple[int, Any, Any]:
+        """For matrix_products with so many columns."""
+        vectors = vectors_for(columns, self.dtype)
+        sums = np.empty(rows(vectors) * lanes(vectors, self.dtype), self.dtype)
+        return vectors, np.empty(rows(vectors), np.intp), sums
 
     def tiles_at_once(self, images: int, wanted: int) -> int:
         """Of `images` images, whose V and M are about `wanted` bytes."""
@@ -110,7 +113,7 @@ class Geometry:
     def arrays(self, *shapes: tuple[int, ...]) -> list[Any]:
         """Arrays of this thread, valid until its next call."""
         sizes = [-(-math.prod(shape) // 16) * 16 for shape in shapes]
-        memory, found, start = own_array((sum(sizes),), self.dtype), [], 0
+        memory, found, start = own_array((sum(sizes) + 64,), self.dtype), [], 0
         for shape, size in zip(shapes, sizes, strict=True):
             found.append(memory[start : start + math.prod(shape)].reshape(shape))
             start += size
@@ -123,13 +126,19 @@ def winograd_forward(geometry, x, u, b, y, relu):
     to_v, to_y = (t["Bt"], (g.n, g.n), g.m, g.before), (t["At"], (g.m, g.n), g.m, 0)
     tiles = g.tiles_at_once(len(x), g.u_size * g.dtype.itemsize // 2)
     v_flat, m_flat = g.arrays(*g.v_and_m(tiles))
+    tile = g.work_space(g.k)
     for first, count in g.tile_parts(len(x), tiles):
         v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
         products = m_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
         where = g.rows, g.columns, first
         to_points(x, x, False, *to_v, *where, v, b[:0])
-        for c, k in g.group_slices():
-            np.matmul(v[..., c], u[:, k].swapaxes(1, 2), out=products[..., k])
+        matrix_products(
+            (g.points, g.groups, count, g.c, g.k),
+            *(v_flat, (count * g.channels, g.c, g.channels, 1)),
+            *(u, (g.c * g.filters, g.k, g.filters)),
+            *(m_flat, (count * g.filters, g.k, g.filters)),
+            *tile,
+        )
         from_points(products, *to_y, *where, b, relu, y)
 
 
@@ -145,20 +154,31 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
     if dx is not None:
         dx[...] = 0
     target = du
+    tile = g.work_space(g.c)
     for first, count in g.tile_parts(len(x), tiles):
         v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
         z = z_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
         where = g.rows, g.columns, first
         to_points(dy, y, relu, *to_z, *where, z, db)
         to_points(x, x, False, *to_v, *where, v, db[:0])
-        for c, k in g.group_slices():
-            np.matmul(z[..., k].swapaxes(1, 2), v[..., c], out=target[:, k])
+        matrix_products(
+            (g.points, g.groups, g.k, count, g.c),
+            *(z_flat, (count * g.filters, g.k, 1, g.filters)),
+            *(v_flat, (count * g.channels, g.c, g.channels)),
+            *(target.reshape(-1), (g.filters * g.c, g.k * g.c, g.c)),
+            *tile,
+        )
         if target is more:
             du += more
         target = more
         if dx is not None:
-            for c, k in g.group_slices():
-                np.matmul(z[..., k], u[:, k], out=v[..., c])
+            matrix_products(
+                (g.points, g.groups, count, g.k, g.c),
+                *(z_flat, (count * g.filters, g.k, g.filters, 1)),
+                *(u, (g.filters * g.c, g.k * g.c, g.c)),
+                *(v_flat, (count * g.channels, g.c, g.channels)),
+                *tile,
+            )
             from_points(v, *to_dx, *where, db[:0], False, dx)
     d_filters = np.matmul(t["GG"].T, du.reshape(g.points, -1)).reshape(g.r**2, *du_shape[1:])
     dw[...] = np.moveaxis(d_filters, 0, 1).reshape(dw.shape)
@@ -193,15 +213,15 @@ class WinogradConv(Step):
             self._geometry = Geometry(self.layers[0], x_shape, y_shape, self.dtype)
         return self._geometry
 
-    def filters(self, geometry: Geometry) -> Any:
-        """U = G w Gᵀ: (n·n, K, C')."""
+    def filters(self, geometry: Geometry, name: str, order: tuple[int, ...]) -> Any:
+        """U = G w Gᵀ, flat: (n·n, K, C/groups), or (n·n, C/groups, K)."""
         w = self.layers[0].weight.value
-        sides = len(w), geometry.channels // geometry.groups
-        work = self.buffer("w", (geometry.r**2, *sides))
-        u = self.buffer("u", (geometry.points, *sides))
-        work[...] = np.moveaxis(w.reshape(len(w), geometry.r**2, -1), 1, 0)
-        flat = work.reshape(geometry.r**2, -1)
-        multiply(self.device, (geometry.transforms["GG"], flat, u.reshape(geometry.points, -1)))
+        w = w.reshape(len(w), geometry.r**2, -1).transpose(order)
+        work = self.buffer("w", w.shape)
+        work[...] = w
+        u = self.buffer(name, (geometry.u_size + 64,))
+        out = u[: geometry.u_size].reshape(geometry.points, -1)
+        multiply(self.device, (geometry.transforms["GG"], work.reshape(geometry.r**2, -1), out))
         return u
 
     def forward(self, x, train=True):
@@ -210,7 +230,7 @@ class WinogradConv(Step):
         self.x = x = self.check_input(x)
         y = self.output((x.shape[0], *conv.output_shape(x.shape[1:])))
         geometry = self.geometry(x.shape, y.shape)
-        self.u = u = self.filters(geometry)
+        u = self.filters(geometry, "u", (1, 2, 0))
         b, relu = conv.bias.value, len(self.layers) == 2
 
         def work(_, part):
@@ -225,7 +245,7 @@ class WinogradConv(Step):
         dy, x, y = self.check_gradient(dy), self.x, self.y
         geometry = self.geometry(x.shape, y.shape)
         dx, dw, db = self.input_gradient(x.shape), conv.weight.grad, conv.bias.grad
-        u, relu = self.u, len(self.layers) == 2
+        u, relu = self.filters(geometry, "u", (1, 0, 2)), len(self.layers) == 2
         parts = shares(len(x))
         # The first thread adds to dw and db themselves.
         sums = [(dw, db)] + [

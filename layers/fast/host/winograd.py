@@ -34,7 +34,7 @@ from layers.fast.step import Step
 
 LANES = WIDE // 4
 """Channels in a vector of float32."""
-LEAST_WEIGHTS = 40_000
+LEAST_WEIGHTS = 15_000
 """Of a layer that the plan takes it for. With fewer, the transforms take what the products save."""
 SMALL_BLOCK, LARGE_BLOCK = 2**19, 24 * 2**20
 """Bytes of V and M of a block of tiles in one thread, at least and at most."""
@@ -195,9 +195,9 @@ class WinogradConv(Step):
 
     @staticmethod
     def fits(conv: Any) -> bool:
-        """Whether it can: 3×3 or 5×5 at stride 1, whole vectors of channels."""
-        whole = conv.in_channels % LANES == conv.out_channels % LANES == 0
-        return conv.stride == 1 and conv.kernel_size in (3, 5) and whole
+        """Whether it can: 3×3 or 5×5 at stride 1, a vector of channels or more."""
+        enough = min(conv.in_channels, conv.out_channels) >= LANES
+        return conv.stride == 1 and conv.kernel_size in (3, 5) and enough
 
     @staticmethod
     def saves_time(conv: Any) -> bool:

@@ -4,11 +4,10 @@
     from_points    y = Aᵀ M A + b and the ReLU, or dx += B dV Bᵀ
 
 Both take a vector of a tile's channels at a time (`vectors.py`); a row or column of the tile is then
-in registers for all sums over it. Outside the image they read zeros and write nothing, so any
+in registers for all sums over it. The last vector of a pixel ends with its last channel: where it
+overlaps the one before, its first lanes are computed twice, but added once. Outside the image they read zeros and write nothing, so any
 padding and any remainder goes. Sizes and matrices are arguments: one compilation serves every tile.
 A sum has TERMS terms; what a matrix lacks of them is zero.
-
-Arrays are flat and indices unsigned: of any other index Numba looks whether it is negative.
 """
 
 import numpy as np
@@ -59,26 +58,29 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
     flat, signs, out = source.reshape(-1), y.reshape(-1), points.reshape(-1)
     matrix = matrix.reshape(-1)
     tile, half = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
-    zeros = np.zeros(lanes, dtype)
+    flags = np.zeros(2 * lanes, dtype)
+    flags[lanes:] = 1
     for t in range(tiles):
         image, place = divmod(first + t, rows * columns)
         top, left = place // columns * step - before, place % columns * step - before
-        for low in range(0, channels, lanes):
-            total = load(zeros, 0)
+        for start in range(0, channels, lanes):
+            low = min(start, channels - lanes)
+            total = load(flags, 0)
             for i in range(side):
                 h = top + i
                 for j in range(side):
                     w, at = left + j, (i * side + j) * lanes
                     if h < 0 or h >= height or w < 0 or w >= width:
-                        store(load(zeros, 0), tile, at)
+                        store(load(flags, 0), tile, at)
                         continue
-                    start = ((image * height + h) * width + w) * channels + low
-                    value = load(flat, start)
+                    pixel = ((image * height + h) * width + w) * channels + low
+                    value = load(flat, pixel)
                     if relu:
-                        value = where_positive(value, load(signs, start))
+                        value = where_positive(value, load(signs, pixel))
                     store(value, tile, at)
                     total = add(total, value)
             if db.size:
+                total = where_positive(total, load(flags, lanes + low - start))
                 store(add(load(db, low), total), db, low)
             to = t * channels + low
             both_sides(matrix, n, side, tile, 0, lanes, half, out, to, tiles * channels)
@@ -97,22 +99,25 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
     flat, out = points.reshape(-1), target.reshape(-1)
     matrix = matrix.reshape(-1)
     half, result = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
-    zeros = np.zeros(lanes, dtype)
+    flags = np.zeros(2 * lanes, dtype)
+    flags[lanes:] = 1
     for t in range(tiles):
         image, place = divmod(first + t, rows * columns)
         top, left = place // columns * step - before, place % columns * step - before
-        for low in range(0, channels, lanes):
-            bias = load(b, low) if b.size else load(zeros, 0)
+        for start in range(0, channels, lanes):
+            low = min(start, channels - lanes)
+            bias = load(b, low) if b.size else load(flags, 0)
+            fresh = load(flags, lanes + low - start)
             at = t * channels + low
             both_sides(matrix, side, n, flat, at, tiles * channels, half, result, 0, lanes)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
-                    start = ((image * height + top + i) * width + left + j) * channels + low
+                    pixel = ((image * height + top + i) * width + left + j) * channels + low
                     value = load(result, (i * side + j) * lanes)
                     if b.size:
                         value = add(value, bias)
                         if relu:
                             value = where_positive(value, value)
                     else:
-                        value = add(value, load(out, start))
-                    store(value, out, start)
+                        value = add(where_positive(value, fresh), load(out, pixel))
+                    store(value, out, pixel)

@@ -106,7 +106,8 @@ def convolve(padded, filters, b, relu, vectors, places, sums, y):
                 first_sums[i * width + k] = b[low + k]
         start = panel * size * size * channels * width
         for first in range(0, outputs, at_once):
-            sums[:] = first_sums
+            for e in range(sums.size):
+                sums[e] = first_sums[e]
             windows = places[first : first + at_once]
             a, filter_run = (pixels, g * channels, windows, a_steps), (weights, start, b_steps)
             add_sums(vectors, *a, *filter_run, counts, sums)
@@ -189,33 +190,6 @@ def matrix_products(shape, a, a_steps, b, b_steps, out, out_steps, vectors, plac
                     panel_products(zeros(2, a), *some, *given, *to)
 
 
-@njit(nogil=True, cache=True)
-def forward_images(x, padded, before, filters, b, relu, vectors, places, sums, y):
-    """y (N, P, Q, K) of x (N, H, W, C), as many images at a time as `padded` holds."""
-    padded[:] = 0
-    for first in range(0, len(x), len(padded)):
-        part = slice(first, first + len(padded))
-        pad(x[part], padded, before)
-        convolve(padded, filters, b, relu, vectors, places, sums, y[part])
-
-
-@njit(nogil=True, cache=True)
-def backward_images(x, padded, before, stride, dy, y, relu, dz, border, vectors, taps, dw, db, dx, to_dx):
-    """dw, db and, unless it is empty, dx; to_dx: arguments of `convolve` between dz and dx."""
-    padded[:] = 0
-    dz[:] = 0
-    dw[:] = 0
-    db[:] = 0
-    for first in range(0, len(x), len(padded)):
-        part = slice(first, first + len(padded))
-        pad(x[part], padded, before)
-        mask(dy[part], y[part], relu, dz, border, db)
-        shape = dy[part].shape[:3]
-        filter_gradient(padded, stride, dz, border, shape, vectors, taps, dw)
-        if dx.size:
-            convolve(dz, *to_dx, dx[part])
-
-
 # --- geometry
 
 
@@ -293,6 +267,11 @@ class Geometry:
         )
         self.taps = grid((size, size, channels // groups), (line, channels, 1), rows(self.vectors))
 
+    def batches(self, part):
+        """`part` of the images, as many at a time as are padded."""
+        starts = range(part.start, part.stop, self.padded[0])
+        return [slice(first, min(first + self.padded[0], part.stop)) for first in starts]
+
 
 def tile_shape(vectors, dtype):
     """Of the sums of a tile, as a flat array."""
@@ -348,8 +327,10 @@ class RegisterTileConv(Im2colConv):
         def work(number, part):
             arrays = workspace_of(self.buffer, number)
             padded, sums = arrays("padded", g.padded), arrays("sums", tile_shape(g.vectors, self.dtype))
-            to_y = filters, b, relu, g.vectors, g.windows, sums
-            forward_images(x[part], padded, conv.before, *to_y, y[part])
+            padded[...] = 0
+            for some in g.batches(part):
+                pad(x[some], padded, conv.before)
+                convolve(padded, filters, b, relu, g.vectors, g.windows, sums, y[some])
 
         in_parallel(work, g.parts)
         return y
@@ -378,10 +359,16 @@ class RegisterTileConv(Im2colConv):
             arrays = workspace_of(self.buffer, number)
             dz = arrays("dz", (math.prod(g.dz) + taps[-1],))[: math.prod(g.dz)].reshape(g.dz)
             padded, sums = arrays("padded", g.padded), arrays("sums", tile_shape(g.dx_vectors, self.dtype))
-            dx_part = x[:0] if dx is None else dx[part]
-            to_dx = flipped, zero, False, g.dx_vectors, g.dx_windows, sums
-            given = x[part], padded, conv.before, conv.stride, dy[part], y[part], relu
-            backward_images(*given, dz, g.border, g.vectors, g.taps, *found[number], dx_part, to_dx)
+            more, more_db = found[number]
+            padded[...] = dz[...] = more[...] = more_db[...] = 0
+            for some in g.batches(part):
+                pad(x[some], padded, conv.before)
+                mask(dy[some], y[some], relu, dz, g.border, more_db)
+                given = padded, conv.stride, dz, g.border, y[some].shape[:3]
+                filter_gradient(*given, g.vectors, g.taps, more)
+                if dx is not None:
+                    to_dx = flipped, zero, False, g.dx_vectors, g.dx_windows, sums
+                    convolve(dz, *to_dx, dx[some])
 
         in_parallel(work, g.parts)
         sums, db[...] = found[0]

@@ -4,9 +4,9 @@ This is the only place where anything faster than the book (`layers/*.py`) is ch
 AlexNet's layers do little arithmetic for each number that they read and write; on a GPU each is
 also a launch. So layers that follow each other share a step:
 
-    host    Conv2D(, ReLU)              host/winograd.py    Winograd's algorithm and BLAS
-            with 12 filters a group     host/register_tiles.py   sums in registers
-            the rest of them            host/im2col.py      im2col and BLAS
+    host    Conv2D(, ReLU)              host/winograd.py    3×3 and 5×5: Winograd's algorithm
+                                        host/register_tiles.py   12 filters a group or more
+                                        host/im2col.py      the rest, and bf16: im2col, BLAS
             Linear(, ReLU(, Dropout))   linear.py           BLAS, one pass after the product
             LocalResponseNorm           host/lrn.py         vectorized
             MaxPool2D                   host/max_pool.py    vectorized

@@ -1,20 +1,20 @@
-"""Convolution on the host without a matrix of columns: a few windows times a few filters at a time.
+"""Convolution on the host without a matrix of columns: sums in registers, a few windows at a time.
 
-Replaces the seven loops of `layers/conv.py`, which has the formulas and names, where im2col and BLAS
-(`im2col.py`) did before: those copy each pixel up to R·S times into a matrix, and BLAS copies it once
-more into its own order. With few filters that takes as long as the arithmetic. Here the operands are
-read where they are, and a tile of sums stays in registers (`vectors.py`) for all terms of a sum:
+Replaces the seven loops of `layers/conv.py`, which has the formulas and names, where `im2col.py` did
+before: that copies each pixel up to R·S times into a matrix, and BLAS copies it once more into its
+own order, which with few filters takes as long as the arithmetic. Here the operands are read where
+they are, and a tile of sums stays in registers (`vectors.py`) for all terms of a sum:
 
     y     sums of rows × lanes: outputs (n, p, q) × filters; terms (r, s, c)
     dw    taps (r, s, c) × filters; terms (n, p, q)
     dx    as y, of dz with zeros around it and the flipped filters; for stride 1
 
-with dz = dy where the ReLU let y pass. A sum's factors are a number of the padded image, at the place
-of its row plus that of the term, and a run of filters or of dz. `lanes` filters are a panel. Images
-are padded a few at a time, so that they stay in the cache.
+with dz = dy where the ReLU let y pass. One factor of a term is a number of the padded image, at the
+place of the sum's row plus that of the term; the other is a run of filters or of dz. As many filters
+as there are lanes are a panel. Images are padded a few at a time, so that they stay in the cache.
 
-On two cores conv1's forward and backward pass take 0.6 of im2col's time in the net of the first
-command, and 0.8 and 0.7 of Winograd's in the full net (`benchmarks/host_step.py`).
+On two cores conv1 takes 0.6 of im2col's time in the net of the first command, and 0.75 of the time
+of Winograd's algorithm after space-to-depth in the full net (`benchmarks/host_step.py`).
 """
 
 import math
@@ -24,7 +24,17 @@ from numba import njit
 
 from layers.fast.host.im2col import Im2colConv, workspace_of
 from layers.fast.host.threads import in_parallel, shares
-from layers.fast.host.vectors import TILE, VECTORS, add_products, add_tile, lanes, rows, store_rows, zeros
+from layers.fast.host.vectors import (
+    TILE,
+    VECTOR,
+    VECTORS,
+    add_products,
+    add_tile,
+    lanes,
+    rows,
+    store_rows,
+    zeros,
+)
 
 CACHED_BYTES = 2**19
 """Padded images in one thread at a time, at least one."""
@@ -144,7 +154,24 @@ def filter_gradient(padded, stride, dz, border, shape, vectors, taps, dw):
 
 
 @njit(nogil=True, cache=True)
-def panel_products(zero, rows, terms, columns, a, a_at, a_row, a_step, b, b_at, b_step, out, to, out_row, places, sums):
+def panel_products(
+    zero,
+    rows,
+    terms,
+    columns,
+    a,
+    a_at,
+    a_row,
+    a_step,
+    b,
+    b_at,
+    b_step,
+    out,
+    to,
+    out_row,
+    places,
+    sums,
+):
     """`columns` columns of out = a · b, for matrix_products; zero: a tile."""
     at_once, width = len(places), len(sums) // len(places)
     for first in range(0, rows, at_once):
@@ -165,15 +192,16 @@ def panel_products(zero, rows, terms, columns, a, a_at, a_row, a_step, b, b_at, 
 
 
 @njit(nogil=True, cache=True)
-def matrix_products(shape, a, a_steps, b, b_steps, out, out_steps, vectors, places, sums):
+def matrix_products(shape, a, a_steps, b, b_steps, out, out_steps, vectors):
     """out = a · b for many small matrices, at each of n places and for each group.
 
     shape: n, groups, rows, terms, columns. The arrays are flat; a_steps: from place to place, group
-    to group, row to row and term to term; b_steps: place, group, term; out_steps: place, group, row.
-    b is read up to a whole panel. places, sums: work space.
+    to group, row to row and term to term; b_steps: place, group, term; out_steps: place, group,
+    row. b is read up to a whole panel.
     """
     count, groups, rows, terms, columns = shape
-    width = sums.size // (TILE // vectors)
+    width = vectors * VECTOR // a.itemsize
+    places, sums = np.empty(TILE // vectors, np.intp), np.empty(TILE // vectors * width, a.dtype)
     for n in range(count):
         for g in range(groups):
             a_at, b_at = n * a_steps[0] + g * a_steps[1], n * b_steps[0] + g * b_steps[1]
@@ -211,7 +239,7 @@ def grid(counts, steps, at_once):
 
 
 def to_panels(w, panels):
-    """panels (groups, number, R, S, C, lanes) = w (groups, K, R, S, C), and zeros after filter K."""
+    """panels (groups, number, R, S, C, lanes) = w (groups, K, R, S, C), and zeros behind."""
     width = panels.shape[-1]
     for number in range(panels.shape[1]):
         part = w[:, number * width : (number + 1) * width]
@@ -263,7 +291,9 @@ class Geometry:
             rows(self.vectors),
         )
         self.dx_windows = grid(
-            (at_once, height, width), (dz_sides[0] * dz_line, dz_line, filters), rows(self.dx_vectors)
+            (at_once, height, width),
+            (dz_sides[0] * dz_line, dz_line, filters),
+            rows(self.dx_vectors),
         )
         self.taps = grid((size, size, channels // groups), (line, channels, 1), rows(self.vectors))
 
@@ -326,7 +356,10 @@ class RegisterTileConv(Im2colConv):
 
         def work(number, part):
             arrays = workspace_of(self.buffer, number)
-            padded, sums = arrays("padded", g.padded), arrays("sums", tile_shape(g.vectors, self.dtype))
+            padded, sums = (
+                arrays("padded", g.padded),
+                arrays("sums", tile_shape(g.vectors, self.dtype)),
+            )
             padded[...] = 0
             for some in g.batches(part):
                 pad(x[some], padded, conv.before)
@@ -358,7 +391,10 @@ class RegisterTileConv(Im2colConv):
         def work(number, part):
             arrays = workspace_of(self.buffer, number)
             dz = arrays("dz", (math.prod(g.dz) + taps[-1],))[: math.prod(g.dz)].reshape(g.dz)
-            padded, sums = arrays("padded", g.padded), arrays("sums", tile_shape(g.dx_vectors, self.dtype))
+            padded, sums = (
+                arrays("padded", g.padded),
+                arrays("sums", tile_shape(g.dx_vectors, self.dtype)),
+            )
             more, more_db = found[number]
             padded[...] = dz[...] = more[...] = more_db[...] = 0
             for some in g.batches(part):

@@ -56,7 +56,9 @@ class TileModel(models.PrimitiveModel):
     """LLVM's type of a tile: its vectors, row after row."""
 
     def __init__(self, manager: Any, tile: Tile) -> None:
-        super().__init__(manager, tile, ir.ArrayType(tile.vector(manager), tile.rows * tile.vectors))
+        super().__init__(
+            manager, tile, ir.ArrayType(tile.vector(manager), tile.rows * tile.vectors)
+        )
 
 
 def pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -136,9 +138,7 @@ def store_rows(typing: Any, tile: Any, out: Any, at: Any, step: Any) -> Any:
         for i in range(tile.rows):
             place = builder.add(at, builder.mul(step, ir.IntType(64)(i)))
             start = pointer(context, builder, out, array, place)
-            for j, place in enumerate(
-                vector_pointers(context, builder, tile, start, tile.vectors)
-            ):
+            for j, place in enumerate(vector_pointers(context, builder, tile, start, tile.vectors)):
                 total = builder.extract_value(sums, i * tile.vectors + j)
                 builder.store(total, place, align=tile.bytes)
         return context.get_dummy_value()
@@ -191,9 +191,7 @@ def load(typing: Any, array: Any, place: Any) -> Any:
     vector = Vector(array.dtype, 1)
 
     def generate(context, builder, signature, arguments):
-        return builder.load(
-            vector_pointer(context, builder, array, *arguments), align=vector.bytes
-        )
+        return builder.load(vector_pointer(context, builder, array, *arguments), align=vector.bytes)
 
     return vector(array, types.intp), generate
 

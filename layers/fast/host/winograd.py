@@ -9,8 +9,9 @@ n multiplications instead of m·r. In two dimensions, with one tile of n×n valu
 
     V = Bᵀ x B    U = G w Gᵀ    M = Σ_c U ⊙ V    y = Aᵀ M A
 
-At each of the n² places the sum over channels, for all tiles, is a matrix product (tiles, C)·(C, K)
-by BLAS. The backward pass is the transpose of each of these:
+At each of the n² places the sum over channels, for all tiles, is a matrix product (tiles, C)·(C, K).
+These are small, so that BLAS would take as long to copy operands as to multiply: they are computed
+by `register_tiles.py`. The backward pass is the transpose of each of these:
 
     Z = A dy Aᵀ    dV = Σ_k U ⊙ Z    dx = B dV Bᵀ, overlapping tiles added up
                    dU = Σ_tiles Z ⊙ V    dw = Gᵀ dU G
@@ -25,15 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from layers.fast.host.threads import in_parallel, multiply, own_array, shares
 from layers.fast.host.register_tiles import matrix_products, vectors_for
-from layers.fast.host.vectors import TERMS, WIDE, lanes, rows
+from layers.fast.host.threads import in_parallel, multiply, own_array, shares
+from layers.fast.host.vectors import TERMS
 from layers.fast.host.winograd_matrices import matrices
 from layers.fast.host.winograd_transforms import from_points, to_points
 from layers.fast.step import Step
 
-LANES = WIDE // 4
-"""Channels in a vector of float32."""
+LEAST_CHANNELS = 16
+"""As many as the longest vector of the transforms has numbers."""
 LEAST_WEIGHTS = 15_000
 """Of a layer that the plan takes it for. With fewer, the transforms take what the products save."""
 SMALL_BLOCK, LARGE_BLOCK = 2**19, 24 * 2**20
@@ -88,12 +89,6 @@ class Geometry:
         self.tile_bytes = self.points * (self.channels + self.filters) * self.dtype.itemsize
         self.u_size = self.points * self.filters * self.channels // self.groups
 
-    def work_space(self, columns: int) -> tuple[int, Any, Any]:
-        """For matrix_products with so many columns."""
-        vectors = vectors_for(columns, self.dtype)
-        sums = np.empty(rows(vectors) * lanes(vectors, self.dtype), self.dtype)
-        return vectors, np.empty(rows(vectors), np.intp), sums
-
     def tiles_at_once(self, images: int, wanted: int) -> int:
         """Of `images` images, whose V and M are about `wanted` bytes."""
         limit = max(1, min(max(wanted, SMALL_BLOCK), LARGE_BLOCK) // self.tile_bytes)
@@ -126,7 +121,6 @@ def winograd_forward(geometry, x, u, b, y, relu):
     to_v, to_y = (t["Bt"], (g.n, g.n), g.m, g.before), (t["At"], (g.m, g.n), g.m, 0)
     tiles = g.tiles_at_once(len(x), g.u_size * g.dtype.itemsize // 2)
     v_flat, m_flat = g.arrays(*g.v_and_m(tiles))
-    tile = g.work_space(g.k)
     for first, count in g.tile_parts(len(x), tiles):
         v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
         products = m_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
@@ -137,7 +131,7 @@ def winograd_forward(geometry, x, u, b, y, relu):
             *(v_flat, (count * g.channels, g.c, g.channels, 1)),
             *(u, (g.c * g.filters, g.k, g.filters)),
             *(m_flat, (count * g.filters, g.k, g.filters)),
-            *tile,
+            vectors_for(g.k, g.dtype),
         )
         from_points(products, *to_y, *where, b, relu, y)
 
@@ -154,7 +148,6 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
     if dx is not None:
         dx[...] = 0
     target = du
-    tile = g.work_space(g.c)
     for first, count in g.tile_parts(len(x), tiles):
         v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
         z = z_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
@@ -166,7 +159,7 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
             *(z_flat, (count * g.filters, g.k, 1, g.filters)),
             *(v_flat, (count * g.channels, g.c, g.channels)),
             *(target.reshape(-1), (g.filters * g.c, g.k * g.c, g.c)),
-            *tile,
+            vectors_for(g.c, g.dtype),
         )
         if target is more:
             du += more
@@ -177,7 +170,7 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
                 *(z_flat, (count * g.filters, g.k, g.filters, 1)),
                 *(u, (g.filters * g.c, g.k * g.c, g.c)),
                 *(v_flat, (count * g.channels, g.c, g.channels)),
-                *tile,
+                vectors_for(g.c, g.dtype),
             )
             from_points(v, *to_dx, *where, db[:0], False, dx)
     d_filters = np.matmul(t["GG"].T, du.reshape(g.points, -1)).reshape(g.r**2, *du_shape[1:])
@@ -190,13 +183,13 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
 class WinogradConv(Step):
     """A Conv2D on the host, and the ReLU behind it, if there is one."""
 
-    short = "Winograd, BLAS"
-    computed_by = "to_points, BLAS, from_points"
+    short = "Winograd"
+    computed_by = "to_points, matrix_products, from_points"
 
     @staticmethod
     def fits(conv: Any) -> bool:
-        """Whether it can: 3×3 or 5×5 at stride 1, a vector of channels or more."""
-        enough = min(conv.in_channels, conv.out_channels) >= LANES
+        """Whether it can: 3×3 or 5×5 at stride 1, 16 channels or more."""
+        enough = min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
         return conv.stride == 1 and conv.kernel_size in (3, 5) and enough
 
     @staticmethod

@@ -3,11 +3,12 @@
     to_points      V = Bᵀ x B, or Z = A dz Aᵀ with dz = dy where y is positive, and dL/db
     from_points    y = Aᵀ M A + b and the ReLU, or dx += B dV Bᵀ
 
-Both take a vector of a tile's channels at a time (`vectors.py`); a row or column of the tile is then
-in registers for all sums over it. The last vector of a pixel ends with its last channel: where it
-overlaps the one before, its first lanes are computed twice, but added once. Outside the image they read zeros and write nothing, so any
-padding and any remainder goes. Sizes and matrices are arguments: one compilation serves every tile.
-A sum has TERMS terms; what a matrix lacks of them is zero.
+Both take a vector of a tile's channels at a time (`vectors.py`); a row or column of the tile is
+then in registers for all sums over it. The last vector of a pixel ends with its last channel: where
+it overlaps the one before, its first lanes are computed twice, but added once. Outside the image
+both read zeros and write nothing, so any padding and any remainder goes. Sizes and matrices are
+arguments: one compilation serves every tile. A sum has TERMS terms; what a matrix lacks of them is
+zero.
 """
 
 import numpy as np

@@ -1,17 +1,17 @@
 """Convolution on the host without a matrix of columns: sums in registers, a few windows at a time.
 
-Replaces the seven loops of `layers/conv.py`, which has the formulas and names, where `im2col.py` did
-before: that copies each pixel up to R·S times into a matrix, and BLAS copies it once more into its
-own order, which with few filters takes as long as the arithmetic. Here the operands are read where
-they are, and a tile of sums stays in registers (`vectors.py`) for all terms of a sum:
+Replaces the seven loops of `layers/conv.py`, which has the formulas and names, where `im2col.py`
+did before: that copies each pixel up to R·S times into a matrix, and BLAS copies it once more into
+its own order, which with few filters takes as long as the arithmetic. Here the operands are read
+where they are, and a tile of sums stays in registers (`vectors.py`) for all terms of a sum:
 
     y     sums of rows × lanes: outputs (n, p, q) × filters; terms (r, s, c)
     dw    taps (r, s, c) × filters; terms (n, p, q)
     dx    as y, of dz with zeros around it and the flipped filters; for stride 1
 
 with dz = dy where the ReLU let y pass. One factor of a term is a number of the padded image, at the
-place of the sum's row plus that of the term; the other is a run of filters or of dz. As many filters
-as there are lanes are a panel. Images are padded a few at a time, so that they stay in the cache.
+place of the sum's row plus that of the term; the other is a run of filters or of dz. As many
+filters as there are lanes are a panel. Images are padded a few at a time and so stay in the cache.
 
 On two cores conv1 takes 0.6 of im2col's time in the net of the first command, and 0.75 of the time
 of Winograd's algorithm after space-to-depth in the full net (`benchmarks/host_step.py`).

@@ -9,7 +9,7 @@ n multiplications instead of m·r. In two dimensions, with one tile of n×n valu
 
     V = Bᵀ x B    U = G w Gᵀ    M = Σ_c U ⊙ V    y = Aᵀ M A
 
-At each of the n² places the sum over channels, for all tiles, is a matrix product (tiles, C)·(C, K).
+At each of the n² places the sum over channels, for all tiles, is a product (tiles, C) · (C, K).
 These are small, so that BLAS would take as long to copy operands as to multiply: they are computed
 by `register_tiles.py`. The backward pass is the transpose of each of these:
 

@@ -6,7 +6,7 @@ from typing import Any
 def summary(net: Any, computed: bool = True) -> str:
     """The table of a Sequential.
 
-    computed: add to each layer how it is computed, such as "(im2col, BLAS)", or "(in conv1)" for a
+    computed: add to each layer how it is computed, such as "(Winograd)", or "(in conv1)" for a
     layer fused into another one's step, and below the table kernels and precision, unless they are
     "fast" and fp32. With computed=False the table is the same on every device.
     """

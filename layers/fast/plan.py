@@ -4,8 +4,9 @@ This is the only place where anything faster than the book (`layers/*.py`) is ch
 AlexNet's layers do little arithmetic for each number that they read and write; on a GPU each is
 also a launch. So layers that follow each other share a step:
 
-    host    Conv2D(, ReLU)              host/winograd.py    Winograd's algorithm and BLAS
-            the rest of them            host/im2col.py      im2col and BLAS
+    host    Conv2D(, ReLU)              host/winograd.py    3×3 and 5×5: Winograd's algorithm
+                                        host/register_tiles.py   12 filters a group or more
+                                        host/im2col.py      the rest, and bf16: im2col, BLAS
             Linear(, ReLU(, Dropout))   linear.py           BLAS, one pass after the product
             LocalResponseNorm           host/lrn.py         vectorized
             MaxPool2D                   host/max_pool.py    vectorized
@@ -39,6 +40,7 @@ from layers.fast.conversions import FlattenStep, RoundToBFloat16, ToBFloat16, To
 from layers.fast.host.im2col import Im2colConv
 from layers.fast.host.lrn import LRNByDistance
 from layers.fast.host.max_pool import MaxPoolVectorized
+from layers.fast.host.register_tiles import RegisterTileConv
 from layers.fast.host.softmax import SoftmaxVectorized
 from layers.fast.host.winograd import WinogradConv
 from layers.fast.linear import LinearStep
@@ -134,8 +136,11 @@ def _on_host(
         if _algorithm(first, device, dtype, precision) == "direct":
             return 1, None
         chosen = first.algorithm == "auto" and precision == "fp32"
-        winograd = chosen and WinogradConv.saves_time(first)
-        step = WinogradConv if winograd else Im2colConv
+        step: type[Step] = Im2colConv
+        if chosen and WinogradConv.saves_time(first):
+            step = WinogradConv
+        elif chosen and RegisterTileConv.fits(first):
+            step = RegisterTileConv
         return (2 if kinds[1:2] == (ReLU,) else 1), step
     if kinds[0] is Linear:
         return _linear(layers), LinearStep

@@ -9,14 +9,12 @@ n multiplications instead of m·r. In two dimensions, with one tile of n×n valu
 
     V = Bᵀ x B    U = G w Gᵀ    M = Σ_c U ⊙ V    y = Aᵀ M A
 
-At each of the n² places the sum over channels, for all tiles, is a matrix product (tiles, C)·(C, K)
-by BLAS. The backward pass is the transpose of each of these:
+At each of the n² places the sum over channels, for all tiles, is a product (tiles, C) · (C, K).
+These are small, so that BLAS would take as long to copy operands as to multiply: they are computed
+by `register_tiles.py`. The backward pass is the transpose of each of these:
 
     Z = A dy Aᵀ    dV = Σ_k U ⊙ Z    dx = B dV Bᵀ, overlapping tiles added up
                    dU = Σ_tiles Z ⊙ V    dw = Gᵀ dU G
-
-A stride s > 1 becomes 1 by space-to-depth: s×s pixels become one with s²·C channels, and the filter
-is filled up with zeros: conv1 (11×11, stride 4, 3 channels) becomes 3×3 with 48 channels.
 
 The transforms are in `winograd_transforms.py`. Tiles are taken in blocks: small, so that V and M
 stay in the cache, but larger where U is large, as each block reads all of it.
@@ -28,15 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from layers.fast.host.im2col import common
+from layers.fast.host.register_tiles import matrix_products, vectors_for
 from layers.fast.host.threads import in_parallel, multiply, own_array, shares
+from layers.fast.host.vectors import TERMS
 from layers.fast.host.winograd_matrices import matrices
-from layers.fast.host.winograd_transforms import TERMS, from_points, to_points
+from layers.fast.host.winograd_transforms import from_points, to_points
 from layers.fast.step import Step
 
-LEAST_WEIGHTS, LEAST_AFTER_S2D = 15_000, 17_000
-"""Of a layer that the plan takes it for, after space-to-depth the second. With fewer, as in conv1
-of the net of the first command, the transforms take what the products save."""
+LEAST_CHANNELS = 16
+"""As many as the longest vector of the transforms has numbers."""
+LEAST_WEIGHTS = 15_000
+"""Of a layer that the plan takes it for. With fewer, the transforms take what the products save."""
 SMALL_BLOCK, LARGE_BLOCK = 2**19, 24 * 2**20
 """Bytes of V and M of a block of tiles in one thread, at least and at most."""
 TILES = (4, 5), (2, 3, 4)
@@ -47,37 +47,6 @@ Without m = 6 for 3×3, which saves little and errs more.
 
 
 # --- geometry
-
-
-def space_to_depth(x, padded, blocks, before):
-    """blocks (N, H', W', s·s·C) of x (N, H, W, C), with zeros around it: s×s pixels become one.
-
-    padded (N, s·H', s·W', C): work space, zero where x is not.
-    """
-    image, place = common(x, padded, before)
-    place[...] = image
-    by_pixel(blocks, padded)[...] = by_row(blocks, padded)
-
-
-def depth_to_space(blocks, padded, dx, before):
-    """The transpose: dx (N, H, W, C) of blocks; zero where no window reaches."""
-    by_row(blocks, padded)[...] = by_pixel(blocks, padded)
-    d_image, place = common(dx, padded, before)
-    dx[...] = 0
-    d_image[...] = place
-
-
-def by_pixel(blocks, padded):
-    """blocks (N, H', W', s·s·C) as (N, H', W', s, s·C)."""
-    stride = padded.shape[1] // blocks.shape[1]
-    return blocks.reshape(*blocks.shape[:3], stride, -1)
-
-
-def by_row(blocks, padded):
-    """padded (N, s·H', s·W', C) in the order of by_pixel."""
-    images, height, width, _ = blocks.shape
-    stride = padded.shape[1] // height
-    return padded.reshape(images, height, stride, width, -1).swapaxes(2, 3)
 
 
 def tile_side(outputs: tuple[int, int], r: int) -> int:
@@ -105,64 +74,29 @@ def transforms(m: int, r: int, dtype: Any) -> dict[str, Any]:
 
 
 class Geometry:
-    """The tiles of a convolution of one shape.
-
-    r: side of the filter after space-to-depth; m: side of a tile's outputs.
-    """
+    """The tiles of a convolution of one shape. m: side of a tile's outputs."""
 
     def __init__(self, conv: Any, x_shape: Any, y_shape: Any, dtype: Any) -> None:
-        stride = conv.stride
-        self.stride, self.before, self.groups = stride, conv.before, conv.groups
-        self.r = -(-conv.kernel_size // stride)
+        self.before, self.groups, self.r = conv.before, conv.groups, conv.kernel_size
         self.m = tile_side(y_shape[1:3], self.r)
         self.n = self.m + self.r - 1
         self.points = self.n**2
         self.rows, self.columns = (-(-side // self.m) for side in y_shape[1:3])
-        self.channels = x_shape[3] * stride**2
-        self.filters = y_shape[3]
-        self.blocks = *(side + self.r - 1 for side in y_shape[1:3]), self.channels
+        self.channels, self.filters = x_shape[3], y_shape[3]
+        self.c, self.k = self.channels // self.groups, self.filters // self.groups
         self.dtype = np.dtype(dtype)
         self.transforms = transforms(self.m, self.r, self.dtype)
         self.tile_bytes = self.points * (self.channels + self.filters) * self.dtype.itemsize
         self.u_size = self.points * self.filters * self.channels // self.groups
 
-    def filters_of(self, w: Any, work: Any) -> Any:
-        """w (K, R, S, C/groups) as (r·r, K, C') in `work`, stride 1."""
-        s, r, k = self.stride, self.r, len(w)
-        if s > 1:
-            size = w.shape[1]
-            whole = np.zeros((k, r * s, r * s, w.shape[3]), w.dtype)
-            whole[:, :size, :size] = w
-            w = whole.reshape(k, r, s, r, s, -1).transpose(0, 1, 3, 2, 4, 5)
-        work[...] = w.reshape(k, r * r, -1).transpose(1, 0, 2)
-        return work
-
-    def add_filters(self, found: Any, dw: Any) -> None:
-        """dw (K, R, S, C/groups) += found (r·r, K, C'): the transpose of filters_of."""
-        s, r, size = self.stride, self.r, dw.shape[1]
-        found = found.transpose(1, 0, 2)
-        if s > 1:
-            found = found.reshape(len(dw), r, r, s, s, -1).transpose(0, 1, 3, 2, 4, 5)
-            found = found.reshape(len(dw), r * s, r * s, -1)[:, :size, :size]
-        dw += found.reshape(dw.shape)
-
-    def group_slices(self) -> list[tuple[slice, slice]]:
-        """The channels and the filters of each group."""
-        c, k = self.channels // self.groups, self.filters // self.groups
-        return [(slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(self.groups)]
-
-    def image_parts(self, images: int) -> list[slice]:
-        """All images at once; after space-to-depth a few at a time, as they are a copy."""
-        count = images
-        if self.stride > 1:
-            size = math.prod(self.blocks) * self.dtype.itemsize
-            count = max(1, 2 * SMALL_BLOCK // size)
-        return [slice(i, min(i + count, images)) for i in range(0, images, count)]
-
     def tiles_at_once(self, images: int, wanted: int) -> int:
         """Of `images` images, whose V and M are about `wanted` bytes."""
         limit = max(1, min(max(wanted, SMALL_BLOCK), LARGE_BLOCK) // self.tile_bytes)
         return min(images * self.rows * self.columns, limit)
+
+    def v_and_m(self, tiles: int) -> tuple[tuple[int], tuple[int]]:
+        """The sizes of V and M, or of V and Z, of so many tiles."""
+        return (self.points * tiles * self.channels,), (self.points * tiles * self.filters,)
 
     def tile_parts(self, images: int, limit: int) -> list[tuple[int, int]]:
         """The tiles of `images` images in blocks of at most `limit`: first and count."""
@@ -174,94 +108,73 @@ class Geometry:
     def arrays(self, *shapes: tuple[int, ...]) -> list[Any]:
         """Arrays of this thread, valid until its next call."""
         sizes = [-(-math.prod(shape) // 16) * 16 for shape in shapes]
-        memory, found, start = own_array((sum(sizes),), self.dtype), [], 0
+        memory, found, start = own_array((sum(sizes) + 64,), self.dtype), [], 0
         for shape, size in zip(shapes, sizes, strict=True):
             found.append(memory[start : start + math.prod(shape)].reshape(shape))
             start += size
         return found
 
-    def block_shapes(self, images: int) -> tuple[tuple[int, ...], ...]:
-        """Of that many images with padding, and after space-to-depth; empty for stride 1."""
-        if self.stride == 1:
-            return (0,), (0,)
-        height, width, channels = self.blocks
-        sides = self.stride * height, self.stride * width
-        return (images, *sides, channels // self.stride**2), (images, *self.blocks)
-
 
 def winograd_forward(geometry, x, u, b, y, relu):
-    """y (N, P, Q, K) of x (N, H, W, C) and u (n·n, K, C'), for one thread's images."""
+    """y (N, P, Q, K) of x (N, H, W, C) and u (n·n, K, C/groups), for one thread's images."""
     g, t = geometry, geometry.transforms
-    to_v, to_y = (t["Bt"], (g.n, g.n), g.m), (t["At"], (g.m, g.n), g.m, 0)
-    parts = g.image_parts(len(x))
-    most = parts[0].stop
-    wanted = g.u_size * g.dtype.itemsize // 2
-    tiles = g.tiles_at_once(most, wanted)
-    sizes = (g.points * tiles * g.channels,), (g.points * tiles * g.filters,)
-    padded, blocks, v_flat, m_flat = g.arrays(*g.block_shapes(most), *sizes)
-    padded[...] = 0
-    for part in parts:
-        image, before = x[part], g.before
-        if g.stride > 1:
-            image, before = blocks[: len(image)], 0
-            space_to_depth(x[part], padded[: len(image)], image, g.before)
-        for first, count in g.tile_parts(len(image), tiles):
-            v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
-            products = m_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
-            where = g.rows, g.columns, first
-            to_points(image, image, False, *to_v, before, *where, v, b[:0])
-            for c, k in g.group_slices():
-                np.matmul(v[..., c], u[:, k].swapaxes(1, 2), out=products[..., k])
-            from_points(products, *to_y, *where, b, relu, y[part])
+    to_v, to_y = (t["Bt"], (g.n, g.n), g.m, g.before), (t["At"], (g.m, g.n), g.m, 0)
+    tiles = g.tiles_at_once(len(x), g.u_size * g.dtype.itemsize // 2)
+    v_flat, m_flat = g.arrays(*g.v_and_m(tiles))
+    for first, count in g.tile_parts(len(x), tiles):
+        v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
+        products = m_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
+        where = g.rows, g.columns, first
+        to_points(x, x, False, *to_v, *where, v, b[:0])
+        matrix_products(
+            (g.points, g.groups, count, g.c, g.k),
+            *(v_flat, (count * g.channels, g.c, g.channels, 1)),
+            *(u, (g.c * g.filters, g.k, g.filters)),
+            *(m_flat, (count * g.filters, g.k, g.filters)),
+            vectors_for(g.k, g.dtype),
+        )
+        from_points(products, *to_y, *where, b, relu, y)
 
 
 def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
-    """dx, and what these images add to dw and db; u (n·n, K, C'); dx may be None."""
+    """dx, and what these images add to dw and db; u (n·n, K, C/groups); dx may be None."""
     g, t = geometry, geometry.transforms
-    parts = g.image_parts(len(x))
-    most = parts[0].stop
-    wanted = 4 * g.u_size * g.dtype.itemsize
-    tiles = g.tiles_at_once(most, wanted)
+    tiles = g.tiles_at_once(len(x), 4 * g.u_size * g.dtype.itemsize)
     du_shape = g.points, g.filters, g.channels // g.groups
-    copies = g.block_shapes(most)
-    padded, blocks, d_blocks, v_flat, z_flat, du, more = g.arrays(
-        *(*copies, copies[1] if dx is not None else (0,)),
-        *((g.points * tiles * g.channels,), (g.points * tiles * g.filters,)),
-        *(du_shape, du_shape),
-    )
-    to_v, to_z = (t["Bt"], (g.n, g.n), g.m), (t["A"], (g.n, g.m), g.m, 0)
-    padded[...] = db[...] = 0
+    v_flat, z_flat, du, more = g.arrays(*g.v_and_m(tiles), du_shape, du_shape)
+    to_v, to_z = (t["Bt"], (g.n, g.n), g.m, g.before), (t["A"], (g.n, g.m), g.m, 0)
+    to_dx = t["B"], (g.n, g.n), g.m, g.before
+    db[...] = 0
+    if dx is not None:
+        dx[...] = 0
     target = du
-    for part in parts:
-        image, before = x[part], g.before
-        d_image = None if dx is None else dx[part]
-        if g.stride > 1:
-            image, before = blocks[: len(image)], 0
-            space_to_depth(x[part], padded[: len(image)], image, g.before)
-            d_image = None if dx is None else d_blocks[: len(image)]
-        if d_image is not None:
-            d_image[...] = 0
-        for first, count in g.tile_parts(len(image), tiles):
-            v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
-            z = z_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
-            where = g.rows, g.columns, first
-            to_points(dy[part], y[part], relu, *to_z, *where, z, db)
-            to_points(image, image, False, *to_v, before, *where, v, db[:0])
-            for c, k in g.group_slices():
-                np.matmul(z[..., k].swapaxes(1, 2), v[..., c], out=target[:, k])
-            if target is more:
-                du += more
-            target = more
-            if d_image is not None:
-                for c, k in g.group_slices():
-                    np.matmul(z[..., k], u[:, k], out=v[..., c])
-                from_points(v, t["B"], (g.n, g.n), g.m, before, *where, db[:0], False, d_image)
-        if g.stride > 1 and dx is not None:
-            depth_to_space(d_image, padded[: len(image)], dx[part], g.before)
-            padded[...] = 0
-    d_filters = np.matmul(t["GG"].T, du.reshape(g.points, -1))
-    dw[...] = 0
-    g.add_filters(d_filters.reshape(g.r**2, *du_shape[1:]), dw)
+    for first, count in g.tile_parts(len(x), tiles):
+        v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
+        z = z_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
+        where = g.rows, g.columns, first
+        to_points(dy, y, relu, *to_z, *where, z, db)
+        to_points(x, x, False, *to_v, *where, v, db[:0])
+        matrix_products(
+            (g.points, g.groups, g.k, count, g.c),
+            *(z_flat, (count * g.filters, g.k, 1, g.filters)),
+            *(v_flat, (count * g.channels, g.c, g.channels)),
+            *(target.reshape(-1), (g.filters * g.c, g.k * g.c, g.c)),
+            vectors_for(g.c, g.dtype),
+        )
+        if target is more:
+            du += more
+        target = more
+        if dx is not None:
+            matrix_products(
+                (g.points, g.groups, count, g.k, g.c),
+                *(z_flat, (count * g.filters, g.k, g.filters, 1)),
+                *(u, (g.filters * g.c, g.k * g.c, g.c)),
+                *(v_flat, (count * g.channels, g.c, g.channels)),
+                vectors_for(g.c, g.dtype),
+            )
+            from_points(v, *to_dx, *where, db[:0], False, dx)
+    d_filters = np.matmul(t["GG"].T, du.reshape(g.points, -1)).reshape(g.r**2, *du_shape[1:])
+    dw[...] = np.moveaxis(d_filters, 0, 1).reshape(dw.shape)
 
 
 # --- step
@@ -270,25 +183,20 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
 class WinogradConv(Step):
     """A Conv2D on the host, and the ReLU behind it, if there is one."""
 
-    short = "Winograd, BLAS"
-    computed_by = "to_points, BLAS, from_points"
+    short = "Winograd"
+    computed_by = "to_points, matrix_products, from_points"
 
     @staticmethod
     def fits(conv: Any) -> bool:
-        """Whether it can: 3×3 or 5×5 at stride 1 or by space-to-depth, 8 channels or more."""
-        s = conv.stride
-        r = -(-conv.kernel_size // s)
-        if r not in (3, 5) or (s > 1 and (conv.groups > 1 or conv.kernel_size < r * s - s // 2)):
-            return False
-        return min(conv.in_channels * s * s, conv.out_channels) // conv.groups >= 8
+        """Whether it can: 3×3 or 5×5 at stride 1, 16 channels or more."""
+        enough = min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
+        return conv.stride == 1 and conv.kernel_size in (3, 5) and enough
 
     @staticmethod
     def saves_time(conv: Any) -> bool:
         """Whether the plan takes it for this layer."""
-        s = conv.stride
         weights = conv.in_channels * conv.out_channels // conv.groups * conv.kernel_size**2
-        least = LEAST_AFTER_S2D if s > 1 else LEAST_WEIGHTS
-        return WinogradConv.fits(conv) and weights >= least
+        return WinogradConv.fits(conv) and weights >= LEAST_WEIGHTS
 
     def geometry(self, x_shape: Any, y_shape: Any) -> Geometry:
         """The tiles for these shapes; kept, as they seldom change."""
@@ -298,14 +206,15 @@ class WinogradConv(Step):
             self._geometry = Geometry(self.layers[0], x_shape, y_shape, self.dtype)
         return self._geometry
 
-    def filters(self, geometry: Geometry) -> Any:
-        """U = G w Gᵀ: (n·n, K, C')."""
+    def filters(self, geometry: Geometry, name: str, order: tuple[int, ...]) -> Any:
+        """U = G w Gᵀ, flat: (n·n, K, C/groups), or (n·n, C/groups, K)."""
         w = self.layers[0].weight.value
-        sides = len(w), geometry.channels // geometry.groups
-        work = self.buffer("w", (geometry.r**2, *sides))
-        u = self.buffer("u", (geometry.points, *sides))
-        flat = geometry.filters_of(w, work).reshape(geometry.r**2, -1)
-        multiply(self.device, (geometry.transforms["GG"], flat, u.reshape(geometry.points, -1)))
+        w = w.reshape(len(w), geometry.r**2, -1).transpose(order)
+        work = self.buffer("w", w.shape)
+        work[...] = w
+        u = self.buffer(name, (geometry.u_size + 64,))
+        out = u[: geometry.u_size].reshape(geometry.points, -1)
+        multiply(self.device, (geometry.transforms["GG"], work.reshape(geometry.r**2, -1), out))
         return u
 
     def forward(self, x, train=True):
@@ -314,7 +223,7 @@ class WinogradConv(Step):
         self.x = x = self.check_input(x)
         y = self.output((x.shape[0], *conv.output_shape(x.shape[1:])))
         geometry = self.geometry(x.shape, y.shape)
-        self.u = u = self.filters(geometry)
+        u = self.filters(geometry, "u", (1, 2, 0))
         b, relu = conv.bias.value, len(self.layers) == 2
 
         def work(_, part):
@@ -329,7 +238,7 @@ class WinogradConv(Step):
         dy, x, y = self.check_gradient(dy), self.x, self.y
         geometry = self.geometry(x.shape, y.shape)
         dx, dw, db = self.input_gradient(x.shape), conv.weight.grad, conv.bias.grad
-        u, relu = self.u, len(self.layers) == 2
+        u, relu = self.filters(geometry, "u", (1, 0, 2)), len(self.layers) == 2
         parts = shares(len(x))
         # The first thread adds to dw and db themselves.
         sums = [(dw, db)] + [

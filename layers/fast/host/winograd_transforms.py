@@ -3,66 +3,49 @@
     to_points      V = Bᵀ x B, or Z = A dz Aᵀ with dz = dy where y is positive, and dL/db
     from_points    y = Aᵀ M A + b and the ReLU, or dx += B dV Bᵀ
 
-Both take CHANNELS channels of a tile at a time, in small arrays that stay in the cache. Outside the
-image they read zeros and write nothing, so any padding and any remainder goes. Sizes and matrices
-are arguments: one compilation serves every tile. A sum has TERMS terms; what a matrix lacks of
-them is zero, so that the loop over terms is written out and sums stay in registers.
-
-Arrays are flat and indices unsigned: of any other index Numba looks whether it is negative.
+Both take a vector of a tile's channels at a time (`vectors.py`); a row or column of the tile is
+then in registers for all sums over it. The last vector of a pixel ends with its last channel: where
+it overlaps the one before, its first lanes are computed twice, but added once. Outside the image
+both read zeros and write nothing, so any padding and any remainder goes. Sizes and matrices are
+arguments: one compilation serves every tile. A sum has TERMS terms; what a matrix lacks of them is
+zero.
 """
 
 import numpy as np
 from numba import njit
 
-CHANNELS = 16
-"""Channels that are transformed at a time: one or two registers."""
-TERMS = 8
-"""Rows and columns of a matrix with its zeros: n is at most 8."""
+from layers.fast.host.vectors import (
+    TERMS,
+    WIDE,
+    add,
+    load,
+    load_column,
+    store,
+    weighted_sum,
+    where_positive,
+)
 
 
-@njit(inline="always")
-def copy_channels(source, start, target, place, count):
-    """target[place : place + count] = source[start : start + count], count <= CHANNELS."""
-    start, place = np.uintp(start), np.uintp(place)
-    if count == CHANNELS:  # of a constant length, so one or two instructions
-        for c in range(CHANNELS):
-            target[place + np.uintp(c)] = source[start + np.uintp(c)]
-    else:
-        for c in range(count):
-            target[place + np.uintp(c)] = source[start + np.uintp(c)]
+@njit(nogil=True, cache=True)
+def both_sides(matrix, a, b, source, start, step, half, target, place, target_step):
+    """matrix · tile · matrixᵀ, a×a vectors in target, of a tile of b×b vectors in source.
 
-
-@njit(inline="always")
-def weighted_sum(m, values, start, step):
-    """Σ_k m[k] values[start + k·step], of TERMS terms; m: a row of a matrix."""
-    total = m[0] * values[start]
-    for k in range(1, TERMS):
-        total += m[k] * values[start + np.uintp(k) * step]
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath={"contract"})
-def both_sides(matrix, a, b, tile, half, result):
-    """result (a, a, CHANNELS) = matrix · tile · matrixᵀ, of tile (b, b, CHANNELS).
-
-    matrix: (TERMS, TERMS), zero outside a×b. tile and half are read beyond their b rows, times
-    zero: there they hold finite numbers.
+    matrix: flat, TERMS in a row, zero beyond a×b. Element (i, j) is at start + (i·b + j)·step, in
+    the target at place + (i·a + j)·target_step.
     """
-    row = np.uintp(b * CHANNELS)
-    for i in range(a):
-        m, to = matrix[i], np.uintp(i) * row
-        for e in range(b * CHANNELS):
-            half[to + np.uintp(e)] = weighted_sum(m, tile, np.uintp(e), row)
-    for j in range(a):
-        m = matrix[j]
+    channels = WIDE // source.itemsize
+    for j in range(b):
+        values = load_column(source, start + j * step, b * step, b)
         for i in range(a):
-            start, to = np.uintp(i) * row, np.uintp((i * a + j) * CHANNELS)
-            for c in range(CHANNELS):
-                total = weighted_sum(m, half, start + np.uintp(c), np.uintp(CHANNELS))
-                result[to + np.uintp(c)] = total
+            store(weighted_sum(values, matrix, i * TERMS), half, (i * b + j) * channels)
+    for i in range(a):
+        values = load_column(half, i * b * channels, channels, b)
+        for j in range(a):
+            to = place + (i * a + j) * target_step
+            store(weighted_sum(values, matrix, j * TERMS), target, to)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True)
 def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first, points, db):
     """points (n·n, tiles, C): matrix · tile · matrixᵀ of tiles first, first + 1, ... of source.
 
@@ -72,44 +55,39 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
     """
     _, height, width, channels = source.shape
     n, side = sides
-    tiles, dtype = points.shape[1], source.dtype
+    tiles, lanes, dtype = points.shape[1], WIDE // source.itemsize, source.dtype
     flat, signs, out = source.reshape(-1), y.reshape(-1), points.reshape(-1)
-    tile = np.zeros(TERMS * TERMS * CHANNELS, dtype)
-    half = np.zeros((TERMS + 1) * TERMS * CHANNELS, dtype)
-    result = np.empty(TERMS * TERMS * CHANNELS, dtype)
-    sign, total = np.zeros(CHANNELS, dtype), np.zeros(CHANNELS, dtype)
+    matrix = matrix.reshape(-1)
+    tile, half = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
+    flags = np.zeros(2 * lanes, dtype)
+    flags[lanes:] = 1
     for t in range(tiles):
         image, place = divmod(first + t, rows * columns)
         top, left = place // columns * step - before, place % columns * step - before
-        for low in range(0, channels, CHANNELS):
-            count = min(CHANNELS, channels - low)
-            total[:] = 0
+        for start in range(0, channels, lanes):
+            low = min(start, channels - lanes)
+            total = load(flags, 0)
             for i in range(side):
                 h = top + i
                 for j in range(side):
-                    w, at = left + j, np.uintp((i * side + j) * CHANNELS)
+                    w, at = left + j, (i * side + j) * lanes
                     if h < 0 or h >= height or w < 0 or w >= width:
-                        for c in range(CHANNELS):
-                            tile[at + np.uintp(c)] = 0
+                        store(load(flags, 0), tile, at)
                         continue
-                    start = np.uintp(((image * height + h) * width + w) * channels + low)
-                    copy_channels(flat, start, tile, at, count)
+                    pixel = ((image * height + h) * width + w) * channels + low
+                    value = load(flat, pixel)
                     if relu:
-                        copy_channels(signs, start, sign, 0, count)
-                        for c in range(CHANNELS):
-                            value = tile[at + np.uintp(c)]
-                            tile[at + np.uintp(c)] = value if not sign[c] <= 0 else dtype.type(0)
-                    if db.size:
-                        for c in range(CHANNELS):
-                            total[c] += tile[at + np.uintp(c)]
-            for c in range(min(count, db.size)):
-                db[low + c] += total[c]
-            both_sides(matrix, n, side, tile, half, result)
-            for p in range(n * n):
-                copy_channels(result, p * CHANNELS, out, (p * tiles + t) * channels + low, count)
+                        value = where_positive(value, load(signs, pixel))
+                    store(value, tile, at)
+                    total = add(total, value)
+            if db.size:
+                total = where_positive(total, load(flags, lanes + low - start))
+                store(add(load(db, low), total), db, low)
+            to = t * channels + low
+            both_sides(matrix, n, side, tile, 0, lanes, half, out, to, tiles * channels)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True)
 def from_points(points, matrix, sides, step, before, rows, columns, first, b, relu, target):
     """matrix · points · matrixᵀ to the tiles first, first + 1, ... of target (N, H, W, C).
 
@@ -118,33 +96,29 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
     """
     _, height, width, channels = target.shape
     side, n = sides
-    tiles, dtype = points.shape[1], target.dtype
+    tiles, lanes, dtype = points.shape[1], WIDE // target.itemsize, target.dtype
     flat, out = points.reshape(-1), target.reshape(-1)
-    tile = np.zeros(TERMS * TERMS * CHANNELS, dtype)
-    half = np.zeros((TERMS + 1) * TERMS * CHANNELS, dtype)
-    result = np.empty(TERMS * TERMS * CHANNELS, dtype)
-    bias = np.zeros(CHANNELS, dtype)
+    matrix = matrix.reshape(-1)
+    half, result = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
+    flags = np.zeros(2 * lanes, dtype)
+    flags[lanes:] = 1
     for t in range(tiles):
         image, place = divmod(first + t, rows * columns)
         top, left = place // columns * step - before, place % columns * step - before
-        for low in range(0, channels, CHANNELS):
-            count = min(CHANNELS, channels - low)
-            if b.size:
-                copy_channels(b, low, bias, 0, count)
-            for p in range(n * n):
-                copy_channels(flat, (p * tiles + t) * channels + low, tile, p * CHANNELS, count)
-            both_sides(matrix, side, n, tile, half, result)
+        for start in range(0, channels, lanes):
+            low = min(start, channels - lanes)
+            bias = load(b, low) if b.size else load(flags, 0)
+            fresh = load(flags, lanes + low - start)
+            at = t * channels + low
+            both_sides(matrix, side, n, flat, at, tiles * channels, half, result, 0, lanes)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
-                    at = np.uintp((i * side + j) * CHANNELS)
-                    start = np.uintp(
-                        ((image * height + top + i) * width + left + j) * channels + low
-                    )
+                    pixel = ((image * height + top + i) * width + left + j) * channels + low
+                    value = load(result, (i * side + j) * lanes)
                     if b.size:
-                        for c in range(CHANNELS):
-                            z = result[at + np.uintp(c)] + bias[c]
-                            result[at + np.uintp(c)] = z if not (relu and z <= 0) else dtype.type(0)
-                        copy_channels(result, at, out, start, count)
+                        value = add(value, bias)
+                        if relu:
+                            value = where_positive(value, value)
                     else:
-                        for c in range(count):
-                            out[start + np.uintp(c)] += result[at + np.uintp(c)]
+                        value = add(where_positive(value, fresh), load(out, pixel))
+                    store(value, out, pixel)

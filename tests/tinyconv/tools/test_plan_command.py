@@ -25,7 +25,7 @@ def test_the_fast_tier_on_the_host(capsys):
     assert header.endswith("; kernels fast; precision fp32")
     by_name = {row[0]: row[1:] for row in rows}
     assert by_name["conv1+relu1"] == [
-        *("layers/fast/host/im2col.py", "im2col, BLAS, col2im"),
+        *("layers/fast/host/register_tiles.py", "convolve, filter_gradient"),
         "layers/conv.py, layers/activation.py",
     ]
     assert by_name["norm2"][::2] == ["layers/fast/host/lrn.py", "layers/lrn.py"]

@@ -30,7 +30,11 @@ For dL/dx the filters are also flipped (rotated by 180°), and their channel axe
 `tiled_gradients.py`), in the same pass:
 
     flipped[(u, v, c), i, j, k] = w_s2d[k, R' − 1 − i, R' − 1 − j, (u, v, c)]         R' = ⌈R / b⌉
+
+The photos that conv1 takes are written as x_s2d at once (`S2dImage`, `tinyconv/data/augment.py`).
 """
+
+from typing import Any, NamedTuple
 
 from numba import float32, int32
 
@@ -196,6 +200,18 @@ def filters_from_s2d_kernel(w_s2d, w, side):
 
 
 # --- on the host
+
+
+class S2dImage(NamedTuple):
+    """What another kernel has to know to write images as a convolution multiplies them."""
+
+    image: tuple[int, int, int]
+    """(H, W, C)."""
+    shape: tuple[int, int, int]
+    """(H', W', C') of x_s2d."""
+    before: int
+    dtype: Any
+    """uint16 for bfloat16, or float32, which is rounded to TF32."""
 
 
 def s2d_size(size, side):

@@ -219,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(missing), file=sys.stderr)
         return 2
     if options.launches:
-        print("\n\n".join(launch_table(*each, options.recipe) for each in GPUS))
+        for place, each in enumerate(GPUS):
+            print(("\n" if place else "") + launch_table(*each, options.recipe), flush=True)
         return 0
     kernels, failed = report(options.arch, options.only)
     if options.json:

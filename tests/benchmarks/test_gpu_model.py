@@ -75,7 +75,7 @@ MOST = [
     ("lrn_vectorized_backward_kernel", "bfloat16", PATH, 8, 49),
     ("max_pool_vectorized_forward_kernel", "float32", LOOP, 4, 50),
     ("max_pool_vectorized_backward_kernel", "float32", LOOP, 4, 43),
-    ("crop_kernel", "float32", PATH, 12, 32),
+    ("crop_kernel", "float32", PATH, 12, 41),
     ("image_to_s2d_kernel", "float32", LOOP, 4, 26),
     ("masked_gradient_kernel", "float32", LOOP, 8, 18),
     ("bias_kernel", "float32", PATH, 4, 22),

@@ -18,7 +18,7 @@ the layer: `choose_side` counts. For conv1 (R 11, C 3, stride 4; 363 terms):
 
 Other layouts of the 363 were counted too. Runs of 33 numbers (a window row), padded to 36 in the
 filters alone, are 396 terms, and in float32 begin at multiples of 16 bytes in AlexNet's x (48 q, in
-rows of 2,688 bytes): no copy of x. By `benchmarks/gpu_model.py` that saves an H200 1.2 % of a step;
+rows of 2,688 bytes): no copy of x. By `benchmarks/gpu_model.py` that saves an H200 0.7 % of a step;
 but zeros of the filters would meet three numbers of the next pixel, and an Inf or NaN there would
 spread. An im2col matrix, padded to 368, takes 570 MB at batch 128, where x_s2d takes 80.
 

@@ -110,8 +110,9 @@ def test_a_net_that_was_not_asked_refuses_such_images(cuda_device):
         asked[0].forward(x.tolist())
 
 
+@pytest.mark.full
 def test_training_gives_the_bits_of_two_passes_plain_and_replayed(cuda_device, monkeypatch):
-    data, val, weights, sizes = random_photos(6, size=SIDE), random_photos(2, size=SIDE), [], []
+    data, val, weights, sizes = random_photos(4, size=SIDE), random_photos(2, size=SIDE), [], []
     to = Augment.to
     for direct in (False, True):
         net = Sequential(

@@ -2,7 +2,8 @@
 
 On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So the plan
 inserts conversions before and after every layer of the book, and at both ends of the net, whose
-input and output are float32. On the host bfloat16 is emulated: a rounding step follows every other
+input and output are float32; crops that were written as the first convolution multiplies them
+(`S2dImage`) pass as they are. On the host bfloat16 is emulated: a rounding step follows every other
 step.
 
 `backward` of a conversion is the opposite conversion of the gradient.

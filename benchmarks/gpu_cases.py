@@ -206,7 +206,7 @@ def torch_step(bench: Bench, count: int, precision: str, last: bool, compiled: b
 
 
 def launch_cases(bench: Bench, settings: tuple[tuple[str, int], ...]) -> Iterator[Case]:
-    """The time of each launch of one step."""
+    """The time of each launch of one step, and of its crop."""
     for precision, count in settings:
         if bench.device.is_cuda and precision in bench.precisions:
             make = partial(launches_of_a_step, bench, precision, count)
@@ -215,16 +215,24 @@ def launch_cases(bench: Bench, settings: tuple[tuple[str, int], ...]) -> Iterato
 
 def launches_of_a_step(bench: Bench, precision: str, count: int) -> Job:
     step: Any = new_step(bench, precision)
-    x, labels = bench.batch_of(count)
+    _, labels = bench.batch_of(count)
     abc = tuple(bench.random(bench.matrix, bench.matrix) for _ in range(3))
+    crop = bench.host_net.input_shape[0]
+    side = crop * 8 // 7
+    photos = bench.device.array(bench.rng.integers(0, 256, (count, side, side, 3)), np.uint8)
+    augment = Augment(np.zeros((side, side, 3)), crop)
+    augment.to(bench.device, np.float32, step.net.steps[0])
+
+    def run(number: int) -> None:
+        run_step(step, augment.random(photos, np.arange(count), 0), labels, number)
 
     def busy() -> None:
         for _ in range(4):  # of an H200 about 60 ms
             multiply(bench.device, abc)
 
     for number in range(2):
-        run_step(step, x, labels, number)
-    found = each_launch(bench, lambda: run_step(step, x, labels, 2), busy)
+        run(number)
+    found = each_launch(bench, lambda: run(2), busy)
     return Job(notes=lambda: {"launches": found})
 
 

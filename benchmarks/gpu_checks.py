@@ -39,6 +39,7 @@ from layers import (
     SoftmaxCrossEntropy,
 )
 from layers.fast.bfloat16 import from_bits, to_bits
+from layers.fast.conv.steps import TensorConv
 from layers.fast.plan import plan, plan_loss
 from layers.fast.precision import BITS, round_into, widen_into
 from tinyconv import SGD, Sequential
@@ -192,6 +193,8 @@ def check_cases(bench: Bench, hostile: bool = False) -> Iterator[Case]:
         if precision != "fp32":
             run = partial(check, bench, *two_convs(), JOINED, kernels="fast", precision=precision)
             checks.append(("two convolutions and their ReLUs", "fast" + IN_WORDS[precision], run))
+            run = partial(check_s2d_crops, bench, precision)
+            checks.append(("crops for conv1", "fast" + IN_WORDS[precision], run))
     sizes = (5, 7), (bench.batch, 4 if bench.batch < 9 else 1000)
     for dtype in ("float32", "float64") if device.is_cuda else ("float32",):
         for who, (rows, classes) in product(("simple", "fast"), sizes):
@@ -259,6 +262,23 @@ def check_crops(bench: Bench, dtype: str) -> None:
     for what, ours, right in zip(("random crops", "ten views"), *results, strict=True):
         if not np.array_equal(ours, right):
             compare(what, ours, right, 0)
+
+
+def check_s2d_crops(bench: Bench, precision: str) -> None:
+    """Crops written as a convolution multiplies them: the bits of two passes."""
+    images = bench.rng.integers(0, 256, (3, 17, 17, 3), np.uint8)
+    found = []
+    for direct in (True, False):
+        steps = plan([Conv2D(3, 8, 11, 4, 2).to(bench.device)], bench.device, precision=precision)
+        augment = Augment(images.mean(axis=0), 15, 2.0, 7, 20 * np.eye(3))
+        augment.to(bench.device, np.float32, steps[0] if direct else None)
+        x = augment.random(images, np.arange(3), 1)
+        for step in steps:
+            x = step.forward(x)
+        (conv,) = (step for step in steps if isinstance(step, TensorConv))
+        found.append(bench.device.to_host(conv.x_s2d).copy())
+    if not np.array_equal(*found):
+        raise ValueError("crops in space-to-depth form have other bits than by two passes")
 
 
 def check_conversions(bench: Bench) -> None:

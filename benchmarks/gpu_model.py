@@ -27,24 +27,23 @@ there to tell which launch costs most, and what a change takes away; ±35 % for 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
-import numpy as np  # noqa: E402
 import sass  # noqa: E402
+from gpu_launches import Launch, launches_of  # noqa: E402
 from hot_path import Path as HotPath  # noqa: E402
 from hot_path import hot_path  # noqa: E402
+from l1_replay import Multiprocessor, columns_of, l2_share  # noqa: E402
 from measuring import table  # noqa: E402
 
 # --- constants
@@ -141,204 +140,6 @@ CASES = (
 )
 """What `--totals` prints: machine, precision, batch."""
 
-# --- the launches of a step
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A launch, or a product of the library (`kernel` is None, args are M, N, K and word sizes)."""
-
-    title: str
-    """Of the layer, and the pass."""
-    kernel: Any
-    grid: tuple[int, int, int]
-    threads: int
-    types: tuple[Any, ...]
-    sizes: tuple[Any, ...]
-    """By argument: an array's shape, or the number."""
-    moved: int
-    """Bytes of all arrays."""
-
-    @property
-    def name(self) -> str:
-        """The kernel's name, without `_kernel`."""
-        return self.kernel.__name__.removesuffix("_kernel") if self.kernel else "cuBLAS"
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in the grid."""
-        return math.prod(self.grid)
-
-
-class _Anything:
-    """Whatever of CuPy is only called: streams, events, handles."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return self
-
-
-class _Gpu(contextlib.nullcontext[None]):
-    """CuPy's Device."""
-
-    def __init__(self, digits: str) -> None:
-        super().__init__()
-        self.compute_capability = digits
-
-
-class _Recorder:
-    """A device whose launches are written down."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.launches: list[Launch] = []
-        self.title = ""
-        digits = "".join(map(str, machine.architecture))
-        anything = _Anything()
-        self.cupy = SimpleNamespace(
-            __name__="cupy",
-            ndarray=np.ndarray,
-            empty=lambda shape, dtype: np.empty(shape, dtype).view(_Array),
-            zeros=lambda shape, dtype: np.zeros(shape, dtype).view(_Array),
-            array=lambda values, dtype=None, order="C": np.array(values, dtype, order=order).view(
-                _Array
-            ),
-            ascontiguousarray=lambda array: array,
-            matmul=lambda a, b, out: self.product(a, b, out),
-            cuda=SimpleNamespace(
-                Device=lambda index: _Gpu(digits),
-                Stream=anything,
-                Event=anything,
-                alloc_pinned_memory=bytearray,
-                get_current_stream=lambda: SimpleNamespace(ptr=0),
-                device=anything,
-                cublas=SimpleNamespace(
-                    CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F="", gemmEx=self.gemm_ex,
-                    CUBLAS_COMPUTE_32F_FAST_TF32="", CUBLAS_GEMM_DEFAULT=0,
-                ),
-            ),
-        )  # fmt: skip
-
-    def gemm_ex(self, *arguments: Any) -> None:
-        from layers.fast.gemm import KINDS
-
-        bytes_of = {kind: dtype.itemsize for dtype, kind in KINDS.items()}
-        m, n, k = arguments[3:6]
-        words = [bytes_of[arguments[place]] for place in (8, 11, 15)]
-        self.add_product(m, n, k, m * k * words[0] + n * k * words[1] + m * n * words[2])
-
-    def product(self, a: Any, b: Any, out: Any) -> None:
-        (m, k), n = a.shape, b.shape[1]
-        self.add_product(m, n, k, a.nbytes + b.nbytes + out.nbytes)
-
-    def add_product(self, m: int, n: int, k: int, moved: int) -> None:
-        self.launches.append(Launch(self.title, None, (1, 1, 1), 0, (), (m, n, k), moved))
-
-    def add(self, dispatcher: Any, configuration: Any, arguments: tuple[Any, ...]) -> None:
-        import numba
-
-        def three(sides: Any) -> tuple[int, int, int]:
-            sides = (sides,) if isinstance(sides, int) else tuple(sides)
-            return (*sides, 1, 1)[:3]  # type: ignore[return-value]
-
-        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-        plain = [np.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        self.launches.append(
-            Launch(
-                self.title,
-                dispatcher.py_func,
-                three(configuration[0]),
-                math.prod(three(configuration[1])),
-                tuple(numba.typeof(a) for a in plain),
-                tuple(a.shape if isinstance(a, np.ndarray) else a for a in plain),
-                sum(a.nbytes for a in arrays),
-            )
-        )
-
-
-class _Array(np.ndarray):
-    """An array that is never touched, with CuPy's pointer and `get`."""
-
-    @property
-    def data(self) -> Any:
-        return SimpleNamespace(ptr=0)
-
-    def get(self, out: Any = None, **_: Any) -> Any:
-        return np.asarray(self) if out is None else out
-
-    def set(self, values: Any, stream: Any = None) -> None:
-        pass
-
-
-@contextmanager
-def recording(machine: Machine) -> Iterator[_Recorder]:
-    """Within it `Device("cuda:0")` is a device that computes nothing, like `machine`."""
-    from numba.cuda.dispatcher import CUDADispatcher
-
-    from layers import device
-    from layers.fast import cublas
-    from layers.fast.conv import tile_table
-
-    recorder, libraries = _Recorder(machine), cublas._libraries
-    known = CUDADispatcher.__getitem__, device._open_gpu, tile_table._gpu
-    name = "sm_{}{}".format(*machine.architecture)
-    try:
-        CUDADispatcher.__getitem__ = lambda self, configuration: (
-            lambda *arguments: recorder.add(self, configuration, arguments)
-        )
-        device._open_gpu = lambda index: recorder.cupy
-        tile_table._gpu = lambda: (name, machine.multiprocessors)
-        cublas._libraries = {"cuda:0": None}  # products by way of CuPy, where they are recorded
-        yield recorder
-    finally:
-        cublas._libraries = libraries
-        CUDADispatcher.__getitem__, device._open_gpu, tile_table._gpu = known
-
-
-def launches_of(machine: Machine, precision: str, batch: int, recipe: str) -> list[Launch]:
-    """Every launch of a step of AlexNet, with the crop before it and the update after it."""
-    from tinyconv import SGD, alexnet
-    from tinyconv.data.augment import Augment
-
-    with recording(machine) as recorder:
-        net = alexnet(recipe=recipe, init=False)
-        augment = Augment(np.zeros((256, 256, 3), np.float32), 224)
-        net.to("cuda:0", precision=precision)
-        net.layers[0].input_gradient = False
-        augment.to(net.device, net.dtype)
-        optimizer, loss = SGD(net.parameters()), net.loss()
-        net.set_step(0)
-        photos = np.empty((batch, 256, 256, 3), np.uint8).view(_Array)
-        recorder.launches.clear()
-        recorder.title = "crop"
-        x = augment.random(photos, np.arange(batch), 0)
-        recorder.title = "forward"
-        logits = forward(recorder, net, x)
-        recorder.title = "loss"
-        loss.load_labels(np.zeros(batch, np.int64), logits.shape)
-        loss.compute(logits)
-        backward(recorder, net, loss.backward())
-        recorder.title = "update"
-        optimizer.step(loss.pending()[0])
-        return recorder.launches
-
-
-def forward(recorder: _Recorder, net: Any, x: Any) -> Any:
-    """The steps of the plan one by one, so that each launch has a name."""
-    for step in net.steps:
-        recorder.title = f"{step.name} forward"
-        x = step.forward(x, True)
-    return x
-
-
-def backward(recorder: _Recorder, net: Any, dy: Any) -> None:
-    """The same in the other direction."""
-    for step in reversed(net.steps):
-        recorder.title = f"{step.name} backward"
-        dy = step.backward(dy)
-
-
 # --- how often the loops of a kernel run
 
 
@@ -357,10 +158,6 @@ def two_rows(sizes: tuple[Any, ...]) -> float:
 
 
 TRIPS: dict[str, Callable[[tuple[Any, ...]], list[float]]] = {
-    "lrn_rows_forward": lambda sizes: [0, 1, 4, 1],
-    "lrn_rows_backward": lambda sizes: [0, 1, 4, 1, 4, 1],
-    "max_pool_rows_forward": lambda sizes: [sizes[1][2]],
-    "max_pool_rows_backward": lambda sizes: [sizes[0][2], 0, 0],
     "max_pool_vectorized_forward": lambda sizes: [sizes[7]],
     "max_pool_vectorized_backward": lambda sizes: [sizes[7], 0, 0],
     "masked_gradient": lambda sizes: [two_rows(sizes), 1, 1],
@@ -370,7 +167,7 @@ TRIPS: dict[str, Callable[[tuple[Any, ...]], list[float]]] = {
     "image_to_s2d": lambda sizes: [sizes[6] // max(1, 128 // (sizes[7] // 4))],
     "softmax_rows": lambda sizes: [*by_four(sizes[0][1] / 128)] * 3,
     "totals": lambda sizes: [*by_four(sizes[0][0] / 128)],
-    "conv_bias_gradient": lambda sizes: [*by_four(math.prod(sizes[0][:3]) / 512)],
+    "conv_bias_gradient": lambda sizes: [*by_four(sizes[0][0] / 128)],
     "tiled_forward_vectorized": lambda sizes: [1, depth(sizes) / 8, 1],
     "tiled_forward_scalar": lambda sizes: [1, depth(sizes) / 8, 1],
     "tiled_filter_vectorized": lambda sizes: [sizes[13] / 8, 1],
@@ -419,18 +216,13 @@ class Prediction:
     waves: float
     instructions: float
     """Of a thread, or of a k-tile for tensor cores."""
-    registers: int = 0
-    at_once: int = 0
-    """Blocks of a multiprocessor."""
 
 
 def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
     """The time of one launch."""
     if launch.kernel is None:
         return predict_product(launch, machine, precision)
-    found = compiled(launch.kernel, launch.types, machine.architecture)
-    at_once, _ = sass.occupancy(machine.architecture, launch.threads, found.registers, found.shared)
-    waves = launch.blocks / (machine.multiprocessors * max(1, at_once))
+    found, at_once, waves = residency(launch, machine)
     if launch.name.startswith("tensor_"):
         return predict_tensor(launch, found, machine, precision, at_once, waves)
     trips = TRIPS.get(launch.name, lambda sizes: [])(launch.sizes)
@@ -441,9 +233,14 @@ def predict(launch: Launch, machine: Machine, precision: str) -> Prediction:
         "latency": latency(launch, path, machine) * max(1, waves),
     }
     bound = max(times, key=lambda name: times[name])
-    return Prediction(
-        *(launch, GAP + times[bound], bound, waves, path.instructions, found.registers, at_once)
-    )
+    return Prediction(launch, GAP + times[bound], bound, waves, path.instructions)
+
+
+def residency(launch: Launch, machine: Machine) -> tuple[Counted, int, float]:
+    """A launch as compiled, its blocks of a multiprocessor at a time, and its waves of blocks."""
+    found = compiled(launch.kernel, launch.types, machine.architecture)
+    at_once, _ = sass.occupancy(machine.architecture, launch.threads, found.registers, found.shared)
+    return found, at_once, launch.blocks / (machine.multiprocessors * max(1, at_once))
 
 
 def bytes_of(launch: Launch) -> float:
@@ -497,131 +294,11 @@ def predict_tensor(
     full = launch.blocks * (k_tiles + 3) * clocks / machine.multiprocessors / machine.clock
     tail = (1 + math.ceil(waves) / waves) / 2 if waves > 1 else 1 / waves
     bound = max(limits, key=lambda name: limits[name])
-    return Prediction(
-        *(launch, GAP + full * tail, bound, waves, instructions, found.registers, at_once)
-    )
+    return Prediction(launch, GAP + full * tail, bound, waves, instructions)
 
 
 BK = {"tf32": 16, "bf16": 32}
 """Terms of a k-tile."""
-
-
-def columns_of(launch: Launch) -> int:
-    """Filters of a tile of a product on tensor cores."""
-    from layers.fast.conv.tile_table import TILES
-
-    return next(bn for name, bn in TILES.items() if f"_{name}_" in launch.name)
-
-
-class Multiprocessor(NamedTuple):
-    """What the L1 cache is shared by."""
-
-    count: int
-    """Multiprocessors of the GPU."""
-    at_once: int
-    """Blocks at a time."""
-    lines: int
-    """Of 128 bytes, in its L1 cache."""
-
-
-class Cache:
-    """An L1 cache of `lines` that drops the line that was used the longest time ago."""
-
-    def __init__(self, lines: int) -> None:
-        self.most, self.held = lines, dict[tuple[str, int], int]()
-        self.loaded = self.moved = 0
-
-    def copy(self, array: str, sectors: Iterable[int], moved: int) -> None:
-        """Copies of `moved` bytes, which are in these sectors of 32; those of dy go past it."""
-        self.moved += moved
-        if array == "dy":
-            self.loaded += moved
-            return
-        for at in sectors:
-            line, sector = (array, at // 4), 1 << at % 4
-            held = self.held.pop(line, 0)
-            self.loaded += 0 if held & sector else 32
-            self.held[line] = held | sector
-            if len(self.held) > self.most:
-                del self.held[next(iter(self.held))]
-
-
-@cache
-def l2_share(launch: Launch, here: Multiprocessor, bk: int) -> float:
-    """Of the bytes of its k-tiles, those that a product loads from L2, past the L1 cache.
-
-    The lines that the blocks of one multiprocessor touch are replayed, k-tile by k-tile, in
-    lockstep. In dL/dw only those of x go through the cache.
-    """
-    from layers.fast.conv import tensor_tile
-
-    if not tensor_tile.L1:
-        return 1.0
-    l1 = Cache(here.lines)
-    first = range(40, launch.blocks, here.count)[: here.at_once] or range(1)
-    turns = [(filter_copies if "filter" in launch.name else forward_copies)(launch, bk, block)
-             for block in first]  # fmt: skip
-    for copies in zip(*turns, strict=False):
-        for of_block in copies:
-            for array, starts, width in of_block:
-                sectors = np.unique((starts[:, None] + np.arange(0, width, 32)).ravel() // 32)
-                l1.copy(array, sectors.tolist(), width * starts.size)
-    return l1.loaded / l1.moved
-
-
-Copies = Iterator[list[tuple[str, Any, int]]]
-"""By k-tile: arrays, the bytes at which copies begin, and how many follow each."""
-
-
-def forward_copies(launch: Launch, bk: int, block: int) -> Copies:
-    """What a block of a forward product copies."""
-    _, _, _, _, _, height, width, channels, rows, columns, filters, *others = launch.sizes
-    size, stride, before, groups, _, chunked = others
-    word = 64 // bk
-    run, bn = channels // groups, columns_of(launch)
-    depth = size * size * run
-    tiles_n = -(-(filters // groups) // bn)
-    pixels = math.prod(launch.sizes[3]) // filters
-    tile_m, tile_n = divmod(block % launch.grid[0], tiles_n)
-    m = np.minimum(tile_m * 128 + np.arange(128), pixels - 1)
-    n = np.minimum(tile_n * bn + np.arange(bn), filters // groups - 1)
-    for k_tile in range(-(-depth // bk)):
-        k = k_tile * bk
-        if chunked:
-            chunk, tap = divmod(k_tile, size * size)
-            c = chunk * bk
-        else:
-            tap, c = divmod(k, run)
-        r, s = divmod(tap, size)
-        h = m // columns % rows * stride - before + r
-        q = m % columns * stride - before + s
-        inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
-        at = ((m // columns // rows * height + h) * width + q) * channels + c
-        yield [("x", at[inside] * word, 64), ("w", (n * depth + k) * word, 64)]
-
-
-def filter_copies(launch: Launch, bk: int, block: int) -> Copies:
-    """What a block of dL/dw copies; at most 200 k-tiles."""
-    height, width, channels, rows, columns, filters, _, size, stride = launch.sizes[3:12]
-    before, groups, split_k, *_, tap_channels = launch.sizes[12:]
-    word = 64 // bk
-    run, bm = channels // groups, columns_of(launch)
-    tiles_n = -(-size * size * run // 128)
-    first, group_split = block % launch.grid[0], block // launch.grid[0]
-    group, split = group_split % groups, group_split // groups
-    value = first % tiles_n * 128 + np.arange(0, 128, bk // 4)
-    of_channels, rest = np.divmod(value[value < size * size * run], size * size * tap_channels)
-    tap, channel = rest // tap_channels, of_channels * tap_channels + rest % tap_channels
-    channel += group * run
-    pixels = math.prod(launch.sizes[1]) // filters
-    end = min((split + 1) * split_k, pixels)
-    for k in range(split * split_k, min(end, split * split_k + 200 * bk), bk):
-        m = np.arange(k, min(k + bk, end))[:, None]
-        h = m // columns % rows * stride - before + tap // size
-        q = m % columns * stride - before + tap % size
-        inside = (h >= 0) & (h < height) & (q >= 0) & (q < width)
-        at = ((m // columns // rows * height + h) * width + q) * channels + channel
-        yield [("x", at[inside] * word, 16), ("dy", np.zeros(m.size * bm * word // 64), 64)]
 
 
 def k_tile_limits(
@@ -640,7 +317,7 @@ def k_tile_limits(
     loaded = (bm + bn) * 64
     mma = 2 * bm * bn * bk / (machine.mma * machine.peak[precision] / per_clock)
     columns = bm * bn // warps // 64  # a warp has 64 rows
-    products = instructions_of_products(columns)
+    products = 2 * 64 // 16 * columns // 8  # HMMA of a warp: fragments of 16 × 8, two deep
     alone = mma * 4 / warps + instructions - products + WAIT
     return {
         "mma": mma,
@@ -649,11 +326,6 @@ def k_tile_limits(
         "shared": (loaded + warps * (64 + columns) * 64) / 128,
         "warps": alone / max(1, at_once),
     }, k_tiles
-
-
-def instructions_of_products(columns: int) -> int:
-    """HMMA of a warp in a k-tile: fragments of 16 × 8, two deep."""
-    return 2 * 64 // 16 * columns // 8
 
 
 # --- the tables

@@ -175,10 +175,9 @@ def launch_table(gpu: str, precision: str, recipe: str, batch: int = 128) -> str
     rows = []
     for launch in gpu_model.launches_of(here, precision, batch, recipe):
         if launch.title.startswith("conv") and launch.name.startswith(SHOWN):
-            found = gpu_model.predict(launch, here, precision)
-            numbers = found.registers, found.at_once, launch.blocks
-            waves = f"{found.waves:.2f}"
-            rows.append([launch.title, launch.name, *(f"{n:,}" for n in numbers), waves])
+            found, at_once, waves = gpu_model.residency(launch, here)
+            numbers = (f"{n:,}" for n in (found.registers, at_once, launch.blocks))
+            rows.append([launch.title, launch.name, *numbers, f"{waves:.2f}"])
     names = ["step", "kernel", "registers", "blocks of a multiprocessor", "blocks", "waves"]
     return f"## {gpu}, {precision}, batch {batch}\n\n{table(names, rows)}"
 
@@ -220,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(missing), file=sys.stderr)
         return 2
     if options.launches:
-        print("\n\n".join(launch_table(*each, options.recipe) for each in GPUS))
+        for place, each in enumerate(GPUS):
+            print(("\n" if place else "") + launch_table(*each, options.recipe), flush=True)
         return 0
     kernels, failed = report(options.arch, options.only)
     if options.json:

@@ -163,7 +163,7 @@ class Sequential:
 
     def check_input(self, x: Any) -> Any:
         """x, C-contiguous, after checking that the net takes it. ValueError says why not."""
-        return self.layers[0].check_input(x)
+        return self.steps[0].check_input(x)
 
     def parameters(self) -> list[Parameter]:
         """All learned arrays, first layer first."""

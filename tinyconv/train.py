@@ -166,7 +166,7 @@ class Training:
         self.bare_last_stage = bare_last_stage
         self.progress = Progress()
         self._pending: list[tuple[Any, ...]] = []
-        data.augment.to(net.device, net.dtype)
+        data.augment.to(net.device, net.dtype, net.steps[0])
         net.set_seed(seed)
         net.layers[0].input_gradient = False
 

@@ -2,7 +2,8 @@
 
 On a GPU in bf16 the fast steps take bfloat16 and the layers of the book float32. So the plan
 inserts conversions before and after every layer of the book, and at both ends of the net, whose
-input and output are float32. On the host bfloat16 is emulated: a rounding step follows every other
+input and output are float32; crops that were written as the first convolution multiplies them
+(`S2dImage`) pass as they are. On the host bfloat16 is emulated: a rounding step follows every other
 step.
 
 `backward` of a conversion is the opposite conversion of the gradient.
@@ -18,13 +19,21 @@ from layers.layer import Layer
 
 
 class Conversion(Step):
-    """A step without a layer. first, last: those of the net, if x or dy comes from outside it."""
+    """A step without a layer. first, last: those of the net, if x or dy comes from outside it.
+
+    step: then the one that computes `first`.
+    """
 
     def __init__(
-        self, device: Device, dtype: Any, first: Layer | None = None, last: Layer | None = None
+        self,
+        device: Device,
+        dtype: Any,
+        first: Layer | None = None,
+        last: Layer | None = None,
+        step: Step | None = None,
     ) -> None:
         super().__init__([], device, dtype, "bf16")
-        self.first, self.last = first, last
+        self.first, self.last, self.step = first, last, step
 
     @property
     def name(self) -> str:
@@ -71,9 +80,19 @@ class ToBFloat16(Conversion):
     short = "to bf16"
     computed_by = "to_bfloat16_kernel, from_bfloat16_kernel"
 
+    def s2d_image(self, image: tuple[int, int, int], side: int) -> Any:
+        """That of the next step: there is nothing to convert."""
+        self.s2d = self.step and self.step.s2d_image(image, side)
+        return self.s2d
+
+    def check_input(self, x: Any) -> Any:
+        """x, after the check of the net's first layer, or of its step."""
+        return self.step.check_input(x) if self.step and self.is_s2d(x) else super().check_input(x)
+
     def forward(self, x: Any, train: bool = True) -> Any:
-        """x float32 -> y uint16."""
-        return self._to_bits("y", self.check_input(x))
+        """x float32 -> y uint16; an `S2dImage` as it is."""
+        x = self.check_input(x)
+        return x if self.is_s2d(x) else self._to_bits("y", x)
 
     def backward(self, dy: Any) -> Any:
         """dy uint16 -> dx float32."""

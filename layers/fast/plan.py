@@ -200,7 +200,8 @@ def _for_bfloat16(
 ) -> list[Layer | Step]:
     """On a GPU: conversions at both ends, and around every layer of the book."""
     here = device, dtype
-    converted: list[Layer | Step] = [ToBFloat16(*here, first=layers[0])] if ends else []
+    first = steps[0] if isinstance(steps[0], Step) else None
+    converted: list[Layer | Step] = [ToBFloat16(*here, layers[0], step=first)] if ends else []
     for step in steps:
         of_book = not isinstance(step, Step)
         converted += [ToFloat32(*here), step, ToBFloat16(*here)] if of_book else [step]

@@ -39,6 +39,8 @@ class Step(ABC):
     written; and whether it was."""
     source = ""
     """The file of the kernels, where it is not that of the class."""
+    s2d: Any = None
+    """The `S2dImage` as which x may come, too."""
 
     def __init__(
         self, layers: Sequence[Layer], device: Device, dtype: Any, precision: str = "fp32"
@@ -76,6 +78,18 @@ class Step(ABC):
     @abstractmethod
     def backward(self, dy: Any) -> Any:
         """dL/dx of the first layer from dL/dy of the last; fills the parameters' gradients."""
+
+    def s2d_image(self, image: tuple[int, int, int], side: int) -> Any:
+        """The `S2dImage` as which images (H, W, C) may come from now on; None: as they are alone.
+
+        side: of the squares of pixels that the caller can write, without channels of zeros.
+        """
+        return None
+
+    def is_s2d(self, x: Any) -> bool:
+        """Whether x came as that."""
+        s2d, shape = self.s2d, getattr(x, "shape", ())
+        return s2d is not None and shape[1:] == s2d.shape and x.dtype == s2d.dtype
 
     def check_input(self, x: Any) -> Any:
         """x, C-contiguous, after checking kind, dtype and shape. ValueError names what is wrong."""

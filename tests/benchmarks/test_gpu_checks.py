@@ -17,6 +17,7 @@ from layers import Conv2D, Device, Linear, LocalResponseNorm, ReLU, lrn
 from layers.fast.bfloat16 import to_bits
 from layers.fast.conv import tile_table
 from layers.fast.host.im2col import Im2colConv
+from tinyconv.data.augment import Augment
 
 HOST = {"kernels": "fast", "algorithm": "host"}
 CONV = [Conv2D(4, 6, 3, padding=1, groups=2), ReLU()]
@@ -99,6 +100,20 @@ def test_an_element_that_no_thread_writes_is_found(cuda_device, monkeypatch):
     monkeypatch.setattr(lrn, "lrn_forward_kernel", LeavesOutTheLast())
     with gpu_checks.poisoned(), pytest.raises(ValueError, match="y is wrong by nan"):
         gpu_checks.check(bench, layers, shape, **run)
+
+
+def test_crops_for_a_convolution_that_differ_from_two_passes_are_found(cuda_device, monkeypatch):
+    bench, cut = bench_on("cuda:0"), Augment._cut
+    gpu_checks.check_s2d_crops(bench, "tf32")
+
+    def wrong_border(self, *arguments):
+        x = cut(self, *arguments)
+        x[0, 0, 0, 0] += x.shape[3] == 48
+        return x
+
+    monkeypatch.setattr(Augment, "_cut", wrong_border)
+    with pytest.raises(ValueError, match="have other bits than by two passes"):
+        gpu_checks.check_s2d_crops(bench, "tf32")
 
 
 def test_the_launches_within_are_noted_by_name(cuda_device):

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import gpu_model
 import kernel_report
 import pytest
 import sass
@@ -183,6 +185,25 @@ def test_kernels_for_tensor_cores_have_a_table_of_their_own():
         "| tensor_kernel | 20 | 1,024 | 0 | 50% | 1,200 | 48 | 2 | 96 | 33.3% | 4.2% "
         "| 16.7% | 1 : 0.5 : 1.5 | 4 LDGSTS.128, 4 LDS.32, 12 LDSM.128 | none |"
     )
+
+
+def test_launches_of_convolutions_are_shown_as_they_fill_a_gpu(monkeypatch):
+    def launch(title, name, blocks):
+        kernel = SimpleNamespace(__name__=name)
+        return gpu_model.Launch(title, kernel, (blocks, 2, 1), 128, (), (), 0)
+
+    launches = [
+        launch("conv1 forward", "filters_to_s2d_kernel", 7),  # no part of the products
+        launch("conv1 backward", "sum_rows_kernel", 660),
+        launch("norm1 backward", "sum_rows_kernel", 3),
+    ]
+    compiled = gpu_model.Counted("", 40, 0)
+    monkeypatch.setattr(gpu_model, "launches_of", lambda *arguments: launches)
+    monkeypatch.setattr(gpu_model, "compiled", lambda *arguments: compiled)
+    title, _, _, _, *rows = kernel_report.launch_table("H200", "tf32", "authors").splitlines()
+    assert title == "## H200, tf32, batch 128"
+    # 65,536 registers hold 12 blocks of 128 · 40 of them, and 132 multiprocessors 1,584 blocks.
+    assert rows == ["| conv1 backward | sum_rows | 40 | 12 | 1,320 | 0.83 |"]
 
 
 def test_written_reports_name_date_and_machine(monkeypatch, tmp_path, capsys):

@@ -48,9 +48,6 @@ def planted():
     yield KernelCase(planted_local, "number[1] int64")
 
 
-_library: dict = {}  # of the last kernel
-
-
 def with_suffix(architecture):
     """(9, 0, "a") for (9, 0): from Hopper on a launch compiles for what only that one has."""
     return *architecture, "a" if architecture >= (9, 0) else ""
@@ -84,7 +81,8 @@ def text_of(library, architecture):
     return ptx(cc=with_suffix(architecture)).strip().strip("\0")
 
 
-_library: dict = {}  # of the last kernel
+KEPT = 64
+_libraries: dict = {}  # of the last kernels
 
 
 def ptx_of(kernel, arguments, architecture):
@@ -94,10 +92,11 @@ def ptx_of(kernel, arguments, architecture):
     the same for all: only what NVVM makes of it differs.
     """
     key = kernel.py_func, arguments
-    if key not in _library:
-        _library.clear()
-        _library[key] = library_of(kernel, arguments, architecture)
-    return text_of(_library[key], architecture)
+    if key not in _libraries:
+        if len(_libraries) == KEPT:
+            _libraries.clear()
+        _libraries[key] = library_of(kernel, arguments, architecture)
+    return text_of(_libraries[key], architecture)
 
 
 def same_as_alone(kernel, arguments, architecture, ptx):

@@ -32,8 +32,11 @@ from numba import int32, njit, prange
 
 from layers import Device
 from layers.device import cuda, grid_of
-from layers.fast.conv.ptx import element, store_vec4
+from layers.fast.bfloat16 import nearest_tf32
+from layers.fast.conv.ptx import element, store_scalar, store_vec4
 from layers.fast.conv.tensor_tile import quotient
+from layers.fast.conv.tile import within
+from layers.fast.step import Step
 from layers.layer import Buffers
 from tinyconv.data.random_arrays import normals, words
 
@@ -71,10 +74,14 @@ def crop_host(images, mean, top, left, flip, shift, views, divisor, x):
 # A block is QUADS × ROWS threads, for ROWS rows of a crop; a thread owns four neighbouring pixels,
 # of which its image, row and colour shift are the same: nothing is divided to find them. It reads
 # single bytes and means, as a crop begins anywhere, and neighbouring threads read neighbouring ones
-# (backwards where the crop is flipped). Rows of whole fours are written by 16 bytes at a
+# (backwards where the crop is flipped). Rows of whole fours are written by four numbers at a
 # time. A photo's first byte is counted in 64 bits. No races, deterministic.
+#
+# x is (N, height, width, 3), or, if `s2d`, what conv1 multiplies (`space_to_depth.py`): the crop
+# with a border of zeros that begins `before` pixels before it, in squares of 4 × 4 pixels. The four
+# rows of a square are neighbouring threads, which write its 96 or 192 bytes.
 
-QUADS, ROWS = 64, 2
+QUADS, ROWS = 64, 4
 
 
 @cuda.jit(inline="always", device=True)
@@ -85,12 +92,20 @@ def crop_pixel(images, mean, source, at, shifts, divisor, values, first):
 
 
 @cuda.jit
-def crop_kernel(images, mean, top, left, flip, shift, side, views, divisor, x, crop):
-    values = cuda.local.array(12, x.dtype)
-    shifts = cuda.local.array(3, x.dtype)
-    n, h = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-    if h >= crop:
+def crop_kernel(
+    images, mean, top, left, flip, shift, side, views, divisor, x, crop, height, width, before, s2d,
+    rounded,
+):  # fmt: skip
+    values = cuda.local.array(12, mean.dtype)
+    shifts = cuda.local.array(3, mean.dtype)
+    n, row = cuda.blockIdx.x, int32(cuda.blockIdx.y * ROWS + cuda.threadIdx.x)
+    if row >= height:
         return
+    line, apart = (n * height + row) * width * 3, 12  # of x: the row, and from four to four
+    if s2d:
+        line, apart = (n * height + row - row % 4) * width * 3 + row % 4 * 12, 48
+    h = int32(row - before)
+    columns = int32(crop if within(h, crop) else 0)
     i = quotient(n, views)
     source = i * (side * side * 3)
     for c in range(3):
@@ -98,23 +113,31 @@ def crop_kernel(images, mean, top, left, flip, shift, side, views, divisor, x, c
     step = int32(-3 if element(flip, n) else 3)
     first = element(left, n) + (crop - 1 if step < 0 else 0)
     begin = int32(((element(top, n) + h) * side + first) * 3)
-    quad = int32(cuda.threadIdx.x)
-    while 4 * quad < crop:
-        out = ((n * crop + h) * crop + 4 * quad) * 3
-        at = int32(begin + 4 * quad * step)
-        if 4 * quad + 4 <= crop and crop % 4 == 0:
+    quad = int32(cuda.threadIdx.y)
+    while 4 * quad < width:
+        out = line + quad * apart
+        w = int32(4 * quad - before)
+        at = int32(begin + w * step)
+        if width % 4 == 0:
             for pixel in range(4):
-                crop_pixel(images, mean, source, at, shifts, divisor, values, 3 * pixel)
+                if within(w + pixel, columns):
+                    crop_pixel(images, mean, source, at, shifts, divisor, values, 3 * pixel)
+                else:
+                    for c in range(3):
+                        values[3 * pixel + c] = 0
                 at = int32(at + step)
+            if rounded:
+                for k in range(12):
+                    values[k] = nearest_tf32(values[k])
             for part in range(3):
                 store_vec4(x, out + 4 * part, values, 4 * part)
         else:
-            for pixel in range(min(4, crop - 4 * quad)):
+            for pixel in range(min(4, width - 4 * quad)):
                 crop_pixel(images, mean, source, at, shifts, divisor, values, 0)
                 at = int32(at + step)
                 for c in range(3):
-                    x[out + 3 * pixel + c] = values[c]
-        quad = int32(quad + cuda.blockDim.x)
+                    store_scalar(x, out + 3 * pixel + c, values, c)
+        quad = int32(quad + QUADS)
 
 
 # --- colour
@@ -190,9 +213,15 @@ class Augment:
             raise ValueError(f"Augment: colour must be finite, not {self.colour.tolist()}")
         self.to("cpu", np.float32)
 
-    def to(self, device: Device | str, dtype: Any) -> "Augment":
-        """Make batches on `device` in `dtype` from now on. Returns itself."""
+    def to(self, device: Device | str, dtype: Any, reader: Any = None) -> "Augment":
+        """Make batches on `device` in `dtype` from now on. Returns itself.
+
+        reader: the first of a net's `steps`. If that is a convolution on tensor cores with a stride
+        of 4, x is written as it multiplies x (`layers/fast/conv/space_to_depth.py`), for this net.
+        """
         self.device, self.dtype = Device(device), np.dtype(dtype)
+        image = self.crop, self.crop, 3
+        self._s2d = reader.s2d_image(image, side=4) if isinstance(reader, Step) else None
         self._mean = self.device.array(self.mean, self.dtype)
         self._buffer = Buffers(self.device, self.dtype)
         return self
@@ -243,17 +272,20 @@ class Augment:
         self, images: Any, top: Any, left: Any, flip: Any, shift: Any = None, views: int = 1
     ) -> Any:
         images = self._on_device(images)
-        rows = len(images) * views
-        x = self._buffer("x", (rows, self.crop, self.crop, 3))
+        rows, s2d = len(images) * views, self._s2d
+        shape = (self.crop, self.crop, 3) if s2d is None else s2d.shape
+        x = self._buffer("x", (rows, *shape), s2d and s2d.dtype)
         draws = [self.device.array(draw, np.int32) for draw in (top, left, flip)]
         shift = np.zeros((rows, 3)) if shift is None else shift
         shifts = self.device.array(shift, self.dtype)
         divisor = self.dtype.type(self.divisor)
         if self.device.is_cuda:
-            grid = rows, -(-self.crop // ROWS)
-            crop_kernel[grid_of(grid, (QUADS, ROWS))](
+            height, width = shape[:2] if s2d is None else (4 * shape[0], 4 * shape[1])
+            before, rounded = (0, False) if s2d is None else (s2d.before, s2d.dtype == self.dtype)
+            crop_kernel[grid_of((rows, -(-height // ROWS)), (ROWS, QUADS))](
                 *(images.reshape(-1), self._mean.reshape(-1), *draws, shifts.reshape(-1)),
-                *(self.mean.shape[0], views, divisor, x.reshape(-1), self.crop),
+                *(self.mean.shape[0], views, divisor, x.reshape(-1), self.crop, height, width),
+                *(before, s2d is not None, rounded),
             )
         else:
             crop_host(images, self._mean, *draws, shifts, views, divisor, x)

@@ -101,7 +101,7 @@ class ColumnAugment(Augment):
         super().__init__(*settings)
         self.colour_on = augment.colour_on
 
-    def to(self, device: Device | str, dtype: Any) -> "ColumnAugment":
+    def to(self, device: Device | str, dtype: Any, reader: Any = None) -> "ColumnAugment":
         """Make batches in `dtype` on the net's devices, whichever is named. Returns itself."""
         super().to(self._devices[0], dtype)
         if self._second is not None:

@@ -116,10 +116,7 @@ if SIMULATED:
         place = frame.f_code, frame.f_lasti
         running().copies.begin(target, to, source, at, inside, place)
 
-    def cp_async_l1(target, to, source, at, inside):
-        frame = sys._getframe(1)
-        place = frame.f_code, frame.f_lasti
-        running().copies.begin(target, to, source, at, inside, place)
+    cp_async_l1 = cp_async
 
     def cp_async_commit_group():
         running().copies.commit()
@@ -213,63 +210,55 @@ else:
         attributes = ["nounwind"] + ["readnone"] * (not memory) + ["convergent"] * warp
         return builder.call(code, operands, attrs=attributes)
 
-    def _copy(count, target, source):
-        """The signature of a copy of `count` words, and the function that emits its LLVM code."""
-        if target.dtype != source.dtype:
-            raise TypingError(f"a copy of {source.dtype} to {target.dtype} converts nothing")
-        signature = types.void(target, types.int64, source, types.int64)
+    def _copying(count):
+        """The intrinsic that copies `count` words by one instruction."""
 
-        def emit(context, builder, signature, arguments):
-            size = source.dtype.bitwidth // 8 * count
-            kind = ir.VectorType(context.get_data_type(source.dtype), count)
+        @intrinsic
+        def copy(typingctx, target, to, source, at):
+            if target.dtype != source.dtype:
+                raise TypingError(f"a copy of {source.dtype} to {target.dtype} converts nothing")
 
-            def place(number):
-                element = element_pointer(context, builder, signature, arguments, number)
-                return builder.bitcast(element, ir.PointerType(kind))
+            def emit(context, builder, signature, arguments):
+                size = source.dtype.bitwidth // 8 * count
+                kind = ir.VectorType(context.get_data_type(source.dtype), count)
 
-            value = builder.load(place(2))
-            value.align = size
-            builder.store(value, place(0)).align = size
-            return context.get_dummy_value()
+                def place(number):
+                    element = element_pointer(context, builder, signature, arguments, number)
+                    return builder.bitcast(element, ir.PointerType(kind))
 
-        return signature, emit
+                value = builder.load(place(2))
+                value.align = size
+                builder.store(value, place(0)).align = size
+                return context.get_dummy_value()
 
-    @intrinsic
-    def copy_vec4(typingctx, target, to, source, at):
-        """Copy four words by one instruction; `to` and `at` are multiples of 4."""
-        return _copy(4, target, source)
+            return types.void(target, types.int64, source, types.int64), emit
 
-    @intrinsic
-    def copy_scalar(typingctx, target, to, source, at):
-        """Copy one word; no index is negative."""
-        return _copy(1, target, source)
+        return copy
 
-    def _copy_async(cache, target, source):
-        signature = types.void(target, types.int64, source, types.int64, types.boolean)
+    copy_vec4, copy_scalar = _copying(4), _copying(1)
 
-        def emit(context, builder, signature, arguments):
-            def place(number, space):
-                element = element_pointer(context, builder, signature, arguments, number)
-                return in_space(builder, element, space)
+    def _copying_async(cache):
+        """The intrinsic of cp.async by way of `cache`: "cg" is L2 alone, "ca" L1 as well."""
 
-            to = builder.ptrtoint(place(0, SHARED), WORD)
-            size = builder.select(arguments[4], WORD(BYTES), WORD(0))
-            text = f"cp.async.{cache}.shared.global [$0], [$1], {BYTES}, $2;"
-            operands = [to, place(2, GLOBAL), size]
-            instruction(builder, text, ir.VoidType(), operands, "r,l,r")
-            return context.get_dummy_value()
+        @intrinsic
+        def copy(typingctx, target, to, source, at, inside):
+            def emit(context, builder, signature, arguments):
+                def place(number, space):
+                    element = element_pointer(context, builder, signature, arguments, number)
+                    return in_space(builder, element, space)
 
-        return signature, emit
+                to = builder.ptrtoint(place(0, SHARED), WORD)
+                size = builder.select(arguments[4], WORD(BYTES), WORD(0))
+                text = f"cp.async.{cache}.shared.global [$0], [$1], {BYTES}, $2;"
+                operands = [to, place(2, GLOBAL), size]
+                instruction(builder, text, ir.VoidType(), operands, "r,l,r")
+                return context.get_dummy_value()
 
-    @intrinsic
-    def cp_async(typingctx, target, to, source, at, inside):
-        """Start to copy 16 bytes from global to shared memory; zeros where not `inside`."""
-        return _copy_async("cg", target, source)
+            return types.void(target, types.int64, source, types.int64, types.boolean), emit
 
-    @intrinsic
-    def cp_async_l1(typingctx, target, to, source, at, inside):
-        """The same, leaving a copy in the L1 cache."""
-        return _copy_async("ca", target, source)
+        return copy
+
+    cp_async, cp_async_l1 = _copying_async("cg"), _copying_async("ca")
 
     def _no_operands(text):
         """The function that emits an instruction without operands."""
@@ -307,34 +296,31 @@ else:
             vector = builder.insert_element(vector, word, WORD(i))
         return vector
 
-    def _store_vector(count, y, values):
-        signature = types.void(y, types.int64, values, types.int64)
+    def _storing(count):
+        """The intrinsic that stores `count` elements, at once or 16 bytes at a time."""
 
-        def emit(context, builder, signature, arguments):
-            words = _values(context, builder, signature, arguments, count)
-            if y.dtype == types.uint16:
-                pairs = zip(words[::2], words[1::2], strict=True)
-                words = [two_bfloat16(builder, *pair) for pair in pairs]
-            element = element_pointer(context, builder, signature, arguments, 0)
-            size = min(len(words), 2 if y.dtype == types.float64 else 4)
-            align = min(BYTES, count * y.dtype.bitwidth // 8)
-            place = builder.bitcast(element, ir.PointerType(ir.VectorType(words[0].type, size)))
-            for i in range(0, len(words), size):
-                vector = _vector(builder, words[i : i + size])
-                builder.store(vector, builder.gep(place, [WORD(i // size)])).align = align
-            return context.get_dummy_value()
+        @intrinsic
+        def store(typingctx, y, at, values, first):
+            def emit(context, builder, signature, arguments):
+                words = _values(context, builder, signature, arguments, count)
+                if y.dtype == types.uint16:
+                    pairs = zip(words[::2], words[1::2], strict=True)
+                    words = [two_bfloat16(builder, *pair) for pair in pairs]
+                element = element_pointer(context, builder, signature, arguments, 0)
+                size = min(len(words), 2 if y.dtype == types.float64 else 4)
+                align = min(BYTES, count * y.dtype.bitwidth // 8)
+                kind = ir.PointerType(ir.VectorType(words[0].type, size))
+                place = builder.bitcast(element, kind)
+                for i in range(0, len(words), size):
+                    vector = _vector(builder, words[i : i + size])
+                    builder.store(vector, builder.gep(place, [WORD(i // size)])).align = align
+                return context.get_dummy_value()
 
-        return signature, emit
+            return types.void(y, types.int64, values, types.int64), emit
 
-    @intrinsic
-    def store_vec8(typingctx, y, at, values, first):
-        """Store eight float32 as elements of `y`, 16 bytes at a time; `at` is a multiple of 8."""
-        return _store_vector(8, y, values)
+        return store
 
-    @intrinsic
-    def store_vec4(typingctx, y, at, values, first):
-        """Store four float32 as elements of `y`, at once; `at` is a multiple of 4."""
-        return _store_vector(4, y, values)
+    store_vec8, store_vec4 = _storing(8), _storing(4)
 
     @intrinsic
     def store_scalar(typingctx, y, at, values, i):
@@ -351,51 +337,40 @@ else:
 
         return signature, emit
 
-    def _load_vector(count, values, x):
-        signature = types.void(values, types.int64, x, types.int64)
+    def _loading(count):
+        """The intrinsic that loads `count` elements, at once or 16 bytes at a time."""
 
-        def emit(context, builder, signature, arguments):
-            bf16 = x.dtype == types.uint16
-            number = WORD if bf16 else context.get_data_type(x.dtype)
-            words = count // 2 if bf16 else count
-            size = min(words, 2 if x.dtype == types.float64 else 4)
-            kind = ir.PointerType(ir.VectorType(number, size))
-            place = builder.bitcast(
-                element_pointer(context, builder, signature, arguments, 2), kind
-            )
-            floats = []
-            for i in range(words // size):
-                vector = builder.load(builder.gep(place, [WORD(i)]))
-                vector.align = min(BYTES, count * x.dtype.bitwidth // 8)
-                for j in range(size):
-                    word = builder.extract_element(vector, WORD(j))
-                    if bf16:
-                        upper = builder.and_(word, WORD(0xFFFF0000))
-                        halves = builder.shl(word, WORD(16)), upper
-                        floats += [builder.bitcast(half, FLOAT) for half in halves]
-                    else:
-                        floats.append(word)
-            target = element_pointer(context, builder, signature, arguments, 0)
-            for i, value in enumerate(floats):
-                builder.store(value, builder.gep(target, [WORD(i)]))
-            return context.get_dummy_value()
+        @intrinsic
+        def load(typingctx, values, first, x, at):
+            def emit(context, builder, signature, arguments):
+                bf16 = x.dtype == types.uint16
+                number = WORD if bf16 else context.get_data_type(x.dtype)
+                words = count // 2 if bf16 else count
+                size = min(words, 2 if x.dtype == types.float64 else 4)
+                element = element_pointer(context, builder, signature, arguments, 2)
+                place = builder.bitcast(element, ir.PointerType(ir.VectorType(number, size)))
+                floats = []
+                for i in range(words // size):
+                    vector = builder.load(builder.gep(place, [WORD(i)]))
+                    vector.align = min(BYTES, count * x.dtype.bitwidth // 8)
+                    for j in range(size):
+                        word = builder.extract_element(vector, WORD(j))
+                        if bf16:
+                            upper = builder.and_(word, WORD(0xFFFF0000))
+                            halves = builder.shl(word, WORD(16)), upper
+                            floats += [builder.bitcast(half, FLOAT) for half in halves]
+                        else:
+                            floats.append(word)
+                target = element_pointer(context, builder, signature, arguments, 0)
+                for i, value in enumerate(floats):
+                    builder.store(value, builder.gep(target, [WORD(i)]))
+                return context.get_dummy_value()
 
-        return signature, emit
+            return types.void(values, types.int64, x, types.int64), emit
 
-    @intrinsic
-    def load_vec8(typingctx, values, first, x, at):
-        """Load eight elements of `x` as float32, 16 bytes at a time; `at` is a multiple of 8."""
-        return _load_vector(8, values, x)
+        return load
 
-    @intrinsic
-    def load_vec4(typingctx, values, first, x, at):
-        """Load four elements of `x` as float32, at once; `at` is a multiple of 4."""
-        return _load_vector(4, values, x)
-
-    @intrinsic
-    def load_vec2(typingctx, values, first, x, at):
-        """Load two elements of `x` as float32, at once; `at` is a multiple of 2."""
-        return _load_vector(2, values, x)
+    load_vec8, load_vec4, load_vec2 = _loading(8), _loading(4), _loading(2)
 
     def _word_pointer(context, builder, signature, arguments, number):
         element = element_pointer(context, builder, signature, arguments, number)
@@ -440,17 +415,16 @@ else:
         return x.dtype(x, types.int64), emit
 
     def _approximate(text):
-        def emit(context, builder, signature, arguments):
-            return instruction(builder, text, FLOAT, arguments, "=f,f", memory=False)
+        """The intrinsic of one instruction from a float32 to another."""
 
-        return types.float32(types.float32), emit
+        @intrinsic
+        def function(typingctx, x):
+            def emit(context, builder, signature, arguments):
+                return instruction(builder, text, FLOAT, arguments, "=f,f", memory=False)
 
-    @intrinsic
-    def rsqrt(typingctx, x):
-        """1 / √x of a float32, approximately."""
-        return _approximate("rsqrt.approx.f32 $0, $1;")
+            return types.float32(types.float32), emit
 
-    @intrinsic
-    def root(typingctx, x):
-        """√x of a float32, approximately."""
-        return _approximate("sqrt.approx.f32 $0, $1;")
+        return function
+
+    rsqrt = _approximate("rsqrt.approx.f32 $0, $1;")
+    root = _approximate("sqrt.approx.f32 $0, $1;")

@@ -18,7 +18,7 @@ the layer: `choose_side` counts. For conv1 (R 11, C 3, stride 4; 363 terms):
 
 Other layouts of the 363 were counted too. Runs of 33 numbers (a window row), padded to 36 in the
 filters alone, are 396 terms, and in float32 begin at multiples of 16 bytes in AlexNet's x (48 q, in
-rows of 2,688 bytes): no copy of x. By `benchmarks/gpu_model.py` that saves an H200 1.2 % of a step;
+rows of 2,688 bytes): no copy of x. By `benchmarks/gpu_model.py` that saves an H200 0.7 % of a step;
 but zeros of the filters would meet three numbers of the next pixel, and an Inf or NaN there would
 spread. An im2col matrix, padded to 368, takes 570 MB at batch 128, where x_s2d takes 80.
 
@@ -30,7 +30,11 @@ For dL/dx the filters are also flipped (rotated by 180°), and their channel axe
 `tiled_gradients.py`), in the same pass:
 
     flipped[(u, v, c), i, j, k] = w_s2d[k, R' − 1 − i, R' − 1 − j, (u, v, c)]         R' = ⌈R / b⌉
+
+The photos that conv1 takes are written as x_s2d at once (`S2dImage`, `tinyconv/data/augment.py`).
 """
+
+from typing import Any, NamedTuple
 
 from numba import float32, int32
 
@@ -196,6 +200,18 @@ def filters_from_s2d_kernel(w_s2d, w, side):
 
 
 # --- on the host
+
+
+class S2dImage(NamedTuple):
+    """What another kernel has to know to write images as a convolution multiplies them."""
+
+    image: tuple[int, int, int]
+    """(H, W, C)."""
+    shape: tuple[int, int, int]
+    """(H', W', C') of x_s2d."""
+    before: int
+    dtype: Any
+    """uint16 for bfloat16, or float32, which is rounded to TF32."""
 
 
 def s2d_size(size, side):

@@ -28,11 +28,13 @@ from typing import Any
 from layers.conv import conv_input_gradient_kernel
 from layers.device import grid_for
 from layers.fast.bias_relu import bias_gradient, masked_gradient
+from layers.fast.conv.ptx import BYTES
 from layers.fast.conv.shared_memory import (
     shared_filter_gradient,
     shared_forward,
     shared_input_gradient,
 )
+from layers.fast.conv.space_to_depth import S2dImage, choose_side, s2d_shape
 from layers.fast.conv.tensor_core import tensor_forward, tensor_input_gradient
 from layers.fast.conv.tensor_gradients import tensor_filter_gradient
 from layers.fast.conv.tiled import tiled_forward
@@ -63,7 +65,9 @@ class ConvStep(Step):
         """x (N, H, W, C) -> y (N, P, Q, K)."""
         conv = self.layers[0]
         self.x = x = self.check_input(x)
-        y = self.output((x.shape[0], *conv.output_shape(x.shape[1:])))
+        image = self.s2d.image if self.is_s2d(x) else x.shape[1:]
+        self.x_shape = x.shape[0], *image
+        y = self.output((x.shape[0], *conv.output_shape(image)))
         geometry = conv.stride, conv.before, conv.groups
         self.product(x, conv.weight.value, conv.bias.value, y, *geometry, len(self.layers) == 2)
         return y
@@ -81,7 +85,7 @@ class ConvStep(Step):
             self.dz_is_rounded = rounded
         else:
             bias_gradient(self.device, dy.reshape(-1, db.size), db, self.buffer)
-        dx = self.input_gradient(self.x.shape)
+        dx = self.input_gradient(self.x_shape)
         geometry = conv.stride, conv.before, conv.groups
         self.gradients(dz, conv.weight.value, dx, conv.weight.grad, *geometry)
         return dx
@@ -143,6 +147,21 @@ class TensorConv(ConvStep):
         if self.precision == "tf32" and isinstance(before, TensorConv | MaxPoolRows):
             before.rounds_output = True
 
+    def s2d_image(self, image, side):
+        """As `Step.s2d_image`."""
+        conv, per_chunk = self.layers[0], BYTES // self.storage.itemsize
+        size, stride, groups = conv.kernel_size, conv.stride, conv.groups
+        y_shape = 1, *conv.output_shape(image)
+        _, *shape = s2d_shape((1, *image), y_shape, size, stride, side, groups, per_chunk)
+        chosen = choose_side(size, stride, image[2] // groups, per_chunk)
+        fits = chosen == side and shape[2] == side * side * image[2]
+        self.s2d = S2dImage(image, tuple(shape), conv.before, self.storage) if fits else None
+        return self.s2d
+
+    def check_input(self, x):
+        """As `Step.check_input`."""
+        return self.device.xp.ascontiguousarray(x) if self.is_s2d(x) else super().check_input(x)
+
     def product(self, x, w, b, y, stride, before, groups, relu):
         """As `ConvStep.product`."""
         self.x_is_rounded = self.before is not None and self.before.y_is_rounded
@@ -151,6 +170,7 @@ class TensorConv(ConvStep):
             *(x, w, b, y, stride, before, groups, self.buffer, relu),
             rounded=self.x_is_rounded,
             round_y=self.rounds_output,
+            x_shape=self.x_shape,
         )
 
     def gradients(self, dz, w, dx, dw, stride, before, groups):
@@ -169,6 +189,7 @@ class TensorConv(ConvStep):
             *(self.x, dz, dw, stride, before, groups, self.buffer),
             x_s2d=self.x_s2d,
             rounded=(self.x_is_rounded, self.dz_is_rounded),
+            x_shape=self.x_shape,
         )
 
     def _rounds_dx(self, stride):

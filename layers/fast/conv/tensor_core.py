@@ -247,25 +247,27 @@ def has_whole_chunks(array, groups):
 
 def tensor_forward(
     x, w, b, y, stride, before, groups, buffer, relu=False, mask=None, tile=None, rounded=False,
-    round_y=False,
+    round_y=False, x_shape=None,
 ):  # fmt: skip
     """y = conv(x) + b, or its ReLU, and 0 where `mask` is <= 0.
 
     x (N, H, W, C), y (N, P, Q, K) and mask, which is like y, all float32 (TF32) or all uint16
     (BF16); w and b float32; b None: without a bias; `buffer`: the layer's. tile: "128x128",
-    "128x64", or None for `choose_tile`'s. rounded: x is, to TF32; round_y: round y as well. y and
-    mask begin at multiples of 16 bytes, as every buffer does. Returns x as it was multiplied, x
-    itself or its space-to-depth form, for `tensor_filter_gradient`. ValueError for too large
-    arrays.
+    "128x64", or None for `choose_tile`'s. rounded: x is, to TF32; round_y: round y as well.
+    x_shape: (N, H, W, C) where x is x_s2d already. y and mask begin at multiples of 16 bytes, as
+    every buffer does. Returns x as it was multiplied, x itself or its space-to-depth form, for
+    `tensor_filter_gradient`. ValueError for too large arrays.
     """
-    key = layer_key("forward", kind_of(x), x.shape, w.shape, stride, before, groups)
+    x_shape = x_shape or x.shape
+    key = layer_key("forward", kind_of(x), x_shape, w.shape, stride, before, groups)
     epilogue = (0 if b is None else BIAS) + (RELU if relu else 0) + (ROUND if round_y else 0)
     b = w.reshape(-1) if b is None else b
     side = 1
-    if not has_whole_chunks(x, groups):
-        size, channels = w.shape[1], x.shape[3] // groups
+    if x.shape != x_shape or not has_whole_chunks(x, groups):
+        size, channels = w.shape[1], w.shape[3]
         side = choose_side(size, stride, channels, chunk_elements(x))
-        x = image_to_s2d("x", x, y.shape, size, stride, side, before, groups, buffer)
+        if x.shape == x_shape:
+            x = image_to_s2d("x", x, y.shape, size, stride, side, before, groups, buffer)
         stride, before, rounded = stride // side, 0, True
     filters = filters_to_s2d(w, side, x, buffer)
     launch_forward(x, filters, b, y, stride, before, groups, epilogue, mask, key, tile, rounded)

@@ -246,19 +246,22 @@ globals().update({kernel.__name__: kernel for kernel in KERNELS.values()})
 
 
 def tensor_filter_gradient(
-    x, dy, dw, stride, before, groups, buffer, tile=None, x_s2d=None, rounded=(False, False)
-):
+    x, dy, dw, stride, before, groups, buffer, tile=None, x_s2d=None, rounded=(False, False),
+    x_shape=None,
+):  # fmt: skip
     """dw (K, R, S, C / groups), float32, from x (N, H, W, C) and dy (N, P, Q, K).
 
     x and dy both float32 (TF32) or both uint16 (BF16); `buffer`: the layer's. tile: "128x128",
     "128x64", or None for `choose_tile`'s. x_s2d: what `tensor_forward` returned for this x, if it
-    ran. rounded: x and dy are, to TF32. ValueError for too large arrays.
+    ran. rounded: x and dy are, to TF32. x_shape: (N, H, W, C) where x is x_s2d. ValueError for too
+    large arrays.
     """
-    key = layer_key("filter gradient", kind_of(x), x.shape, dw.shape, stride, before, groups)
+    x_shape = x_shape or x.shape
+    key = layer_key("filter gradient", kind_of(x), x_shape, dw.shape, stride, before, groups)
     filters, size, _, channels = dw.shape
     out, side = dw, 1
     x_is_rounded, dy_is_rounded = rounded
-    if not has_whole_chunks(x, groups):
+    if x.shape != x_shape or not has_whole_chunks(x, groups):
         side = choose_side(size, stride, channels, chunk_elements(x))
         if x_s2d is None:
             x_s2d = image_to_s2d("x", x, dy.shape, size, stride, side, before, groups, buffer)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from layers import Parameter
+from layers import Conv2D, Device, Parameter
+from layers.fast.plan import plan
 from tinyconv import sgd
 from tinyconv.data import augment
 from tinyconv.lab.cases.case import KernelCase, KernelGroup, Shape
@@ -28,8 +29,12 @@ def crops(shape: Shape, dtype: str) -> dict[str, Run]:
     mean = images.mean(axis=0).astype(np.float32)
     training = augment.Augment(mean, max(1, shape[1] * 7 // 8), colour=20 * np.eye(3))
     testing = augment.Augment(mean, max(1, shape[1] // 2))
+    reader = None
+    if dtype == "bfloat16":  # for a convolution, with a border of zeros
+        dtype, conv = "float32", Conv2D(3, 1, 5, stride=4, padding=2)
+        reader = plan([conv], Device("cuda:0"), precision="bf16")[0]
     for cutter in (training, testing):
-        cutter.to("cuda:0", dtype)
+        cutter.to("cuda:0", dtype, reader)
     return {
         "crop": lambda: training.random(images, np.arange(shape[0]), 0),
         "crop, ten views": lambda: testing.ten_views(images),
@@ -56,9 +61,11 @@ GROUPS = {
         cases=(
             KernelCase(
                 augment.crop_kernel,
-                "uint8[1] number[1] 3*int32[1] number[1] 2*int64 number number[1] int64",
+                "uint8[1] number[1] 3*int32[1] number[1] 2*int64 number stored[1] 4*int64 "
+                "2*boolean",
                 "x",
                 (0, 3),
+                threads=256,
             ),
         ),
     ),

@@ -72,7 +72,10 @@ class Replica:
         return f"rank {self.rank} ({self.device})"
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks; RankLostError if one has `failed` on its way here."""
+        """The values of all ranks; RankLostError if one has failed on its way here.
+
+        Such a rank exchanges (its exit status, None) instead.
+        """
         found = self.exchange((0, value))
         for status, _ in found:
             if status:
@@ -82,11 +85,6 @@ class Replica:
     def broadcast(self, value: Any = None) -> Any:
         """Rank 0's value; errors as `gather`."""
         return self.gather(value)[0]
-
-    def failed(self, status: int) -> list[int]:
-        """Tell all ranks at `gather` that this one has failed; returns those that have."""
-        found = self.exchange((status, None))
-        return [rank for rank, (other, _) in enumerate(found) if other]
 
     def agree(self, stop: int) -> int:
         """The largest `stop` of all ranks, so that all end after the same step."""

@@ -90,7 +90,8 @@ def _fail(error: BaseException, replica: Replica, explain: Explain, tell: Any) -
             tell(status, line)
         replica.abort(status)
         return status
-    failed = [*range(replica.size)] if by_all else replica.failed(status)
+    statuses = [] if by_all else [other for other, _ in replica.exchange((status, None))]
+    failed = [rank for rank, other in enumerate(statuses) if other] or [*range(replica.size)]
     if replica.rank == failed[0]:
         tell(*explained("") if len(failed) == replica.size else (status, line))
     return status
@@ -125,24 +126,12 @@ def connect(replica: Replica, devices: str) -> None:
     replica.sums = NCCL(device, replica)
 
 
-def device_names(devices: str) -> list[str]:
-    """The devices of a list such as "cuda:0,cuda:1"; ValueError if ranks cannot use them."""
-    names = [name.strip() for name in devices.split(",")]
-    kinds = {name.partition(":")[0] for name in names}
-    if "" in names or (len(names) > 1 and (len(kinds) > 1 or "auto" in names)):
-        raise ValueError(
-            f"--device {devices}: replicas need devices of one kind, such as cuda:0,cuda:1 or "
-            "cpu,cpu"
-        )
-    return names
-
-
 def device_of(devices: str, hosts: list[str], rank: int) -> str:
     """The device of one rank, by its place among the ranks of its host.
 
     hosts: that of each rank. ValueError, on all ranks, if one has more than `devices` names.
     """
-    names = device_names(devices)
+    names = names_in(devices)
     host, ranks = Counter(hosts).most_common(1)[0]
     if 1 < len(names) < ranks:
         raise ValueError(
@@ -155,6 +144,11 @@ def device_of(devices: str, hosts: list[str], rank: int) -> str:
     return names[place if len(names) > 1 else 0]
 
 
+def names_in(devices: str) -> list[str]:
+    """The names in a list such as "cuda:0,cuda:1"."""
+    return [name.strip() for name in devices.split(",")]
+
+
 # --- spawn
 
 
@@ -165,7 +159,7 @@ def spawn(work: Work, options: Any, explain: Explain, program: str) -> int:
     this process's environment. SIGINT and SIGTERM are passed on to the ranks; the second one kills
     them, since some may hang.
     """
-    devices = device_names(options.device)
+    devices = names_in(options.device)
     context, size = multiprocessing.get_context("spawn"), len(devices)
     barrier, memory = context.Barrier(size), context.RawArray("B", 2 * size * SLOT)
     told = context.SimpleQueue()

@@ -167,7 +167,13 @@ class _Work:
             for split in SPLITS:
                 of_split = [photo.label for photo in kept if photo.split == split]
                 if self.counts[split] and not of_split:
-                    raise SourceError(self._unreadable(split))
+                    self.saved.unlink()  # the next call starts again
+                    places = enumerate(self.skipped)
+                    first = next(i for i, (k, _) in places if self.photos[k].split == split)
+                    raise SourceError(
+                        f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
+                        f"{self.left_out()[first]}"
+                    )
                 labels[split] = np.array(of_split, np.int64)
             writer.finish(labels, partial(self.progress, desc="statistics", unit="block"))
         if self.skipped:
@@ -241,14 +247,6 @@ class _Work:
     def _check_strict(self) -> None:
         if self.strict and self.skipped:
             raise SourceError(f"{self.left_out()[0]} (--strict; without it, it is left out)")
-
-    def _unreadable(self, split: str) -> str:
-        self.saved.unlink()  # the next call starts again
-        first = next(i for i, (k, _) in enumerate(self.skipped) if self.photos[k].split == split)
-        return (
-            f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
-            f"{self.left_out()[first]}"
-        )
 
     def left_out(self) -> list[Skipped]:
         """The files that are left out."""

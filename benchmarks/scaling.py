@@ -156,7 +156,7 @@ def train(options, replica=None) -> int:
     from tinyconv import SGD
     from tinyconv.data import PhotoSet
     from tinyconv.data.augment import Augment
-    from tinyconv.parallel.replicas import PartOfPhotos, ReplicaStep, begin_together
+    from tinyconv.parallel.replicas import ReplicaStep, begin_together
     from tinyconv.run.training import step_for
     from tinyconv.train import Training, TrainingData
 
@@ -165,14 +165,15 @@ def train(options, replica=None) -> int:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
     labels = rng.integers(0, options.classes, batch)
-    photos = PhotoSet(images, labels, tuple(map(str, range(options.classes))))
+    names = tuple(map(str, range(options.classes)))
+    photos, val = PhotoSet(images, labels, names), PhotoSet(images[:1], labels[:1], names)
     net = alexnet(options.classes, options.width, options.image_size, "robust").to(device)
     augment = Augment(photos.mean_image(), options.image_size, 64.0)
     optimizer, share = SGD(net.parameters(), 1e-4), ()
     step = step_for(net, optimizer)
     if replica:
         step, share = ReplicaStep(net, optimizer, replica), (replica.rank, replica.size)
-    data = TrainingData(photos, PartOfPhotos(photos, slice(0, 1)), augment, batch, 0, *share)
+    data = TrainingData(photos, val, augment, batch, 0, *share)
     run = Training(net, data, step, epochs=options.warm_up + options.steps)
     if replica:
         begin_together(run)
@@ -192,7 +193,7 @@ def train(options, replica=None) -> int:
     sums = []
     if replica:
         for _ in range(options.warm_up + options.steps):
-            replica.communicator.exchange(None)
+            replica.exchange(None)
             started = time.perf_counter()
             replica.sums.start(run.optimizer.grads)
             replica.sums.finish()
@@ -304,7 +305,8 @@ def main() -> int:
         return train(options)
     names = options.devices.split(",")
     devices = names[: options.worker] if len(names) > 1 else names * options.worker
-    return spawn(train, options, devices, failure, "scaling.py")
+    options.device = ",".join(devices)
+    return spawn(train, options, failure, "scaling.py")
 
 
 if __name__ == "__main__":

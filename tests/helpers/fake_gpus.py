@@ -1,4 +1,4 @@
-"""As much of CuPy as copies between GPUs use, without a GPU and without its haste.
+"""As much of CuPy as copies to, from and between GPUs use, without a GPU and without its haste.
 
 Whatever is queued on a stream happens at some time later. Here it happens when the test says so:
 `Gpus.run_some` takes queued work from one stream or another by a seeded draw, as far as events
@@ -24,20 +24,21 @@ class CUDARuntimeError(RuntimeError):
 class Gpus:
     """Several GPUs, their streams, and the order in which their work is done. `xp` is CuPy's part.
 
-    peers: can they read each other's memory? `calls` lists what was copied in which way.
+    peers: can they read each other's memory? `calls` lists what was copied in which way;
+    `pinned_bytes` counts what was asked of the host's memory.
     """
 
     def __init__(self, monkeypatch, count=2, peers=True, seed=0):
         self.random = np.random.default_rng(seed)
         self.count, self.peers, self.now, self.calls = count, peers, 0, []
-        self.streams, self.arrays, self.enabled = [], {}, set()
+        self.streams, self.arrays, self.enabled, self.pinned_bytes = [], {}, set(), 0
         self.default = [Stream(self, gpu) for gpu in range(count)]
         cuda = SimpleNamespace(
             Device=lambda index: Current(self, index),
             Stream=lambda non_blocking: Stream(self, self.now),
             Event=lambda disable_timing: Event(self),
             get_current_stream=lambda: self.default[self.now],
-            alloc_pinned_memory=lambda size: bytearray(size + 500),  # CuPy rounds up
+            alloc_pinned_memory=self._pinned,
             runtime=SimpleNamespace(
                 deviceCanAccessPeer=lambda gpu, peer: int(self.peers and gpu != peer),
                 deviceEnablePeerAccess=self._enable,
@@ -56,6 +57,10 @@ class Gpus:
         if index >= self.count:
             raise layers.device.DeviceError(f"cuda:{index}: this machine has {self.count} GPU(s)")
         return self.xp
+
+    def _pinned(self, size):
+        self.pinned_bytes += size
+        return bytearray(size + 500)  # CuPy rounds up
 
     def _enable(self, peer):
         assert self.peers and peer != self.now
@@ -155,13 +160,19 @@ class Stream:
 class Event:
     def __init__(self, gpus):
         self.recorded = self.done = 0
-        self.gpu = gpus.now
+        self.gpus, self.gpu = gpus, gpus.now
 
-    def record(self, stream):
+    def record(self, stream=None):
+        stream = stream or self.gpus.default[self.gpu]
         assert stream.gpu == self.gpu, "an event can be recorded on its own GPU only"
         self.recorded += 1
         number = self.recorded
         stream.do(lambda: setattr(self, "done", number))
+
+    def synchronize(self):
+        awaited = self.recorded
+        while self.done < awaited:
+            self.gpus.step()
 
 
 class Array:
@@ -203,7 +214,12 @@ class Array:
         assert self.gpus.now == self.gpu, f"GPU {self.gpus.now} is current, not {self.gpu}"
         self.gpus.default[self.gpu].assign(to, source, add)
 
-    def get(self, stream, out, blocking):
+    def compute(self, function):
+        """Queue function(values) on the stream that computes."""
+        self.gpus.default[self.gpu].do(lambda: function(self.values))
+
+    def get(self, stream=None, *, out, blocking):
+        stream = stream or self.gpus.default[self.gpu]
         assert not blocking and stream.gpu == self.gpu == self.gpus.now
         self.gpus.calls.append("to host")
         stream.assign(out, self.values)

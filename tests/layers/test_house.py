@@ -21,7 +21,7 @@ CHOICES = {
     "tinyconv/tools/doctor.py": "names what was launched",
     "tinyconv/parallel/columns.py": "two devices of one kind; what leaves a stage on the host",
     "tinyconv/parallel/link.py": "two devices of one kind",
-    "tinyconv/parallel/rank.py": "the GPU of a rank, and whether it needs NCCL",
+    "tinyconv/parallel/launch.py": "the GPU of a rank, and whether it needs NCCL",
     "tinyconv/parallel/stage.py": "on the host bf16 is rounded in place",
     "tinyconv/sgd.py": "a kernel or a host loop of its own: the update",
     "tinyconv/tools/plan_command.py": "prints the kernels or the host loops of a layer",

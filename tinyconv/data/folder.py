@@ -24,16 +24,14 @@ def read_folder(
     size: int,
     *,
     classes: int | None = None,
-    threads: int | None = None,
     options: Options | None = None,
     progress: Callable[..., Iterable] | None = None,
 ) -> tuple[PhotoSet, PhotoSet, list[Skipped]]:
     """Read `folder`/{train,val}/<class>/ into two sets of square photos.
 
     options: for other layouts (`sources.py`), and which of the splits are needed; a set of another
-    one is empty. classes: only the first so many classes. threads: None for one per core; the
-    result does not depend on it. progress(iterable, total=number of files) wraps the iteration, as
-    tqdm does.
+    one is empty. classes: only the first so many classes. progress(iterable, total=number of files)
+    wraps the iteration, as tqdm does.
 
     Returns (train, val, skipped): images uint8 (N, size, size, 3), and every file that was left
     out. Raises SourceError, one line that says what to do, if there are no photos to train with.
@@ -56,7 +54,7 @@ def read_folder(
         names, photos = names[:classes], [each for each in photos if each.label < classes]
     _check_memory(len(photos), size)
     images = np.empty((len(photos), size, size, 3), np.uint8)
-    decoded: Iterable = decode_in_order([photo.found for photo in photos], size, threads)
+    decoded: Iterable = decode_in_order([photo.found for photo in photos], size)
     if progress is not None:
         decoded = progress(decoded, total=len(photos))
     kept: list[Photo] = []

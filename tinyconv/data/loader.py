@@ -18,11 +18,11 @@ while the GPU computes (`Uploads` in `layers/fast/streams.py`).
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,12 +38,9 @@ ORDER = 2**32 - 4
 UPLOADED = 3
 """Device arrays: batches k − 1 and k, and one being copied."""
 
-PATIENCE = 1.0
-"""Seconds of waiting between two checks that the threads are alive."""
-
 
 class LoaderError(RuntimeError):
-    """Reading ahead failed, for a reason that has no exception of its own."""
+    """The loader is closed, or has begun another iteration."""
 
 
 class Batch(NamedTuple):
@@ -116,7 +113,7 @@ class Loader:
         if self.device.is_cuda and not self.device.is_simulated:
             self._uploads = Uploads(self.device, UPLOADED, shape, np.uint8)
         self._handed_out = 0  # batches since the beginning: which buffers come next
-        self._readers: _Readers | None = None
+        self._pool: ThreadPoolExecutor | None = None  # of the iteration under way
         self._closed = False
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -166,20 +163,22 @@ class Loader:
         self._check_open()
         asked = time.perf_counter()
         self._stop()
-        self._readers = readers = _Readers(self.threads)
+        self._pool = pool = ThreadPoolExecutor(self.threads, "loader")
         start, uploads = self._handed_out, self._uploads
         tasks: deque[Future[None]] = deque()  # of batch i and those after it
         submitted = uploading = 0
         try:
             for i, ids in enumerate(parts):
-                readers.check()
+                self._check_current(pool)
                 while submitted < min(i + 1 + self.ahead, len(parts)):
                     if uploads is not None:  # of the batch whose buffer this was, long ago
                         uploads.wait((start + submitted - len(self._buffers)) % UPLOADED)
                     rows = self._rows(start + submitted, parts[submitted])
-                    tasks.append(readers.submit(self.photos.copy_rows, parts[submitted], rows))
+                    tasks.append(pool.submit(self.photos.copy_rows, parts[submitted], rows))
                     submitted += 1
-                readers.wait_for(tasks[0])
+                with suppress(CancelledError):  # by `close` or a new iteration
+                    tasks[0].result()
+                self._check_current(pool)
                 images = self._rows(start + i, ids)
                 if uploads is not None:
                     if uploading == i:
@@ -196,7 +195,7 @@ class Loader:
                 yield Batch(images, labels, ids)
                 asked = time.perf_counter()
         finally:
-            if self._readers is readers:
+            if self._pool is pool:
                 self._stop()
 
     def _rows(self, number: int, ids: np.ndarray) -> np.ndarray:
@@ -208,57 +207,15 @@ class Loader:
         self._uploads.begin(number % UPLOADED, self._rows(number, ids))
 
     def _stop(self) -> None:
-        readers, uploads = self._readers, self._uploads
-        if readers is not None:
-            readers.stop()
-            self._readers = None
-        if uploads is not None:  # the buffers they copy from may be gone in a moment
-            uploads.synchronize()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        if self._uploads is not None:  # the buffers they copy from may be gone in a moment
+            self._uploads.synchronize()
 
-
-class _Readers:
-    """The threads of one iteration."""
-
-    def __init__(self, count: int) -> None:
-        self._threads: list[threading.Thread] = []
-        self._stopped = False
-        self._pool = ThreadPoolExecutor(
-            count, "loader", lambda: self._threads.append(threading.current_thread())
-        )
-
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        """Call the function in a thread."""
-        try:
-            return self._pool.submit(function, *arguments)
-        except RuntimeError:  # stopped after the last check
-            self.check()
-            raise
-
-    def wait_for(self, task: Future[None]) -> None:
-        """Return when the task is done; raises what it raised.
-
-        A thread can also end without a word, from outside, and its task would never be done.
-        """
-        while not wait([task], timeout=PATIENCE).done:
-            self.check()
-            if not all(thread.is_alive() for thread in self._threads) and not task.done():
-                raise LoaderError("a thread that reads photos has ended; start the program again")
-        self.check()
-        error = task.exception()
-        if isinstance(error, Exception):
-            raise error
-        if error is not None:  # SystemExit: of the thread, not of the program
-            raise LoaderError(f"a thread that reads photos ended with {error!r}") from error
-
-    def check(self) -> None:
-        """LoaderError if `stop` was called in the meantime."""
-        if self._stopped:
+    def _check_current(self, pool: ThreadPoolExecutor) -> None:
+        if self._pool is not pool:
             raise LoaderError("the loader was closed, or has begun another iteration")
-
-    def stop(self) -> None:
-        """End the threads; returns when none is left."""
-        self._stopped = True
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _is_read(task: Future[None]) -> bool:

@@ -21,6 +21,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+SPLITS = ("train", "val")
+
 EXIF_ORIENTATION = 0x0112
 # The inverse of each EXIF orientation; 1 and undefined values are upright.
 UPRIGHT = {
@@ -142,11 +144,6 @@ def check_rows(ids: np.ndarray, out: np.ndarray, count: int, size: int) -> None:
 def square_for(image_size: int) -> int:
     """Side of the squares for crops of that side: 256 for 224, as in the paper."""
     return round(image_size * 256 / 224)
-
-
-def crop_for(square: int) -> int:
-    """Side of the crops from squares of that side, the inverse of `square_for`."""
-    return round(square * 224 / 256)
 
 
 def central_square(image: Image.Image, size: int) -> Image.Image:

@@ -6,7 +6,8 @@ uint8 rows that can be read in any order. Unreadable photos are left out, named,
 The program can be killed at any moment, and the same call resumes:
 
     .OUT.h5.part        the file so far; also the lock against a second preparation
-    .OUT.h5.progress    what is done of it (`prepare_progress.py`), saved after the rows
+    .OUT.h5.progress    what is done of it, saved after the rows; one line, with its CRC-32:
+                        9d2a07c1 {"task": sha256, "done": 1024, "skipped": [[37, "empty file"]]}
     OUT.h5              the complete file, renamed from the first
 
 The bytes of OUT.h5 are a function of the photos and the options; the number of workers and
@@ -20,10 +21,10 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -35,9 +36,8 @@ import PIL
 from tinyconv.data.bar import tqdm
 from tinyconv.data.decode import decode_in_order
 from tinyconv.data.listing import Listing, Photo, Skipped, SourceError, quoted
-from tinyconv.data.prepare_progress import beside, read_progress, replace_file, save_progress
+from tinyconv.data.photos import SPLITS
 from tinyconv.data.sources import Options, list_source
-from tinyconv.data.store_format import SPLITS
 from tinyconv.data.store_writer import FULL, StoreWriter
 
 try:
@@ -50,6 +50,7 @@ LARGEST = 4096
 
 SAVE_PHOTOS, SAVE_SECONDS = 512, 5.0
 """Progress is saved after this many photos or seconds."""
+
 
 _NO_BAR = partial(tqdm, disable=True)
 
@@ -78,8 +79,7 @@ def prepare(
     says what to do; an older `out` is unchanged then.
     """
     out = Path(os.path.abspath(out))
-    part, saved = beside(out, "part"), beside(out, "progress")
-    exists = SourceError(f"{quoted(out)} exists already: give --force to replace it")
+    part, saved = _beside(out, "part"), _beside(out, "progress")
     if size is not None and not 1 <= size <= LARGEST:
         raise SourceError(f"the size must be 1 to {LARGEST} pixels, not {size}")
     if workers is not None and workers < 0:
@@ -88,6 +88,7 @@ def prepare(
         raise SourceError(f"{quoted(out)} is a folder: give the name of the file to make")
     if not out.parent.is_dir():
         raise SourceError(f"no such folder: {quoted(out.parent)}; make it first")
+    exists = SourceError(f"{quoted(out)} exists already: give --force to replace it")
     if out.exists() and not force and not saved.exists():
         raise exists
     with progress(desc="listing", unit="file") as bar:
@@ -114,7 +115,6 @@ def prepare(
         raise SourceError(f"cannot write {quoted(error.filename or out)}: {reason}") from error
 
 
-@dataclass
 class _Work:
     """One listing on its way into one file.
 
@@ -122,25 +122,22 @@ class _Work:
     file, then its new name.
     """
 
-    listing: Listing
-    out: Path
-    size: int
-    strict: bool
-    report: Callable[[str], object]
-    progress: Callable[..., Any]
-
-    def __post_init__(self) -> None:
-        self.photos, self.counts = self.listing.photos, self.listing.counts()
-        self.part, self.saved = beside(self.out, "part"), beside(self.out, "progress")
+    def __init__(
+        self, listing: Listing, out: Path, size: int, strict: bool, report: Any, progress: Any
+    ) -> None:
+        self.listing, self.out, self.size, self.strict = listing, out, size, strict
+        self.report, self.progress = report, progress
+        self.photos, self.counts = listing.photos, listing.counts()
+        self.part, self.saved = _beside(out, "part"), _beside(out, "progress")
         self.settings = {
-            "source": {"kind": self.listing.kind, "name": self.listing.name},
-            "size": self.size,
+            "source": {"kind": listing.kind, "name": listing.name},
+            "size": size,
             "resampling": "bicubic",
             "versions": {"tinyconv": metadata.version("tinyconv"), "Pillow": PIL.__version__},
             "listed": self.counts,
-            **self.listing.choices,
+            **listing.choices,
         }
-        task = json.dumps([self.listing.digest(), self.settings], sort_keys=True)
+        task = json.dumps([listing.digest(), self.settings], sort_keys=True)
         self.task = hashlib.sha256(task.encode()).hexdigest()
         state = read_progress(self.saved)
         self.other = state.get("task", self.task) != self.task
@@ -170,11 +167,17 @@ class _Work:
             for split in SPLITS:
                 of_split = [photo.label for photo in kept if photo.split == split]
                 if self.counts[split] and not of_split:
-                    raise SourceError(self._unreadable(split))
+                    self.saved.unlink()  # the next call starts again
+                    places = enumerate(self.skipped)
+                    first = next(i for i, (k, _) in places if self.photos[k].split == split)
+                    raise SourceError(
+                        f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
+                        f"{self.left_out()[first]}"
+                    )
                 labels[split] = np.array(of_split, np.int64)
             writer.finish(labels, partial(self.progress, desc="statistics", unit="block"))
         if self.skipped:
-            replace_file(skipped_file(self.out), "".join(f"{each}\n" for each in self.left_out()))
+            _replace(skipped_file(self.out), "".join(f"{each}\n" for each in self.left_out()))
         else:
             skipped_file(self.out).unlink(missing_ok=True)  # of an older file
         os.replace(self.part, self.out)
@@ -235,7 +238,7 @@ class _Work:
                 bar.update(1)
                 late = time.monotonic() - saved_at > SAVE_SECONDS
                 if late or done - self.done >= SAVE_PHOTOS or done == total:
-                    writer.flush()
+                    writer.sync()
                     self.done, saved_at = done, time.monotonic()
                     state = {"task": self.task, "done": done, "skipped": self.skipped}
                     save_progress(self.saved, state)
@@ -245,14 +248,6 @@ class _Work:
         if self.strict and self.skipped:
             raise SourceError(f"{self.left_out()[0]} (--strict; without it, it is left out)")
 
-    def _unreadable(self, split: str) -> str:
-        self.saved.unlink()  # the next call starts again
-        first = next(i for i, (k, _) in enumerate(self.skipped) if self.photos[k].split == split)
-        return (
-            f"none of the {self.counts[split]:,} files in {split} is a readable photo; "
-            f"{self.left_out()[first]}"
-        )
-
     def left_out(self) -> list[Skipped]:
         """The files that are left out."""
         return [Skipped(Path(self.photos[i].found.name), reason) for i, reason in self.skipped]
@@ -261,6 +256,39 @@ class _Work:
 def skipped_file(out: str | os.PathLike[str]) -> Path:
     """The text file that names what was left out of a prepared file."""
     return Path(out).with_suffix(".skipped.txt")
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """What `save_progress` has written; empty if there is no such file, or it is damaged."""
+    try:
+        crc, _, line = path.read_text("utf-8").partition(" ")
+        return json.loads(line) if crc == _crc(line) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def save_progress(path: Path, state: dict[str, Any]) -> None:
+    """Write the file; it is on disk when this returns. state: JSON values."""
+    line = json.dumps(state)
+    _replace(path, f"{_crc(line)} {line}")
+
+
+def _crc(line: str) -> str:
+    return f"{zlib.crc32(line.encode()):08x}"
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden name in the same folder, for a temporary file."""
+    return path.with_name(f".{path.name.lstrip('.')}.{ending}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file completely or not at all, whenever the program is killed."""
+    with open(temporary := _beside(path, "new"), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @contextmanager

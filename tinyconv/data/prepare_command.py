@@ -26,11 +26,10 @@ from functools import partial
 from tinyconv.data import commands
 from tinyconv.data.bar import tqdm
 from tinyconv.data.listing import Skipped, SourceError, printable
-from tinyconv.data.photos import square_for
+from tinyconv.data.photos import SPLITS, square_for
 from tinyconv.data.prepare import prepare, skipped_file
 from tinyconv.data.sources import Options
 from tinyconv.data.store import PhotoStore
-from tinyconv.data.store_format import SPLITS
 
 SMALLEST = 64
 """Side in pixels of the smallest crop that AlexNet can be trained on."""

@@ -26,15 +26,12 @@ from tinyconv.data.archives import list_members
 from tinyconv.data.cifar10 import list_cifar10
 from tinyconv.data.ilsvrc import TRAIN_ARCHIVE, VAL_ARCHIVE
 from tinyconv.data.listing import EXPECTED, Found, Listed, Listing, Photo, SourceError, quoted, some
-from tinyconv.data.source_options import Options
-from tinyconv.data.splits import drawn_halves, drawn_share, listed_photos
+from tinyconv.data.splits import Options, drawn_halves, drawn_share, listed_photos
 from tinyconv.data.trees import Tree, open_tree, sorted_tree
 
 TRAIN_NAMES = ("train", "training")
 OTHER_NAMES = ("validation", "valid", "test", "testing")
 """Folders with class folders that serve as val if there is none."""
-
-__all__ = ["Options", "list_source"]
 
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _ANNOTATIONS = "val_annotations.txt"

@@ -1,8 +1,8 @@
-"""Writes the file of prepared photos (`store_format.py`).
+"""Writes the file of prepared photos (`store.py`).
 
     with StoreWriter(path, size=256, rows={"train": n, "val": m}, ...) as writer:
         writer.write_rows("train", 0, images)          repeatedly, in any order
-        writer.flush()                                 everything written so far is on disk
+        writer.sync()                                  everything written so far is on disk
         writer.finish(labels={"train": ..., "val": ...})
 
 h5py makes the structure in a temporary file without rows. Its bytes are then copied into `path`,
@@ -15,8 +15,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,22 @@ from typing import Any
 import h5py
 import numpy as np
 
+from tinyconv.data.photos import SPLITS
 from tinyconv.data.statistics import Statistics
-from tinyconv.data.store_format import HEADER, SPLITS, Header, checksum, rows_in_blocks
+from tinyconv.data.store import HEADER, Header, checksum
 
 FULL = errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)
 """What a write to a full disk, or beyond a quota, fails with."""
+
+BLOCK = 2**24
+"""Bytes read at a time by the pass over all rows."""
 
 METADATA = 2**17
 """Bytes for HDF5's own records, in one piece: some would be behind the images otherwise."""
 
 
-class StoreWriter:
-    """A file of prepared photos that is being written.
+class StoreWriter(FileIO):
+    """A file of prepared photos that is being written; a context manager.
 
     size: side S of the photos in pixels; rows: number of photos in "train" and "val", 0 in one of
     them at most; class_ids, class_names: one of each per class; settings: JSON values. The file has
@@ -54,40 +59,32 @@ class StoreWriter:
         settings: Mapping[str, Any],
     ) -> None:
         self.path, self.size, self.rows = Path(path), size, dict(rows)
-        self.classes, self._offsets = len(class_ids), dict[str, int]()
+        self._offsets: dict[str, int] = {}
         names = {"class_ids": class_ids, "class_names": class_names}
         structure, length = self._structure(names, json.dumps(settings, sort_keys=True))
         train, val = ((self._offsets[f"{s}/images"], self.rows[s] * size**2 * 3) for s in SPLITS)
         self._header = Header(length, train, val)
-        self._file = FileIO(self.path, "r+" if self.path.exists() else "w+")
+        super().__init__(self.path, "r+" if self.path.exists() else "w+")
         try:
-            self._file.truncate(length)
+            self.truncate(length)
             self._write(0, self._header.block() + structure[HEADER:])
-            self.flush()
+            self.sync()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def write_rows(self, split: str, first: int, images: np.ndarray) -> None:
-        """Write images, uint8 (n, S, S, 3), to rows first .. first + n − 1 of a split.
-
-        ValueError if they do not fit.
-        """
-        shape, last = (len(images), self.size, self.size, 3), first + len(images)
-        if images.dtype != np.uint8 or images.shape != shape or not 0 <= first <= last:
-            raise ValueError(f"images {images.dtype} {images.shape}, expected uint8 {shape}")
-        if last > self.rows[split]:
-            raise ValueError(f"rows {first} to {last} of the {self.rows[split]} in {split!r}")
+        """Write images, uint8 (n, S, S, 3), to rows first .. first + n − 1 of a split."""
         self._write(self._offsets[f"{split}/images"] + first * self.size**2 * 3, images.tobytes())
 
-    def flush(self) -> None:
+    def sync(self) -> None:
         """Return when everything written so far is on disk."""
-        os.fsync(self._file.fileno())
+        os.fsync(self.fileno())
 
     def finish(
         self,
         labels: Mapping[str, np.ndarray],
-        progress: Callable[..., Iterable] | None = None,
+        progress: Callable[..., Iterable] = lambda blocks, total: blocks,
     ) -> None:
         """Read all rows again, write what is computed from them, and mark the file as complete.
 
@@ -96,16 +93,16 @@ class StoreWriter:
         (`statistics.py`). progress(iterable, total=number of blocks) wraps the iteration.
         """
         counts = {split: len(labels[split]) for split in SPLITS}
-        for split, each in labels.items():
-            if not min(1, self.rows[split]) <= len(each) <= self.rows[split]:
-                raise ValueError(f"{len(each)} labels for {self.rows[split]} rows of {split!r}")
-            if len(each) and not 0 <= each.min() <= each.max() < self.classes:
-                raise ValueError(f"labels {each.min()} to {each.max()} of {self.classes} classes")
         statistics, sha = Statistics(self.size), {split: hashlib.sha256() for split in SPLITS}
-        for split, rows in rows_in_blocks(self.path, self._header, self.size, counts, progress):
+        square, step = (self.size, self.size, 3), max(1, BLOCK // (self.size**2 * 3))
+        blocks = [(split, first) for split in SPLITS for first in range(0, counts[split], step)]
+        for split, first in progress(blocks, total=len(blocks)):
+            shape = (min(step, counts[split] - first), *square)
+            offset = self._offsets[f"{split}/images"] + first * self.size**2 * 3
+            rows = np.fromfile(self.path, np.uint8, math.prod(shape), offset=offset).reshape(shape)
             sha[split].update(rows.data)
             if split == "train":
-                statistics.add(rows.reshape(-1, self.size, self.size, 3))
+                statistics.add(rows)
         for split in SPLITS:
             unused = np.full(self.rows[split] - counts[split], -1)
             self._put(f"{split}/labels", np.concatenate([labels[split], unused]), "<i8")
@@ -115,28 +112,18 @@ class StoreWriter:
             self._put("mean_image", statistics.mean_image(), "<f4")
             for name in ("covariance", "eigenvalues", "eigenvectors"):
                 self._put(f"colour/{name}", getattr(statistics, name), "<f8")
-        self.flush()
+        self.sync()
         self._write(0, self._header._replace(checksum=checksum(self.path, self._header)).block())
-        self.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.sync()
 
     def _put(self, name: str, values: Any, dtype: str) -> None:
         self._write(self._offsets[name], np.asarray(values, dtype).tobytes())
 
     def _write(self, offset: int, content: bytes) -> None:
-        self._file.seek(offset)
+        self.seek(offset)
         rest = memoryview(content)
         while rest:
-            rest = rest[self._file.write(rest) :]
+            rest = rest[self.write(rest) :]
 
     def _structure(self, names: Mapping[str, Sequence[str]], settings: str) -> tuple[bytes, int]:
         """All bytes before the image rows, and the length of the file; sets the offsets."""
@@ -158,7 +145,7 @@ class StoreWriter:
                 early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # the place, without values
                 early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
                 early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                for name, form, kind in self._datasets():
+                for name, (form, kind) in self._datasets().items():
                     value = None if form else 0  # h5py knows no early allocation of scalars
                     made = structure.create_dataset(name, form, kind, value, dcpl=early)
                     self._offsets[name] = made.id.get_offset()
@@ -173,15 +160,12 @@ class StoreWriter:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _datasets(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
-        """Name, shape and dtype of each dataset of numbers, the images last."""
-        yield "mean_image", (self.size, self.size, 3), "<f4"
-        yield "colour/covariance", (3, 3), "<f8"
-        yield "colour/eigenvalues", (3,), "<f8"
-        yield "colour/eigenvectors", (3, 3), "<f8"
+    def _datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each dataset of numbers, by name, the images last."""
+        square = self.size, self.size, 3
+        found: Any = {"mean_image": (square, "<f4"), "colour/covariance": ((3, 3), "<f8")}
+        found |= {"colour/eigenvalues": ((3,), "<f8"), "colour/eigenvectors": ((3, 3), "<f8")}
         for split in SPLITS:
-            yield f"{split}/count", (), "<i8"
-            yield f"{split}/images_sha256", (32,), "u1"
-            yield f"{split}/labels", (self.rows[split],), "<i8"
-        for split in SPLITS:
-            yield f"{split}/images", (self.rows[split], self.size, self.size, 3), "u1"
+            found |= {f"{split}/count": ((), "<i8"), f"{split}/images_sha256": ((32,), "u1")}
+            found[f"{split}/labels"] = (self.rows[split],), "<i8"
+        return found | {f"{split}/images": ((self.rows[split], *square), "u1") for split in SPLITS}

@@ -197,13 +197,3 @@ class Columns(Sequential):
     def table(self, computed: bool = False) -> str:
         """The table of the one-device net: the two forms are one network."""
         return summary(self._grouped(), computed=False)
-
-
-def from_grouped(grouped: Sequential, devices: Any = "cpu,cpu") -> Columns:
-    """The two-column form of `grouped`, with its weights; as `Columns`."""
-    return Columns(grouped, devices)
-
-
-def to_grouped(columns: Columns) -> Sequential:
-    """The one-device form of `columns`, with its weights, on the host."""
-    return columns.to_grouped()

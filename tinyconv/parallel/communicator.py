@@ -1,23 +1,12 @@
-"""Collective operations between the ranks of a data-parallel run.
-
-A rank is one process with one device; there are `size` of them, numbered from 0, and all call the
-same methods in the same order:
-
-    exchange(value)    all-gather of what can be pickled -> the values of all ranks, rank 0 first
-    start(flat)        begin to sum an array over all ranks, in place: contiguous, of one size
-    finish()           return when every array that was started holds its sum
-    abort(status)      after a failure here: end the waiting of the other ranks, or the ranks
-
-The gradients of one layer are summed while the backward pass computes those of the layer before it;
-they must not change until `finish`.
+"""The ranks of a data-parallel run, and the collective operations between them.
 
     SharedMemory    processes of one machine, started by `launch.spawn`
     MPI             processes started by mpiexec, on any machines
+    NCCL            the sums of either on GPUs
 
-On GPUs NCCL makes the sums (`nccl.py`). On hosts every rank receives the arrays of all ranks and
-adds rank 0 + rank 1 + ..., in this order: the same bits in every run, by shared memory and by MPI.
-A rank sends an array size − 1 times; NCCL's all-reduce sends it 2 · (size − 1) / size times and has
-an order of its own.
+On hosts every rank receives the arrays of all ranks and adds rank 0 + rank 1 + ..., in this order:
+the same bits in every run, by shared memory and by MPI. A rank sends an array size − 1 times;
+NCCL's all-reduce sends it 2 · (size − 1) / size times and has an order of its own.
 """
 
 import importlib
@@ -25,12 +14,13 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from layers import DeviceError
+from layers import Device, DeviceError
 
 LOST = 70
 """Exit status of a rank that ends only because another one has failed."""
@@ -54,12 +44,58 @@ def add_in_order(rows: np.ndarray, out: np.ndarray) -> None:
         out += row
 
 
-def one_line(error: BaseException) -> str:
-    """The error's text without line breaks."""
-    return " ".join(str(error).split())
+class Replica:
+    """One rank: a process with one device. There are `size` of them, numbered from 0 by `rank`.
+
+    All call the same methods in the same order:
+
+        exchange(value)    all-gather of what can be pickled -> all ranks' values, rank 0 first
+        sums.start(flat)   begin to sum an array over all ranks, in place: contiguous, of one size;
+                           it must not change until `finish`
+        sums.finish()      return when every array that was started holds its sum
+        abort(status)      after a failure here: end the waiting of the other ranks, or the ranks
+
+    Attributes: `device`, the name of this rank's; `sums`, this rank itself, or an `NCCL`; `first`,
+    is this rank 0, which writes and prints; `begun`, have all ranks come as far as
+    `begin_together`.
+    """
+
+    exchange: Callable[[Any], list[Any]]
+    abort: Callable[[int], None]
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.device = rank, size, ""
+        self.first, self.begun = rank == 0, False
+        self.sums: Any = self
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} ({self.device})"
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks; RankLostError if one has failed on its way here.
+
+        Such a rank exchanges (its exit status, None) instead.
+        """
+        found = self.exchange((0, value))
+        for status, _ in found:
+            if status:
+                raise RankLostError(status)
+        return [each for _, each in found]
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value; errors as `gather`."""
+        return self.gather(value)[0]
+
+    def agree(self, stop: int) -> int:
+        """The largest `stop` of all ranks, so that all end after the same step."""
+        return max(self.exchange(int(stop)))
+
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, in their order."""
+        return [sum(each) for each in zip(*self.exchange(values), strict=True)]
 
 
-class SharedMemory:
+class SharedMemory(Replica):
     """Processes of one machine.
 
     barrier: a Barrier for all ranks, of multiprocessing or threading; memory: a buffer of
@@ -74,7 +110,7 @@ class SharedMemory:
     """
 
     def __init__(self, rank: int, barrier: Any, memory: Any) -> None:
-        self.rank, self.size = rank, barrier.parties
+        super().__init__(rank, barrier.parties)
         self._banks = np.frombuffer(memory, np.uint8).reshape(2, self.size, SLOT)
         self._barrier, self._bank = barrier, 0
         self._thread = ThreadPoolExecutor(1)
@@ -86,9 +122,8 @@ class SharedMemory:
         sizes = self._gather(np.array([data.size]))[:, 0].tolist()
         found = [bytearray() for _ in sizes]
         for begin in range(0, max(sizes), SLOT):
-            slots = self._gather(data[begin : begin + SLOT])
-            for whole, slot, size in zip(found, slots, sizes, strict=True):
-                whole += slot[: max(0, size - begin)].tobytes()
+            for rank, slot in enumerate(self._gather(data[begin : begin + SLOT])):
+                found[rank] += slot[: max(0, sizes[rank] - begin)].tobytes()
         return [pickle.loads(whole) for whole in found]
 
     def start(self, flat: np.ndarray) -> None:
@@ -123,22 +158,23 @@ class SharedMemory:
             add_in_order(self._gather(chunk)[:, : chunk.size], out=chunk)
 
 
-class MPI:
+class MPI(Replica):
     """Processes that mpiexec has started, connected by mpi4py; DeviceError without it.
 
-    A sum is an all-gather and an addition in each rank, since MPI's own reductions may add in any
-    order. How much is sent before `finish` depends on the MPI.
+    MPI's own reductions may add in any order, so a sum is an all-gather and an addition in each
+    rank. How much is sent before `finish` depends on the MPI.
     """
 
     def __init__(self) -> None:
         try:
             self._world = importlib.import_module("mpi4py.MPI").COMM_WORLD
         except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library found
+            reason = " ".join(str(error).split())
             raise DeviceError(
-                f"started by mpiexec, and mpi4py cannot be used ({one_line(error)}): pip install "
+                f"started by mpiexec, and mpi4py cannot be used ({reason}): pip install "
                 "-e '.[mpi]' mpich"
             ) from None
-        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        super().__init__(self._world.Get_rank(), self._world.Get_size())
         self._rows: dict[tuple[int, int], np.ndarray] = {}
         self._started: list[tuple[np.ndarray, np.ndarray, Any]] = []
 
@@ -173,4 +209,40 @@ class MPI:
             os.sched_yield()
 
 
-Communicator = SharedMemory | MPI
+class NCCL:
+    """Sums on GPUs, one GPU per rank. Not yet run on two GPUs; the tests emulate NCCL.
+
+    device: the replica's, a real GPU. The sums have a stream of their own: it waits for the work
+    queued before `start`, and the work queued after `finish` waits for it. Their order depends on
+    the machines and NCCL's version: the same machines give the same bits. DeviceError without NCCL.
+    """
+
+    def __init__(self, device: Device, replica: Replica) -> None:
+        self._cuda = device.xp.cuda
+        try:
+            self._nccl = importlib.import_module(f"{device.xp.__name__}.cuda.nccl")
+            if not self._nccl.available:
+                raise ImportError("CuPy does not find it")
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise DeviceError(
+                f"{device.name}: NCCL is missing ({reason}): pip install -e '.[nccl12]' or "
+                "'.[nccl13]', whichever CUDA CuPy is for"
+            ) from None
+        identity = replica.broadcast(self._nccl.get_unique_id() if replica.first else None)
+        self._comm = self._nccl.NcclCommunicator(replica.size, identity, replica.rank)
+        self._stream = self._cuda.Stream(non_blocking=True)
+        self._filled, self._summed = (self._cuda.Event(disable_timing=True) for _ in range(2))
+
+    def start(self, flat: Any) -> None:
+        """Queue the sum after the work queued so far."""
+        self._filled.record(self._cuda.get_current_stream())
+        self._stream.wait_event(self._filled)
+        nccl, pointer = self._nccl, flat.data.ptr
+        dtype = nccl.NCCL_FLOAT32 if flat.dtype == np.float32 else nccl.NCCL_FLOAT64
+        self._comm.allReduce(pointer, pointer, flat.size, dtype, nccl.NCCL_SUM, self._stream.ptr)
+
+    def finish(self) -> None:
+        """Let the work queued from now on wait for the sums."""
+        self._summed.record(self._stream)
+        self._cuda.get_current_stream().wait_event(self._summed)

@@ -22,8 +22,9 @@ import numpy as np
 
 from layers import Device, Dropout
 from tinyconv.data.loader import part
+from tinyconv.data.photos import PhotoSet
 from tinyconv.evaluate import Evaluation, count_hits, evaluate
-from tinyconv.parallel.communicator import Communicator, RankLostError
+from tinyconv.parallel.communicator import Replica
 from tinyconv.sequential import Sequential
 from tinyconv.sgd import BLOCK
 from tinyconv.train import SingleStep, Training, TrainingData, TrainingError
@@ -37,50 +38,6 @@ CHECK_EVERY = 100
 
 class ReplicaError(TrainingError):
     """The ranks no longer hold the same weights."""
-
-
-class Replica:
-    """A process's place in a data-parallel run.
-
-    communicator: to the other ranks; device: the name of this one's; sums: what sums gradients, by
-    `start` and `finish` (None: the communicator). Attributes: `rank`, `size`; `first`, is this rank
-    0, which writes and prints; `begun`, have all ranks come as far as `begin_together`.
-    """
-
-    def __init__(self, communicator: Communicator, device: str = "", sums: Any = None) -> None:
-        self.communicator, self.device, self.sums = communicator, device, sums or communicator
-        self.rank, self.size = communicator.rank, communicator.size
-        self.first, self.begun = self.rank == 0, False
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} ({self.device})"
-
-    def broadcast(self, value: Any = None) -> Any:
-        """Rank 0's value; RankLostError if a rank has failed on its way here."""
-        found = self.communicator.exchange((0, value))
-        for status, _ in found:
-            if status:
-                raise RankLostError(status)
-        return found[0][1]
-
-    def begin(self, state: Any = None) -> Any:
-        """As `broadcast`; from now on ranks fail one by one."""
-        state = self.broadcast(state)
-        self.begun = True
-        return state
-
-    def failed(self, status: int) -> list[int]:
-        """Tell all ranks at `broadcast` that this one has failed; returns those that have."""
-        found = self.communicator.exchange((status, None))
-        return [rank for rank, (other, _) in enumerate(found) if other]
-
-    def agree(self, stop: int) -> int:
-        """The largest `stop` of all ranks, so that all end after the same step."""
-        return max(self.communicator.exchange(int(stop)))
-
-    def sum(self, *values: float) -> list[float]:
-        """The sum of each value over all ranks, in their order."""
-        return [sum(each) for each in zip(*self.communicator.exchange(values), strict=True)]
 
 
 class ReplicaStep(SingleStep):
@@ -138,7 +95,7 @@ class ReplicaStep(SingleStep):
     def compare(self, when: str) -> None:
         """Compare the ranks' weights by a checksum; ReplicaError names those that differ."""
         checksum = int(self.optimizer.values.view(np.uint32).sum(dtype=np.uint64))
-        found = self.replica.communicator.exchange((checksum, str(self.replica)))
+        found = self.replica.exchange((checksum, str(self.replica)))
         checksums = [each for each, _ in found]
         usual = max(checksums, key=checksums.count)  # of two that differ, that of rank 0
         odd = " and ".join(name for each, name in found if each != usual)
@@ -151,18 +108,18 @@ class ReplicaStep(SingleStep):
     def evaluate(self, data: TrainingData, on_batch: Callable[[], None]) -> Evaluation:
         """As `SingleStep.evaluate`: each rank evaluates its part of the photos."""
         self.compare("before validation")
-        photos, size = len(data.val), self.replica.size
-        own_photos = PartOfPhotos(data.val, part(photos, self.replica.rank, size))
-        rows = data.batch_size // size
+        val, ranks, rows = data.val, self.replica.size, data.batch_size // self.replica.size
+        own = part(len(val), self.replica.rank, ranks)
+        photos = PhotoSet(val.images[own], val.labels[own], val.class_names)
         result = Evaluation(0.0, 0.0, 0.0)
-        if len(own_photos):
-            result = evaluate(self.net, own_photos, data.augment, rows, on_batch=on_batch)
-        longest = -(-photos // size)
-        for _ in range(-(-longest // rows) - -(-len(own_photos) // rows)):
+        if len(photos):
+            result = evaluate(self.net, photos, data.augment, rows, on_batch=on_batch)
+        longest = -(-len(val) // ranks)
+        for _ in range(-(-longest // rows) - -(-len(photos) // rows)):
             on_batch()  # as often as on every rank
-        hits = [round(share * len(own_photos)) for share in (result.top1, result.top5)]
-        sums = self.replica.sum(result.loss * len(own_photos), *hits)
-        return Evaluation(*(each / photos for each in sums))
+        hits = [round(share * len(photos)) for share in (result.top1, result.top5)]
+        sums = self.replica.sum(result.loss * len(photos), *hits)
+        return Evaluation(*(each / len(val) for each in sums))
 
 
 def begin_together(training: Training) -> None:
@@ -179,24 +136,10 @@ def begin_together(training: Training) -> None:
     for layer in training.net.layers:
         if isinstance(layer, Dropout):
             layer.first_row = first_row
-    training.progress = replica.begin(training.progress if replica.first else None)
+    training.progress = replica.broadcast(training.progress)
+    replica.begun = True  # from now on ranks fail one by one
     for flat in (optimizer.values, optimizer.velocities):
         own = Device.to_host(flat) if replica.first else None
         flat[...] = training.net.device.array(replica.broadcast(own))
     if training.progress.schedule:
         training.schedule.state = training.progress.schedule
-
-
-class PartOfPhotos:
-    """A stretch of the photos, with the interface of the whole; copies none of their images."""
-
-    def __init__(self, photos: Any, stretch: slice) -> None:
-        self._photos, self._first = photos, stretch.start
-        self.labels, self.size = photos.labels[stretch], photos.size
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def copy_rows(self, ids: np.ndarray, out: np.ndarray) -> None:
-        """Copy the images of `ids`, counted from the start of the stretch, into out[:n]."""
-        self._photos.copy_rows(ids + self._first, out)

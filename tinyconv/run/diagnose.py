@@ -50,7 +50,7 @@ def losses_explained(training: Training, replica: Any = None) -> Iterator[None]:
         else:
             finite = math.isfinite(training.step.own_loss) and not error.validation
             own = "" if finite else f"{replica}: {origin_of(training, error)}"
-            origin = next(text for text in replica.communicator.exchange(own) if text)
+            origin = next(text for text in replica.exchange(own) if text)
         raise TrainingError(f"{error}: {origin}; {ADVICE}") from None
 
 

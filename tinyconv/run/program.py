@@ -18,9 +18,8 @@ from tinyconv.data.bar import tqdm
 from tinyconv.data.open_data import Data, open_data
 from tinyconv.data.store_writer import FULL
 from tinyconv.parallel.columns import two_devices
+from tinyconv.parallel.communicator import Replica
 from tinyconv.parallel.launch import join, spawn, under_mpi
-from tinyconv.parallel.rank import device_names
-from tinyconv.parallel.replicas import Replica
 from tinyconv.run.models import MODELS
 from tinyconv.run.options import complete, make_schedule, resumed
 from tinyconv.run.run_folder import RunFolder
@@ -44,8 +43,8 @@ def run(work: Work, options: argparse.Namespace, given: dict[str, Any], program:
         if under_mpi():
             return join(work, lambda: settled(options, given), failure, program)
         options = settled(options, given)
-        if options.parallel == "replicas" and len(names := device_names(options.device)) > 1:
-            return spawn(work, options, names, failure, program)
+        if options.parallel == "replicas" and "," in options.device:
+            return spawn(work, options, failure, program)
         return work(options)
     except (Exception, KeyboardInterrupt) as error:
         found = failure(error)

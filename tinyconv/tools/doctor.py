@@ -103,13 +103,9 @@ def one_line(error: BaseException) -> str:
 
 def installed(*names: str) -> dict[str, str]:
     """Versions of those of the packages that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {name: version for name, version in found.items() if version}  # None: leftover files
+    found = {name: next(iter(metadata.distributions(name=name)), None) for name in names}
+    # A package of which only some files are left has no version.
+    return {name: each.version for name, each in found.items() if each and each.version}
 
 
 def listed(versions: dict[str, str]) -> str:
@@ -128,12 +124,11 @@ def requirements() -> list[Requirement]:
     if (ROOT / "setup.cfg").is_file():
         config = configparser.ConfigParser()
         config.read(ROOT / "setup.cfg", encoding="utf-8")
-        python = config["options"]["python_requires"]
-        lines = config["options"]["install_requires"].split("\n")
+        python, lines = (config["options"][f"{x}_requires"] for x in ("python", "install"))
     else:
         python = metadata.metadata("tinyconv")["Requires-Python"]
-        lines = metadata.requires("tinyconv") or []
-    every = [Requirement(line) for line in (f"Python{python}", *filter(None, lines))]
+        lines = "\n".join(metadata.requires("tinyconv") or [])
+    every = [Requirement(line) for line in (f"Python{python}", *lines.split("\n")) if line]
     return [one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
@@ -189,13 +184,12 @@ def ask_driver() -> Driver:
             raise OSError(status, name)
         return value.value
 
-    version = (0, 0)
+    version, gpus = (0, 0), []
     try:
         number = ask("cuDriverGetVersion")
         version = (number // 1000, number % 1000 // 10)
         if status := library.cuInit(0):
             raise OSError(status, "cuInit")
-        gpus = []
         for index in range(ask("cuDeviceGetCount")):
             device, name = ask("cuDeviceGet", index), ctypes.create_string_buffer(256)
             library.cuDeviceGetName(name, len(name), device)
@@ -242,11 +236,6 @@ LIBRARIES = tuple(
 """Packages of what Numba and CuPy load; those without a suffix are of CUDA 13."""
 
 
-def major_of(version: str) -> int:
-    """A version's first number."""
-    return int(version.split(".")[0])
-
-
 def install_cuda(machine: Machine, *remove: str) -> str:
     """The command that installs the extra for this driver and these GPUs.
 
@@ -254,7 +243,8 @@ def install_cuda(machine: Machine, *remove: str) -> str:
     """
     major = machine.newest_cuda
     other = [name for name in installed(*CUPY) if name in remove or name != f"cupy-cuda{major}x"]
-    other += [name for name, each in installed(*LIBRARIES).items() if major_of(each) != major]
+    libraries = installed(*LIBRARIES).items()
+    other += [name for name, version in libraries if version.split(".")[0] != str(major)]
     uninstall = f"pip uninstall -y {' '.join(other)} && " if other else ""
     return f"{uninstall}pip install -e '.[cuda{major}]'"
 
@@ -272,7 +262,7 @@ def cupy(machine: Machine) -> Finding:
     except Exception as error:
         return Finding(FAILED, f"{found}, and importing it fails: {one_line(error)}", fix)
     libraries, fix = installed(*LIBRARIES) or installed("cuda-bindings"), install_cuda(machine)
-    majors = {major_of(version) for version in libraries.values()}
+    majors = {int(version.split(".")[0]) for version in libraries.values()}
     found += "".join(f", libraries of CUDA {major}" for major in sorted(majors))
     majors |= {int(major) for major in re.findall(r"cuda(\d+)x", found)}
     newest = min(machine.newest_cuda, machine.driver.version[0] or machine.newest_cuda)
@@ -302,7 +292,15 @@ def disk() -> Finding:
 def launch(machine: Machine) -> Finding:
     """A loop (on a GPU, a kernel) and a matrix product on the device, with known results."""
     try:
-        return _compute(machine)
+        from layers import Device, Linear, ReLU
+
+        device = Device(machine.device).use()
+        machine.used = device.name
+        relu, linear = ReLU().to(device), Linear(4, 2).to(device)
+        # Small whole numbers: exact in float32 and in TF32 as well.
+        linear.weight.value[...] = device.array([[1, 2, 3, 4], [-4, 3, -2, 1]], "float32")
+        x = device.array([[1, -2, 3, -4], [-5, 6, 7, 8], [0, -1, 2, 5]], "float32")
+        y = device.to_host(linear.forward(relu.forward(x))).tolist()
     except Exception as error:
         found, fix = one_line(error), ""
         if isinstance(error, ImportError):
@@ -316,18 +314,6 @@ def launch(machine: Machine) -> Finding:
         elif machine.wants_gpu and "pip install" not in found:  # such as a missing library
             fix = f"{install_cuda(machine)}  # see numba -s"
         return Finding(FAILED, found, fix)
-
-
-def _compute(machine: Machine) -> Finding:
-    from layers import Device, Linear, ReLU
-
-    device = Device(machine.device).use()
-    machine.used = device.name
-    relu, linear = ReLU().to(device), Linear(4, 2).to(device)
-    # Small whole numbers: exact in float32 and in TF32 as well.
-    linear.weight.value[...] = device.array([[1, 2, 3, 4], [-4, 3, -2, 1]], "float32")
-    x = device.array([[1, -2, 3, -4], [-5, 6, 7, 8], [0, -1, 2, 5]], "float32")
-    y = device.to_host(linear.forward(relu.forward(x))).tolist()
     if y != (expected := [[10, -10], [65, 12], [26, 1]]):
         return Finding(FAILED, f"{device} computes {y}, expected {expected}")
     what = "a kernel" if device.is_cuda else "a compiled loop"
@@ -347,8 +333,8 @@ def checks(machine: Machine) -> list[Check]:
         packages: list[Check] = [("packaging", HOST, lambda: missing)]
     else:
         packages = [(one.name, HOST, partial(package, one)) for one in requirements()]
-    greenlet = partial(optional, "kernels without a GPU", "greenlet")
     nccl = partial(optional, "several GPUs", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
+    greenlet = partial(optional, "kernels without a GPU", "greenlet")
     return [
         *packages,
         ("GPU driver", GPU, partial(driver, machine)),

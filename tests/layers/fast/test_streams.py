@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_cupy import Gpu
+from fake_gpus import Gpus
 
+from layers import Device
 from layers import device as door
 from layers.device import SIMULATED, THREADS, grid_for, grid_of
 from layers.fast.streams import Downloads, Pending, Uploads, pinned
@@ -112,18 +113,17 @@ def test_pinned_memory_is_an_array_like_any_other(device, shape):
     assert (array == 7).all() and array.flags.c_contiguous
 
 
-def test_for_a_gpu_pinned_memory_is_asked_of_cupy():
-    gpu = Gpu()
-    array = pinned(gpu.device(), (2, 3), np.float64)
+def test_for_a_gpu_pinned_memory_is_asked_of_cupy(monkeypatch):
+    gpu = Gpus(monkeypatch, count=1)
+    array = pinned(Device("cuda:0"), (2, 3), np.float64)
     array[...] = 0.5
     assert gpu.pinned_bytes == 48 and (array == 0.5).all()
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed):
+def test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed, monkeypatch):
     """Uploads run ahead of the computing, and neither array nor source is overwritten early."""
-    gpu = Gpu(seed)
-    device = gpu.device()
+    gpu, device = Gpus(monkeypatch, count=1, seed=seed), Device("cuda:0")
     uploads = Uploads(device, 2, (4, 3), np.int64)
     sources = [pinned(device, (4, 3), np.int64) for _ in range(2)]
     seen, counts = [], [4, 1, 3, 4, 2, 4, 4, 3, 4]
@@ -138,8 +138,7 @@ def test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed)
         gpu.run_some()
         rows.compute(lambda values: seen.append(values.copy()))
     uploads.synchronize()
-    while gpu.step():
-        pass
+    gpu.run_all()
     for k, values in enumerate(seen):
         np.testing.assert_array_equal(values, np.full((counts[k // 2], 3), k // 2))
     assert len(seen) == 2 * len(counts)
@@ -162,7 +161,9 @@ def test_the_stand_in_for_the_gpu_shows_a_missing_order(left_out, monkeypatch):
     wrong = 0
     for seed in range(30):
         try:
-            test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(seed)
+            test_uploads_and_computing_are_in_order_however_late_the_gpu_does_them(
+                seed, monkeypatch
+            )
         except AssertionError:
             wrong += 1
     assert wrong
@@ -172,10 +173,10 @@ def test_the_stand_in_for_the_gpu_shows_a_missing_order(left_out, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_pending_number_is_that_of_its_step_however_late_the_gpu_is(seed):
+def test_a_pending_number_is_that_of_its_step_however_late_the_gpu_is(seed, monkeypatch):
     """Read one step later, as training does: the array is overwritten by then, the copy is not."""
-    gpu = Gpu(seed)
-    downloads, totals = Downloads(gpu.device(), 2, np.float64), gpu.xp.empty(2, np.float64)
+    gpu = Gpus(monkeypatch, count=1, seed=seed)
+    downloads, totals = Downloads(Device("cuda:0"), 2, np.float64), gpu.xp.empty(2, np.float64)
     skip, before = object(), None
     for step in range(6):
         totals.compute(lambda values, step=step: values.__setitem__(..., [step, 10 * step]))
@@ -189,12 +190,12 @@ def test_a_pending_number_is_that_of_its_step_however_late_the_gpu_is(seed):
     assert [float(each) for each in pending] == [5, 50]
 
 
-def test_a_number_read_without_its_event_would_be_wrong():
+def test_a_number_read_without_its_event_would_be_wrong(monkeypatch):
     """The test above can fail."""
     wrong = 0
     for seed in range(30):
-        gpu = Gpu(seed)
-        downloads, totals = Downloads(gpu.device(), 1, np.float64), gpu.xp.empty(1, np.float64)
+        gpu = Gpus(monkeypatch, count=1, seed=seed)
+        downloads, totals = Downloads(Device("cuda:0"), 1, np.float64), gpu.xp.empty(1, np.float64)
         totals.compute(lambda values: values.__setitem__(..., 7))
         values, _ = downloads.begin(totals)
         values[...] = 0

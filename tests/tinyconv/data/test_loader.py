@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from fake_cupy import Gpu
+from fake_gpus import Gpus
 from loading import (
     PHOTOS,
     WatchedPhotos,
@@ -187,14 +187,13 @@ def test_the_time_spent_waiting_is_counted_and_no_other(monkeypatch):
 @pytest.mark.parametrize("seed", range(20))
 def test_batches_arrive_on_a_gpu_whole_and_in_time(seed, monkeypatch):
     """Computing and copies are done in a random order, as far as events leave it open."""
-    monkeypatch.setattr("tinyconv.data.loader.Device", lambda device: device)
-    gpu, seen, expected = Gpu(seed), [], []
+    gpu, seen, expected = Gpus(monkeypatch, count=1, seed=seed), [], []
 
     def compute(images, which):
         images.compute(lambda values: seen.append(values.copy()))
         expected.append(PHOTOS.images[which])
 
-    with Loader(PHOTOS, 3, gpu.device(), ahead=1 + seed % 3) as loader:
+    with Loader(PHOTOS, 3, "cuda:0", ahead=1 + seed % 3) as loader:
         assert gpu.pinned_bytes == (3 + seed % 3) * 3 * 48
         leave = iter(gpu.random.integers(1, 8, 5))
         last = None
@@ -209,18 +208,16 @@ def test_batches_arrive_on_a_gpu_whole_and_in_time(seed, monkeypatch):
                 gpu.run_some()
             batches.close()
     assert not any(stream.queue for stream in gpu.streams[1:])  # copies from freed memory
-    while gpu.step():
-        pass
+    gpu.run_all()
     assert len(seen) == len(expected) > 8
     for values, images in zip(seen, expected, strict=True):
         np.testing.assert_array_equal(values, images)
 
 
 def test_the_next_batch_is_on_its_way_while_the_gpu_computes(monkeypatch):
-    monkeypatch.setattr("tinyconv.data.loader.Device", lambda device: device)
     monkeypatch.setattr("tinyconv.data.loader._is_read", lambda task: task.result() is None)
-    gpu = Gpu()
-    with Loader(PHOTOS, 4, gpu.device()) as loader:
+    Gpus(monkeypatch, count=1)
+    with Loader(PHOTOS, 4, "cuda:0") as loader:
         begun = []
         begin = loader._uploads.begin
         monkeypatch.setattr(

@@ -125,7 +125,7 @@ def test_rows_are_on_disk_before_the_progress_counts_them(source, tmp_path, monk
         return call
 
     monkeypatch.setattr(StoreWriter, "_write", noted("rows", StoreWriter._write))
-    monkeypatch.setattr(StoreWriter, "flush", noted("flush", StoreWriter.flush))
+    monkeypatch.setattr(StoreWriter, "sync", noted("sync", StoreWriter.sync))
     monkeypatch.setattr(module, "save_progress", noted("save", module.save_progress))
     monkeypatch.setattr(os, "fsync", noted("fsync", os.fsync))
     monkeypatch.setattr(os, "replace", noted("replace", os.replace))
@@ -133,9 +133,9 @@ def test_rows_are_on_disk_before_the_progress_counts_them(source, tmp_path, monk
     saves = [place for place, name in enumerate(calls) if name == "save"]
     assert len(saves) == 6  # of 4 of 23 photos each
     for place in saves:
-        assert calls[place - 2 : place + 3] == ["flush", "fsync", "save", "fsync", "replace"]
+        assert calls[place - 2 : place + 3] == ["sync", "fsync", "save", "fsync", "replace"]
     # The complete file, the list of what was left out, the new name.
-    assert calls[-5:] == ["flush", "fsync", "fsync", "replace", "replace"]
+    assert calls[-5:] == ["sync", "fsync", "fsync", "replace", "replace"]
 
 
 # --- interrupted

@@ -1,12 +1,9 @@
-"""The page of `draw-kernel` in a real browser: what lights up, what the keys do, how it fits.
+"""The page of `draw-kernel` in a real browser: what lights up, what the keys do, how it fits."""
 
-Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium; skips without.
-"""
-
-import shutil
 from collections import defaultdict
 
 import pytest
+from browsing import browser, opened
 from simulated import line_of
 
 from layers.simulator.arrays import WARP
@@ -14,31 +11,13 @@ from tinyconv.lab.cases import CASES
 from tinyconv.lab.picture import page
 from tinyconv.lab.picture_command import launches
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-DRIVER = shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("no chromium, or no chromedriver, on the PATH", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+pytest.importorskip("selenium")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+__all__ = ["browser", "opened"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +33,15 @@ def pages(tmp_path_factory):
 
 
 @pytest.fixture
-def open_page(browser, pages):
-    """Opens a page, as large and as dark as wanted; at the end nobody may have complained."""
+def open_page(opened, pages):
+    """Opens a page, as large and as dark as wanted; returns its launches."""
 
-    def open_it(name="max_pool", at="", width=1280, height=900, scheme="light"):
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-        )
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia",
-            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-        )
+    def open_it(name="max_pool", at="", **screen):
         launches, address = pages[name]
-        browser.get("about:blank")
-        browser.get(f"{address}#{at}")
+        opened(f"{address}#{at}", **screen)
         return launches
 
-    yield open_it
-    assert browser.get_log("browser") == []
-    loaded = browser.execute_script(
-        "return performance.getEntriesByType('resource').map(entry => entry.name)"
-    )
-    assert [name for name in loaded if not name.startswith("data:")] == []
+    return open_it
 
 
 def lit(browser, array, kind):

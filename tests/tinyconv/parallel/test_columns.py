@@ -23,7 +23,7 @@ from layers.fast.precision import BITS
 from tinyconv import RECIPES, SGD, Sequential, alexnet, initialize
 from tinyconv.parallel.collectives import AllGather, BorderNorm
 from tinyconv.parallel.column_training import ColumnSGD
-from tinyconv.parallel.columns import Columns, from_grouped, to_grouped, two_devices
+from tinyconv.parallel.columns import Columns, two_devices
 from tinyconv.parallel.convert import copy_weights
 from tinyconv.parallel.stage import Both
 
@@ -213,9 +213,9 @@ def test_without_the_input_gradient_backward_gives_none():
 
 def test_conversions_both_ways_keep_every_bit_and_every_choice():
     grouped = alexnet(7, 0.05, 64, "authors", seed=2)
-    back = to_grouped(from_grouped(grouped))
+    back = Columns(grouped).to_grouped()
     assert str(back) == str(grouped)
-    assert str(from_grouped(grouped)) == grouped.table(computed=False)
+    assert str(Columns(grouped)) == grouped.table(computed=False)
     for old, new in zip(grouped.parameters(), back.parameters(), strict=True):
         assert (old.name, old.lr_multiplier) == (new.name, new.lr_multiplier)
         assert old.decay_multiplier == new.decay_multiplier

@@ -1,4 +1,4 @@
-"""Ranks that train, fail, are killed, or are asked to stop: by spawn and by mpiexec.
+"""Ranks that train, fail, are killed, or are asked to stop: by spawn, by mpiexec, and as threads.
 
 `pytest --kills 40 tests/tinyconv/parallel/test_launch.py` kills forty more of each, at random
 moments.
@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from programs import environment, run_program
@@ -27,11 +28,14 @@ from rank_runs import (
     start_endless,
     wait_until_none_is_left,
 )
-from rank_threads import explain
+from rank_threads import connected, explain, on_all
 
+from layers import Device, DeviceError
 from tinyconv.parallel import launch
-from tinyconv.parallel.launch import THREADS, under_mpi
+from tinyconv.parallel.communicator import LOST
+from tinyconv.parallel.launch import THREADS, device_of, run_rank, under_mpi
 from tinyconv.run.checkpoint import load_model
+from tinyconv.train import TrainingError
 
 SPAWN, MPIEXEC = "spawn", "mpiexec"
 both = pytest.mark.parametrize("how", [SPAWN, MPIEXEC])
@@ -201,20 +205,12 @@ def test_a_mistake_of_all_ranks_is_one_line_and_status_2(how, options, message, 
     assert line.startswith("train_alexnet.py: error: ") and message in line
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--parallel", "replicas", "--device", "cpu,cuda:0"], "devices of one kind"),
-        (["--parallel", "replicas", "--device", "cpu,,cpu"], "devices of one kind"),
-        (["--parallel", "replicas", "--device", "auto,auto"], "devices of one kind"),
-        (["--device", "cpu,cpu"], "add --parallel replicas"),
-    ],
-)
-def test_wrong_options_are_one_line_and_status_2(options, message, alone, photos, tmp_path):
+def test_several_devices_without_parallel_are_one_line_and_status_2(alone, photos, tmp_path):
     out = tmp_path / "run"
-    assert alone.run(["--data", photos, "--out", out, *SMALL, *options]) == 2
+    assert alone.run(["--data", photos, "--out", out, *SMALL, "--device", "cpu,cpu"]) == 2
     (line,) = alone.printed().splitlines()
-    assert line.startswith("train_alexnet.py: error: ") and message in line and not out.exists()
+    assert line.startswith("train_alexnet.py: error: ") and not out.exists()
+    assert "add --parallel replicas" in line
 
 
 @pytest.mark.full
@@ -235,10 +231,16 @@ assert not wrong, wrong
 # --- the parent; the ranks are functions of this file
 
 
+def together(replica):
+    """Come to where ranks fail one by one."""
+    replica.broadcast()
+    replica.begun = True
+
+
 def ends(options, replica):
     """One rank ends as `options` say: by a signal (negative) or with a status."""
-    replica.begin()
-    how = options[replica.rank]
+    together(replica)
+    how = options.ends[replica.rank]
     if how < 0:
         os.kill(os.getpid(), -how)
     if how == 70:
@@ -248,7 +250,7 @@ def ends(options, replica):
 
 def hangs(options, replica):
     """Rank 1 fails while rank 0 neither computes nor waits for it."""
-    replica.begin()
+    together(replica)
     if replica.rank:
         raise ValueError("no room")
     signal.pause()
@@ -263,7 +265,7 @@ def one_thread(monkeypatch):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "options, status, line",
+    "ends_by, status, line",
     [
         ((0, 0), 0, ""),
         ((0, -11), 1, r"program: rank 1 \(cpu, process \d+\) was killed by SIGSEGV; the others"),
@@ -271,15 +273,16 @@ def one_thread(monkeypatch):
         ((143, 143), 143, ""),
     ],
 )
-def test_the_parent_reports_how_ranks_end(capsys, one_thread, options, status, line):
-    assert launch.spawn(ends, options, ["cpu"] * 2, explain, "program") == status
+def test_the_parent_reports_how_ranks_end(capsys, one_thread, ends_by, status, line):
+    options = SimpleNamespace(device="cpu,cpu", ends=ends_by)
+    assert launch.spawn(ends, options, explain, "program") == status
     err = capsys.readouterr().err
     assert re.match(line, err) and err.count("\n") == (1 if line else 0)
 
 
 def test_a_rank_that_does_not_notice_a_failure_is_killed(monkeypatch, capsys, one_thread):
     monkeypatch.setattr(launch, "GRACE", 0.1)
-    assert launch.spawn(hangs, None, ["cpu"] * 2, explain, "program") == 2
+    assert launch.spawn(hangs, SimpleNamespace(device="cpu,cpu"), explain, "program") == 2
     assert capsys.readouterr().err == "error: rank 1 (cpu): no room\n"
 
 
@@ -291,3 +294,118 @@ def test_mpiexec_is_recognised_by_its_environment_variables(monkeypatch):
     assert not under_mpi()
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     assert under_mpi()
+
+
+# --- ranks that are threads
+
+
+class FakeGPU:
+    """A device of some name; the text after the space is compared."""
+
+    is_cuda, is_simulated = True, False
+    xp = SimpleNamespace(__name__="no_cupy", cuda=None)
+
+    def __init__(self, name):
+        self.name, _, self.kind = name.partition(" ")
+        if self.kind == "missing":
+            raise DeviceError(f"{self.name}: there is no such GPU")
+
+    def use(self):
+        return self
+
+    def __str__(self):
+        return f"{self.name}, {self.kind}"
+
+
+def all_run(devices, work=None):
+    """The exit statuses of ranks with devices of these names, and all lines that they told."""
+    told, options = [], SimpleNamespace(device=devices)
+
+    def one(rank):
+        return run_rank(work, rank, lambda: options, explain, lambda *line: told.append(line[1]))
+
+    return on_all(connected(devices.count(",") + 1), one), told
+
+
+USE = "use 'cpu', 'cuda:0' (or another index) or 'auto'"
+DEVICES = {
+    "missing": ("cuda:0 A,cuda:1 missing", "rank 1 (cuda:1 missing): cuda:1: there is no such GPU"),
+    "unequal": (
+        "cuda:0 A,cuda:1 A,cuda:2 B",
+        "replicas need equal devices: rank 0 has A, rank 2 has B; leave one out of --device",
+    ),
+    "used twice": (
+        "cuda:0 A,cuda:0 A",
+        "two ranks use cuda:0 on here: --device cuda:0,cuda:1,... names one for each",
+    ),
+    "without NCCL": (
+        "cuda:0 A,cuda:1 A",
+        "cuda:0: NCCL is missing (No module named 'no_cupy'): pip install -e '.[nccl12]' or "
+        "'.[nccl13]', whichever CUDA CuPy is for",
+    ),
+    "no device": ("cpu,gpu:7", f"rank 1 (gpu:7): device 'gpu:7': {USE}"),
+    "no name": ("cpu,,cpu", f"device '': {USE}"),
+    "two kinds": (
+        "cpu,cuda:0 A",
+        "replicas need equal devices: rank 0 has the host, rank 1 has A; leave one out of --device",
+    ),
+}
+
+
+@pytest.mark.parametrize("devices, message", DEVICES.values(), ids=DEVICES)
+def test_devices_that_cannot_be_used_are_reported_once(monkeypatch, devices, message):
+    monkeypatch.setattr(
+        launch, "Device", lambda name: FakeGPU(name) if "cuda" in name else Device(name)
+    )
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "here")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
+    found, told = all_run(devices)
+    assert told == [f"error: {message}"]
+    # A rank that ends because of another one's error has its status.
+    assert found == [2] * len(found)
+
+
+def fails(errors, begun=True):
+    """Work in which some ranks raise their errors."""
+
+    def work(_, replica):
+        if begun:
+            together(replica)
+        if replica.rank in errors:
+            raise errors[replica.rank]
+        replica.broadcast()
+
+    return work
+
+
+GONE, NAN, BY_ZERO = ValueError("gone"), TrainingError("nan"), ZeroDivisionError("by zero")
+STOP = KeyboardInterrupt()
+
+
+@pytest.mark.parametrize(
+    "errors, begun, statuses, line",
+    [
+        ({1: GONE}, False, [2, 2, 2], "error: rank 1 (cpu): gone"),
+        ({0: GONE, 1: GONE, 2: GONE}, False, [2, 2, 2], "error: gone"),
+        ({2: GONE}, True, [LOST, LOST, 2], "error: rank 2 (cpu): gone"),
+        ({0: NAN, 1: NAN, 2: NAN}, True, [1, 1, 1], "nan"),
+        ({0: STOP}, False, [130, LOST, LOST], "interrupted"),
+        ({0: STOP, 1: GONE, 2: GONE}, False, [130, LOST, LOST], "interrupted"),
+        ({2: BY_ZERO}, True, [LOST, LOST, 1], "rank 2 (cpu): Traceback ... by zero"),
+    ],
+)
+def test_a_failure_ends_all_ranks_and_is_reported_once(errors, begun, statuses, line):
+    found, (told,) = all_run("cpu,cpu,cpu", fails(errors, begun))
+    begin, _, end = line.partition(" ... ")
+    assert found == statuses and told.startswith(begin) and told.endswith(end or begin)
+
+
+def test_a_rank_has_the_device_of_its_place_among_those_of_its_host():
+    hosts = ["a", "b", "a", "b"]
+    found = [device_of("cuda:2,cuda:5", hosts, rank) for rank in range(4)]
+    assert found == ["cuda:2", "cuda:2", "cuda:5", "cuda:5"]
+    assert [device_of("cpu", hosts, rank) for rank in range(4)] == ["cpu"] * 4
+    # Every rank finds it, also on the host where there is one for each.
+    for rank in range(4):
+        with pytest.raises(ValueError, match=r"cpu,cpu names 2 devices, and b has 3 ranks: name"):
+            device_of("cpu,cpu", ["a", "b", "b", "b"], rank)

@@ -18,9 +18,9 @@ from layers import Dropout
 from tinyconv import alexnet
 from tinyconv.data.augment import Augment
 from tinyconv.data.loader import Loader
-from tinyconv.parallel.communicator import RankLostError
+from tinyconv.parallel.communicator import RankLostError, Replica
 from tinyconv.parallel.launch import spawn
-from tinyconv.parallel.replicas import PartOfPhotos, Replica, ReplicaError, begin_together
+from tinyconv.parallel.replicas import ReplicaError, begin_together
 from tinyconv.run.diagnose import losses_explained
 from tinyconv.schedule import Steps
 from tinyconv.train import TrainingError
@@ -50,10 +50,9 @@ def whole(**settings):
     return results(run, history)
 
 
-def work(mode_and_path, replica):
+def work(options, replica):
     """One rank's part."""
-    mode, path = mode_and_path
-    found = {}
+    mode, found = options.mode, {}
     for name, settings in CASES.items() if mode == "same" else [("", {"epochs": 9, "count": 41})]:
         run, history = training(replica=replica, check_every=2, **settings), []
         replica.begun = False
@@ -67,7 +66,7 @@ def work(mode_and_path, replica):
             assert run.run(on_epoch=history.append, on_step=on_step)
         found[name] = results(run, history)
     if replica.first:
-        Path(path).write_text(json.dumps(found))
+        Path(options.path).write_text(json.dumps(found))
     return 0
 
 
@@ -145,8 +144,9 @@ def test_what_goes_wrong_on_one_rank_is_said_once_with_its_name(tmp_path, mode, 
 
 def place(rank, size, answers=None):
     """The place of a rank among others that answer so, or (None) the same as this one."""
-    exchange = (lambda value: [value] * size) if answers is None else (lambda value: answers)
-    return Replica(SimpleNamespace(rank=rank, size=size, exchange=exchange))
+    replica = Replica(rank, size)
+    replica.exchange = lambda value: [value] * size if answers is None else answers
+    return replica
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,9 @@ def test_what_cannot_be_divided_is_refused(settings, message):
 
 
 def test_a_rank_that_failed_before_the_first_step_is_noticed_by_the_others():
-    answers = [(0, None), (2, None)]
     with pytest.raises(RankLostError) as caught:
-        place(0, 2, answers).begin()
+        place(0, 2, [(0, None), (2, None)]).broadcast()
     assert caught.value.status == 2
-    assert place(1, 2, answers).failed(2) == [1]
 
 
 @pytest.mark.parametrize("sums, odd", [((5, 6, 6, 6), 0), ((5, 6), 1), ((5, 5, 7, 5), 2)])
@@ -231,15 +229,7 @@ def test_the_net_looks_the_same_and_its_dropout_knows_its_rows():
     assert str(run.net) == str(training().net)
 
 
-def test_a_part_of_the_photos():
-    photos = random_photos(9, size=4)
-    some, out = PartOfPhotos(photos, slice(4, 7)), np.zeros((2, 4, 4, 3), np.uint8)
-    assert len(some) == 3 and some.size == 4 and (some.labels == photos.labels[4:7]).all()
-    some.copy_rows(np.array([2, 0]), out)
-    np.testing.assert_array_equal(out, photos.images[[6, 4]])
-
-
 if __name__ == "__main__":
     mode, count, path = sys.argv[1:]
-    devices = ["cpu"] * int(count)
-    sys.exit(spawn(work, (mode, path), devices, explain, "test_replicas.py"))
+    options = SimpleNamespace(device=",".join(["cpu"] * int(count)), mode=mode, path=path)
+    sys.exit(spawn(work, options, explain, "test_replicas.py"))

@@ -1,6 +1,7 @@
 """What is installed, and whether cuda:0 is the simulator, for the tests of the doctor."""
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,12 +11,10 @@ def install(monkeypatch):
     """install({name: version}) replaces what is installed."""
 
     def replace(versions):
-        def version(name):
-            if name not in versions:
-                raise importlib.metadata.PackageNotFoundError(name)
-            return versions[name]
+        def distributions(name):
+            return [SimpleNamespace(version=versions[name])] if name in versions else []
 
-        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(importlib.metadata, "distributions", distributions)
 
     return replace
 

@@ -1,14 +1,12 @@
-"""The report page: what is in it, and in a real browser: no requests, no errors, the keyboard.
-
-The browser's part needs Chromium and its driver, and selenium; it skips without.
-"""
+"""The report page: what is in it, and in a real browser: no requests, no errors, the keyboard."""
 
 import json
 import re
-import shutil
+from functools import partial
 
 import numpy as np
 import pytest
+from browsing import browser, opened
 from small import random_photos
 
 from tinyconv import Model, alexnet, save_model
@@ -108,51 +106,14 @@ def test_the_command_without_photos(model, tmp_path, capsys):
 
 # --- in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no chromium, or no chromedriver, on the PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+__all__ = ["browser", "opened"]  # fixtures
 
 
 @pytest.fixture
-def open_page(browser, text, tmp_path):
-    def open_it(width=1280, scheme="light"):
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-        )
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia",
-            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-        )
-        file = tmp_path / "report.html"
-        file.write_text(text, encoding="utf-8")
-        browser.get(file.as_uri())
-        return browser
-
-    yield open_it
-    assert browser.get_log("browser") == []
-    loaded = browser.execute_script(
-        "return performance.getEntriesByType('resource').map(entry => entry.name)"
-    )
-    assert [name for name in loaded if not name.startswith("data:")] == []
+def open_page(opened, text, tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text(text, encoding="utf-8")
+    return partial(opened, file.as_uri())
 
 
 def script(browser, text):
@@ -200,7 +161,7 @@ def test_hovering_reads_the_curve(open_page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_fits_and_is_legible(open_page, width, scheme):
-    browser = open_page(width, scheme)
+    browser = open_page(width, scheme=scheme)
     assert script(browser, "document.documentElement.scrollWidth") <= width
     ink = script(browser, "getComputedStyle(document.body).color")
     card = script(browser, "getComputedStyle(document.querySelector('section')).backgroundColor")

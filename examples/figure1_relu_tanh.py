@@ -18,7 +18,7 @@ from tinyconv.run.experiment import Centre, draw_lines, parser, run, table
 from tinyconv.run.first_use import compilation_announced
 
 TARGET = 0.25
-RATES = 0.001, 0.003, 0.01, 0.03
+RATES = 0.0003, 0.001, 0.003, 0.01, 0.03
 PAPER = "6"
 RECIPE = Recipe("figure 1", "no regularisation", HE, weight_decay=0.0, input_divisor=64.0)
 
@@ -37,7 +37,7 @@ def four_layers(classes, size, activation, seed):
 
 
 def work(experiment):
-    rates = RATES[2:3] if experiment.options.quick else RATES
+    rates = RATES[3:4] if experiment.options.quick else RATES
     rows, best = [], {}
     with experiment.open_data(32) as data:
         size = len(data.mean_image)

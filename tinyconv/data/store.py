@@ -169,7 +169,7 @@ class PhotoStore:
     def verify(self) -> None:
         """Read all photos and compare them with their checksums; StoreError for a damaged split."""
         for split, photos in zip(SPLITS, (self.train, self.val), strict=True):
-            if hashlib.sha256(photos.images).digest() != photos.images_sha256:
+            if hashlib.sha256(photos.images.data).digest() != photos.images_sha256:
                 raise StoreError(
                     f"{self.path}: images of {split!r} are damaged (wrong checksum); copy it again"
                 )

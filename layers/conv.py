@@ -19,7 +19,7 @@ With `groups` > 1 channels and filters are split into that many equal parts, and
 its own part: the two GPUs of the paper (§3.5) talk in some layers only.
 
 This file is the formula: seven nested loops on the host, one thread per output on a GPU. The faster
-ways to compute the same are in `layers/fast/conv/` and `layers/fast/host/im2col.py`.
+ways to compute the same are in `layers/fast/conv/` and `layers/fast/host/`.
 """
 
 from numbers import Integral

@@ -15,7 +15,8 @@ from tinyconv.data.augment import Augment
 from tinyconv.data.random_arrays import normal
 from tinyconv.initialize import initialize
 from tinyconv.parallel.columns import Columns
-from tinyconv.parallel.replicas import Replica, begin_together
+from tinyconv.parallel.communicator import Replica
+from tinyconv.parallel.replicas import begin_together
 from tinyconv.run.checkpoint import load_checkpoint, save_checkpoint
 
 # --- training
@@ -56,11 +57,8 @@ def test_a_checkpoint_may_go_on_in_another_precision(tmp_path):
     assert weights_of(other) == weights_of(run)
 
 
-class Alone:
+class Alone(Replica):
     """One rank, or two of which the other is always like this one."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
 
     def exchange(self, value):
         return [value] * self.size
@@ -81,7 +79,7 @@ def test_replicas_train_in_bf16():
     plain.run()
 
     def ranks(size):
-        run = new_run("bf16", replica=Replica(Alone(0, size)))
+        run = new_run("bf16", replica=Alone(0, size))
         begin_together(run)
         return run
 

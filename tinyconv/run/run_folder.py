@@ -146,15 +146,18 @@ class RunFolder:
         path = self.path / f"checkpoint-{training.progress.step:09d}.h5"
         save_checkpoint(path, training, settings)
         if best:
-            temporary = self.path / ".best.h5.part"
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(path, temporary)  # a second name for the same bytes
-            except OSError:  # not every file system has them
-                shutil.copyfile(path, temporary)
-            os.replace(temporary, self.path / "best.h5")
+            self._keep_as_best(path)
         for old in self.checkpoints()[KEPT:]:
             old.unlink()
+
+    def _keep_as_best(self, path: Path) -> None:
+        temporary = self.path / ".best.h5.part"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)  # a second name for the same bytes
+        except OSError:  # not every file system has them
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, self.path / "best.h5")
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, newest first."""
@@ -171,6 +174,9 @@ class RunFolder:
         for path in self.checkpoints():
             try:
                 load_checkpoint(path, training, settings)
+                now = training.progress
+                if now.batch == 0 and 0 < now.best_epoch == now.epoch - 1:
+                    self._keep_as_best(path)  # a kill may have come between the two files
                 return passed_over
             except DamagedError as error:
                 passed_over.append(str(error))

@@ -155,23 +155,9 @@ def filter_gradient(padded, stride, dz, border, shape, vectors, taps, dw):
 
 @njit(nogil=True, cache=True)
 def panel_products(
-    zero,
-    rows,
-    terms,
-    columns,
-    a,
-    a_at,
-    a_row,
-    a_step,
-    b,
-    b_at,
-    b_step,
-    out,
-    to,
-    out_row,
-    places,
+    zero, rows, terms, columns, a, a_at, a_row, a_step, b, b_at, b_step, out, to, out_row, places,
     sums,
-):
+):  # fmt: skip
     """`columns` columns of out = a · b, for matrix_products; zero: a tile."""
     at_once, width = len(places), len(sums) // len(places)
     for first in range(0, rows, at_once):

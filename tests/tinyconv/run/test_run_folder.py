@@ -70,6 +70,19 @@ def names(folder):
     return sorted(p.name for p in folder.path.iterdir())
 
 
+@pytest.mark.parametrize("best_epoch, batch", [(3, 0), (2, 0), (3, 1), (0, 0)])
+def test_a_kill_between_a_checkpoint_and_best_h5_loses_neither(tmp_path, best_epoch, batch):
+    folder, training = RunFolder(tmp_path / "run"), small_training()
+    now = training.progress
+    now.epoch, now.step, now.batch, now.best_epoch = 4 if best_epoch else 1, 12, batch, best_epoch
+    folder.save(training, {})  # and killed before the best one was kept
+    folder.restore(training, {})
+    newest = folder.path / "checkpoint-000000012.h5"
+    if (best_epoch, batch) == (3, 0):
+        assert (folder.path / "best.h5").read_bytes() == newest.read_bytes()
+    assert names(folder) == ["best.h5", newest.name][(best_epoch, batch) != (3, 0) :]
+
+
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
     folder, training = RunFolder(tmp_path / "run"), small_training()
     for step in (5, 90, 100, 1000):

@@ -1,7 +1,7 @@
 """Train a small AlexNet with the loop written out: forward, loss, backward, update.
 
     python examples/train_by_hand.py             # ten textures and shapes, about a minute
-    python examples/train_by_hand.py simple      # the loops of layers/*.py, about 12 times slower
+    python examples/train_by_hand.py simple      # the loops of layers/*.py, about 16 times slower
 
 Put `breakpoint()` into the loop and step into `net.forward`. With NUMBA_DISABLE_JIT=1 before
 `python`, and `simple`, a debugger also steps through the host loops: take a BATCH of 2 then.

@@ -99,7 +99,7 @@ def loss_kind(device: Device) -> type[SoftmaxCrossEntropy]:
     return SoftmaxRows if device.is_cuda else SoftmaxVectorized
 
 
-SLOWER = 12
+SLOWER = 16
 """How many times longer a training step takes on a host with kernels="simple": as printed by
 `benchmarks/host_step.py --width 0.25 --image-size 96 --classes 10 --simple`, two cores of an
 AMD EPYC."""

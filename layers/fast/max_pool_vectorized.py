@@ -37,7 +37,7 @@ BLOCK = 128
 
 @cuda.jit(device=True, inline="always")
 def keep_larger(best, places, values, first, place):
-    # The winners so far, after looking at four values in `place` of their windows. A NaN wins.
+    """The winners so far, after looking at four values in `place` of their windows. A NaN wins."""
     for i in range(4):
         value = values[first + i]
         if value > best[i] or value != value:
@@ -92,8 +92,10 @@ def max_pool_vectorized_forward_kernel(
 
 @cuda.jit(device=True, inline="always")
 def add_window(left, middle, right, places, gradients, first):
-    # The gradients of four windows whose left pixel in this row is place `first`: to the left
-    # pixels and the middle ones; those of the right pixels are for the next windows.
+    """Add the gradients of four windows whose left pixel in this row is place `first`.
+
+    To the left pixels and the middle ones; those of the right pixels are for the next windows.
+    """
     for i in range(4):
         gradient = gradients[i]
         place = places[i] - first

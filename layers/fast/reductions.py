@@ -70,7 +70,7 @@ def whole_fours(columns, *arrays):
 
 @cuda.jit(device=True, inline="always")
 def load_four(values, first, x, at, left, vectorized):
-    # Four columns of a row, or the first `left` of them and zeros.
+    """Four columns of a row, or the first `left` of them and zeros."""
     if vectorized:
         load_vec4(values, first, x, at)
     else:
@@ -82,7 +82,7 @@ def load_four(values, first, x, at, left, vectorized):
 
 @cuda.jit(device=True, inline="always")
 def store_four(x, at, values, first, left, vectorized):
-    # Four columns of a row, or the first `left` of them.
+    """Four columns of a row, or the first `left` of them."""
     if vectorized:
         store_vec4(x, at, values, first)
     else:
@@ -93,7 +93,7 @@ def store_four(x, at, values, first, left, vectorized):
 
 @cuda.jit(device=True, inline="always")
 def store_part(totals, sums, partial, at, left):
-    # The block's sums of four columns, `totals` of each thread, to partial[at : at + 4].
+    """The block's sums of four columns, `totals` of each thread, to partial[at : at + 4]."""
     place = COLUMNS * (cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
     for i in range(COLUMNS):
         sums[place + i] = totals[i]

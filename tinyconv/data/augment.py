@@ -86,6 +86,7 @@ QUADS, ROWS = 64, 4
 
 @cuda.jit(inline="always", device=True)
 def crop_pixel(images, mean, source, at, shifts, divisor, values, first):
+    """Three channels of the pixel at `at` of a photo: less the mean, shifted, divided."""
     for c in range(3):
         value = values.dtype.type(element(images, source + at + c))
         values[first + c] = (value - element(mean, at + c) + shifts[c]) / divisor

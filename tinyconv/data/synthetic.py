@@ -58,6 +58,7 @@ REACH = 6
 
 
 def bricks() -> Figure:
+    """Rows of bricks, every other one moved by half a brick."""
     for row in range(-REACH, REACH):
         for column in range(-REACH, REACH, 2):
             left = column + row % 2
@@ -65,12 +66,14 @@ def bricks() -> Figure:
 
 
 def checkerboard() -> Figure:
+    """Squares in every other place."""
     for row in range(-REACH, REACH):
         for column in range(-REACH + row % 2, REACH, 2):
             yield INK, _box(column, row, column + 1, row + 1)
 
 
 def dots() -> Figure:
+    """A disc in every period."""
     disc = _polygon(14, 0.32)
     for row in range(-REACH, REACH):
         for column in range(-REACH, REACH):
@@ -78,11 +81,13 @@ def dots() -> Figure:
 
 
 def stripes() -> Figure:
+    """Stripes of half a period."""
     for column in range(-REACH, REACH):
         yield INK, _box(column, -REACH, column + 0.5, REACH)
 
 
 def waves() -> Figure:
+    """Bands between two sines."""
     crest = [complex(k / 8, 0.4 * math.sin(k / 8 * math.pi)) for k in range(-8 * REACH, 8 * REACH)]
     for row in range(-REACH, REACH):
         trough = [point + 0.5j for point in reversed(crest)]
@@ -93,25 +98,30 @@ def waves() -> Figure:
 
 
 def cross() -> Figure:
+    """Two bars, upright and level."""
     yield INK, _box(-1, -0.28, 1, 0.28)
     yield INK, _box(-0.28, -1, 0.28, 1)
 
 
 def rings() -> Figure:
+    """Two rings, one in the other."""
     for fill, radius in ((INK, 1.0), (PAPER, 0.75), (INK, 0.5), (PAPER, 0.25)):
         yield fill, _polygon(40, radius)
 
 
 def square() -> Figure:
+    """A square."""
     yield INK, _polygon(4, first=math.pi / 4)
 
 
 def star() -> Figure:
+    """A star of five tips."""
     tips, notches = _polygon(5), _polygon(5, 0.4, first=-math.pi / 2 + math.pi / 5)
     yield INK, [point for pair in zip(tips, notches, strict=True) for point in pair]
 
 
 def triangle() -> Figure:
+    """A triangle."""
     yield INK, _polygon(3)
 
 

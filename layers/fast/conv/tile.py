@@ -111,7 +111,7 @@ def add_bias(sums, b, column, columns, first):
 
 @cuda.jit(device=True, inline="always")
 def relu(sums):
-    # Of a thread's tile, in place.
+    """ReLU of a thread's tile, in place."""
     for i in range(SUMS):
         if sums[i] <= float32(0):  # not "> 0": a NaN stays one
             sums[i] = float32(0)
@@ -119,7 +119,7 @@ def relu(sums):
 
 @cuda.jit(device=True, inline="always")
 def store_tile(sums, y, row, rows, row_stride, column, columns, first):
-    # The four squares of `add_outer_product`; rows and columns beyond the output are left out.
+    """Write the four squares of `add_outer_product`, as far as they are in the output."""
     for i in range(TM):
         m = row + 16 * (i // 4) + i % 4
         if m < rows:

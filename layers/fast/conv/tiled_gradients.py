@@ -103,7 +103,7 @@ def tiled_input_gradient(dy, w, dx, before, groups, buffer):
 
 @cuda.jit(device=True, inline="always")
 def advance_pixel(n, p, q, rows, columns):
-    # BK output pixels further on.
+    """(n, p, q) of the output pixel BK further on."""
     q = int32(q + BK)
     while q >= columns:
         q = int32(q - columns)

@@ -110,12 +110,10 @@ def serve() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     sys.path[:] = pickle.loads(receive(requests) or b"")
-    from numba.cuda import dispatcher
-
-    import layers.device  # noqa: F401, before anything else of Numba's CUDA
+    from layers.device import cuda  # before anything else of Numba's CUDA
 
     # Of a GPU, Numba asks this before it compiles a device function.
-    dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=TARGET)
+    cuda.dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=TARGET)
     while (request := receive(requests)) is not None:
         try:
             answer = compiled(*loads(request))

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from layers.fast.host.register_tiles import matrix_products, vectors_for
+from layers.fast.host.register_tiles import vectors_for
+from layers.fast.host.small_products import matrix_products
 from layers.fast.host.threads import in_parallel, multiply, own_array, shares
 from layers.fast.host.vectors import TERMS
 from layers.fast.host.winograd_matrices import matrices

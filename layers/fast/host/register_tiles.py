@@ -14,7 +14,7 @@ place of the sum's row plus that of the term; the other is a run of filters or o
 filters as there are lanes are a panel. Images are padded a few at a time and so stay in the cache.
 
 On two cores of an AMD EPYC conv1 takes 0.64 of im2col's time in the net of the first command, and
-as long as Winograd's algorithm after space-to-depth did in the full net (`benchmarks/host_step.py`).
+as long as Winograd's algorithm after space-to-depth in the full net (`benchmarks/host_step.py`).
 """
 
 import math

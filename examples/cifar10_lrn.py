@@ -9,7 +9,8 @@ Trains the two nets of `tinyconv/run/models.py`, which differ in LRN only, on 24
 mirror images, and tests them on the average of ten views. The authors trained on four fifths of the
 images until the error on the last fifth stopped falling (about 300 epochs), on all of them for
 about 150 more, and 10 epochs each with a tenth and a hundredth of the learning rate. Here all
-images are used from the start, in --epochs; the last tenth and the one before have the lower rates.
+images are used from the start, in --epochs; the lower rates have 10 epochs each as well, or a tenth
+of --epochs each where that is fewer.
 --only NET trains one of them, so that two processes share the work; Ctrl-C stops, the same command
 resumes.
 """
@@ -28,8 +29,8 @@ NETS = {"13pct": ("without LRN", "13"), "11pct": ("with LRN", "11")}
 
 def work(experiment):
     options = experiment.options
-    tenth = max(1, options.epochs // 10)  # of --epochs, but one epoch at least
-    drops = [options.epochs - 2 * tenth + 1, options.epochs - tenth + 1]
+    low = min(10, max(1, options.epochs // 10))  # epochs at each of the two lower rates
+    drops = [options.epochs - 2 * low + 1, options.epochs - low + 1]
     errors = {kind: {} for kind in NETS}  # by seed
     histories = {}
     with experiment.open_data(32) as data:

@@ -7,7 +7,6 @@ writes into the document what its programs print now.
 
 import contextlib
 import io
-import linecache
 import os
 import re
 import tempfile
@@ -26,13 +25,13 @@ def printed(program: str) -> str:
     here = os.getcwd()
     output = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(output):
-        Path(folder, "lab.py").write_text(program, encoding="utf-8")
+        file = Path(folder).resolve() / "lab.py"
+        file.write_text(program, encoding="utf-8")
         os.chdir(folder)
         try:
-            exec(compile(program, "lab.py", "exec"), {"__name__": "__main__"})
+            exec(compile(program, file, "exec"), {"__name__": "__main__"})
         finally:
             os.chdir(here)
-            linecache.cache.pop("lab.py", None)  # the next program is another lab.py
     return output.getvalue()
 
 

@@ -17,7 +17,7 @@ which is summed in another order. "not y <= 0" keeps a NaN, as in `layers/activa
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from layers.device import THREADS, cuda, grid_of
 from layers.fast.bfloat16 import narrow, nearest_tf32
@@ -49,14 +49,15 @@ def bias_relu_host(y, b):
             y[row, k] = value if not value <= 0 else y.dtype.type(0)
 
 
-@njit(parallel=True, cache=True)
-def bias_relu_dropout_host(y, b, factor, threshold, key):
+@njit(nogil=True, cache=True)
+def bias_relu_dropout_host(y, b, factor, threshold, key, row_before):
+    # `row_before` rows of the pass are before those of y.
     seed, layer, step, first = key[0], key[1], key[2], key[3]
     zero = y.dtype.type(0)
-    for row in prange(y.shape[0]):
+    for row in range(y.shape[0]):
         for k in range(y.shape[1]):
             value = y[row, k] + b[k]
-            element = first + np.uint64(row * y.shape[1] + k)
+            element = first + np.uint64((row_before + row) * y.shape[1] + k)
             kept = random_words_host(seed, layer, step, element)[0] >= threshold
             y[row, k] = (value if not value <= 0 else zero) * factor if kept else zero
 
@@ -186,7 +187,10 @@ def bias_relu(device, p, b, y, dropout=None):
             launch = bias_relu_dropout_kernel[rows_grid(y, 1)]
             launch(p.reshape(-1), b, y.reshape(-1), y.shape[1], *extra)
         else:
-            bias_relu_dropout_host(y, b, *extra)
+            in_parallel(
+                lambda _, part: bias_relu_dropout_host(y[part], b, *extra, part.start),
+                shares(len(y), threads_for_loop(y.size)),
+            )
     elif device.is_cuda:
         _launch_bias(p, b, y, True)
     else:

@@ -28,7 +28,7 @@ crop, 3) float32 or float64. docs/augment.md has an example to follow by hand.
 from typing import Any
 
 import numpy as np
-from numba import int32, njit, prange
+from numba import int32, njit
 
 from layers import Device
 from layers.device import cuda, grid_of
@@ -36,6 +36,7 @@ from layers.fast.bfloat16 import nearest_tf32
 from layers.fast.conv.ptx import element, store_scalar, store_vec4
 from layers.fast.conv.tensor_tile import quotient
 from layers.fast.conv.tile import within
+from layers.fast.host.threads import in_rows
 from layers.fast.step import Step
 from layers.layer import Buffers
 from tinyconv.data.random_arrays import normals, words
@@ -56,10 +57,10 @@ VIEWS = 10
 # GPU would round once instead of twice: they give the same bits.
 
 
-@njit(parallel=True, cache=True)
-def crop_host(images, mean, top, left, flip, shift, views, divisor, x):
-    for n in prange(x.shape[0]):
-        i = n // views
+@njit(nogil=True, cache=True)
+def crop_host(x, source, top, left, flip, shift, images, mean, divisor):
+    for n in range(x.shape[0]):
+        i = source[n]
         for h in range(x.shape[1]):
             row = top[n] + h
             for w in range(x.shape[2]):
@@ -289,7 +290,8 @@ class Augment:
                 *(before, s2d is not None, rounded),
             )
         else:
-            crop_host(images, self._mean, *draws, shifts, views, divisor, x)
+            crops = x, np.arange(rows) // views, *draws, shifts
+            in_rows(crop_host, crops, images, self._mean, divisor)
         return x
 
     def _on_device(self, images: Any) -> Any:

@@ -7,17 +7,18 @@ Each number is a function of (seed, layer, step, element), the Philox generator 
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from layers.fast.host.threads import in_parallel, shares
 from layers.random_bits import random_words_host
 
 _WORD_RANGE = 2.0**-32
 _TURN = 2.0 * math.pi
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _fill_words(seed, layer, step, elements, out):
-    for i in prange(elements.size):
+    for i in range(elements.size):
         out[i] = random_words_host(seed, layer, step, elements[i])[0]
 
 
@@ -29,11 +30,11 @@ def _polar(word, other):
     return radius, _TURN * (np.float64(other) * _WORD_RANGE)
 
 
-@njit(parallel=True, cache=True)
-def _fill_normal(seed, layer, std, out):
-    # A counter's four words make four normals.
-    for block in prange((out.size + 3) // 4):
-        words = random_words_host(seed, layer, np.uint64(0), np.uint64(block))
+@njit(nogil=True, cache=True)
+def _fill_normal(seed, layer, std, first, out):
+    # A counter's four words make four normals; `first` counters are before those of `out`.
+    for block in range((out.size + 3) // 4):
+        words = random_words_host(seed, layer, np.uint64(0), np.uint64(first + block))
         for pair in range(2):
             radius, angle = _polar(words[2 * pair], words[2 * pair + 1])
             i = 4 * block + 2 * pair
@@ -43,9 +44,9 @@ def _fill_normal(seed, layer, std, out):
                 out[i + 1] = std * radius * math.sin(angle)
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _fill_normals(seed, layer, step, elements, out):
-    for i in prange(elements.size):
+    for i in range(elements.size):
         words = random_words_host(seed, layer, step, elements[i])
         for pair in range(2):
             radius, angle = _polar(words[2 * pair], words[2 * pair + 1])
@@ -68,7 +69,12 @@ def normal(shape: tuple[int, ...], std: float, seed: int, layer: int) -> np.ndar
     whatever device trains them.
     """
     out = np.empty(math.prod(shape), np.float32)
-    _fill_normal(np.uint64(seed), np.uint64(layer), float(std), out)
+    key = np.uint64(seed), np.uint64(layer)
+
+    def fill(_: int, part: slice) -> None:
+        _fill_normal(*key, float(std), part.start, out[4 * part.start : 4 * part.stop])
+
+    in_parallel(fill, shares(-(-out.size // 4)))
     return out.reshape(shape)
 
 

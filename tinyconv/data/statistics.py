@@ -16,15 +16,17 @@ overflow after 1.4·10¹⁴, so each block has its own sum, and Python's unbound
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from layers.fast.host.threads import in_parallel, shares
 
 # --- host
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def add_host(images, sums, products):
     """`sums` (S, S, 3) grow by the images; `products` (S, 6) are each row's rr rg rb gg gb bb."""
-    for h in prange(images.shape[1]):
+    for h in range(images.shape[1]):
         rr = rg = rb = gg = gb = bb = 0
         for n in range(images.shape[0]):
             for w in range(images.shape[2]):
@@ -71,7 +73,10 @@ class Statistics:
                 f"Statistics: images are {images.dtype} {images.shape}, expected {wanted}"
             )
         products = np.empty((self.size, 6), np.int64)
-        add_host(images, self._sums, products)
+        in_parallel(
+            lambda _, part: add_host(images[:, part], self._sums[part], products[part]),
+            shares(self.size),
+        )
         for i, total in enumerate(products.sum(axis=0).tolist()):
             self._products[i] += total
         self.count += len(images)

@@ -43,8 +43,9 @@ LEAST = 12
 
 
 @njit(nogil=True, cache=True)
-def sum_up(tile, a, a_at, places, a_steps, b, b_at, b_steps, counts, out):
+def add_sums(row, a, a_at, places, a_steps, b, b_at, b_steps, counts, out):
     """out += the products of all terms (i, j, k), whose places are the sums of their steps."""
+    tile = zeros(row, a)
     for i in range(counts[0]):
         for j in range(counts[1]):
             a_start = a_at + i * a_steps[0] + j * a_steps[1]
@@ -53,29 +54,6 @@ def sum_up(tile, a, a_at, places, a_steps, b, b_at, b_steps, counts, out):
                 at, b_place = a_start + k * a_steps[2], b_start + k * b_steps[2]
                 tile = add_products(tile, a, places, at, b, b_place)
     add_tile(tile, out)
-
-
-@njit(nogil=True, cache=True)
-def add_sums(vectors, a, a_at, places, a_steps, b, b_at, b_steps, counts, out):
-    """sum_up with a tile of so many vectors."""
-    if vectors == 4:
-        sum_up(zeros(4, a), a, a_at, places, a_steps, b, b_at, b_steps, counts, out)
-    elif vectors == 3:
-        sum_up(zeros(3, a), a, a_at, places, a_steps, b, b_at, b_steps, counts, out)
-    else:
-        sum_up(zeros(2, a), a, a_at, places, a_steps, b, b_at, b_steps, counts, out)
-
-
-@njit(nogil=True, cache=True)
-def pad(x, padded, before):
-    """Copy x (n, H, W, C) into padded (N, H', W', C), `before` pixels from its corner."""
-    height = min(x.shape[1], padded.shape[1] - before)
-    width = min(x.shape[2], padded.shape[2] - before) * x.shape[3]
-    for n in range(len(x)):
-        for h in range(height):
-            pixels, place = x[n, h].reshape(-1), padded[n, before + h, before:].reshape(-1)
-            for i in range(width):
-                place[i] = pixels[i]
 
 
 @njit(nogil=True, cache=True)
@@ -91,15 +69,16 @@ def mask(dy, y, relu, padded, before, db):
 
 
 @njit(nogil=True, cache=True)
-def convolve(padded, filters, b, relu, vectors, places, sums, y):
+def convolve(padded, filters, b, relu, row, places, sums, y):
     """y (n, P, Q, K) of padded (N, H, W, C) and filters (groups, panels, R, S, C/groups, lanes).
 
-    places: of the windows; sums: a tile, work space.
+    row: a tuple of as many numbers as a tile's row has vectors; so each number of them is compiled
+    by itself. places: of the windows; sums: a tile, work space.
     """
     groups, panels, size, _, channels, width = filters.shape
     line, pixel = padded.shape[2] * padded.shape[3], padded.shape[3]
     pixels, weights, out = padded.reshape(-1), filters.reshape(-1), y.reshape(-1)
-    outputs, per_group, at_once = y.size // y.shape[3], y.shape[3] // groups, TILE // vectors
+    outputs, per_group, at_once = y.size // y.shape[3], y.shape[3] // groups, TILE // len(row)
     a_steps, counts = (line, pixel, 1), (size, size, channels)
     if groups == 1:  # a window's row is one run
         a_steps, counts = (0, line, 1), (1, size, size * channels)
@@ -118,7 +97,7 @@ def convolve(padded, filters, b, relu, vectors, places, sums, y):
                 sums[e] = first_sums[e]
             windows = places[first : first + at_once]
             a, filter_run = (pixels, g * channels, windows, a_steps), (weights, start, b_steps)
-            add_sums(vectors, *a, *filter_run, counts, sums)
+            add_sums(row, *a, *filter_run, counts, sums)
             if relu:
                 for e in range(sums.size):
                     sums[e] = sums[e] if not sums[e] <= 0 else y.dtype.type(0)
@@ -129,7 +108,7 @@ def convolve(padded, filters, b, relu, vectors, places, sums, y):
 
 
 @njit(nogil=True, cache=True)
-def filter_gradient(padded, stride, dz, border, shape, vectors, taps, dw):
+def filter_gradient(padded, stride, dz, border, shape, row, taps, dw):
     """dw (groups, panels, taps, lanes) += dz · the windows of padded (N, H, W, C).
 
     dz: (N, H', W', K) of which the gradient of shape (n, P, Q) is `border` from the corner; taps:
@@ -141,17 +120,23 @@ def filter_gradient(padded, stride, dz, border, shape, vectors, taps, dw):
     a_steps = padded.shape[1] * line, stride * line, stride * pixel
     b_steps = dz.shape[1] * z_line, z_line, z_pixel
     pixels, gradients, out = padded.reshape(-1), dz.reshape(-1), dw.reshape(groups * panels, -1)
-    at_once = TILE // vectors
+    at_once = TILE // len(row)
     for panel in range(groups * panels):
         g = panel // panels
         start = border * (z_line + z_pixel) + g * (z_pixel // groups) + panel % panels * width
         for first in range(0, len(taps), at_once):
             sums = out[panel, first * width : (first + at_once) * width]
             some, at = taps[first : first + at_once], g * (pixel // groups)
-            add_sums(vectors, pixels, at, some, a_steps, gradients, start, b_steps, shape, sums)
+            add_sums(row, pixels, at, some, a_steps, gradients, start, b_steps, shape, sums)
 
 
 # --- geometry
+
+
+def pad(x, padded, before):
+    """Copy x (n, H, W, C) into padded (N, H', W', C), `before` pixels from its corner."""
+    inside = padded[: len(x), before : before + x.shape[1], before : before + x.shape[2]]
+    inside[...] = x[:, : inside.shape[1], : inside.shape[2]]
 
 
 def vectors_for(filters, dtype):
@@ -201,6 +186,7 @@ class Geometry:
         self.parts = shares(x_shape[0])
         self.vectors = vectors_for(filters // groups, dtype)
         self.dx_vectors = vectors_for(channels // groups, dtype)
+        self.row, self.dx_row = (0,) * self.vectors, (0,) * self.dx_vectors
         self.border = size - 1 - conv.before if with_dx else 0
         sides = [(outputs - 1) * stride + size for outputs in y_shape[1:3]]
         dz_sides = [outputs + self.border for outputs in y_shape[1:3]]
@@ -296,7 +282,7 @@ class RegisterTileConv(Im2colConv):
             padded[...] = 0
             for some in g.batches(part):
                 pad(x[some], padded, conv.before)
-                convolve(padded, filters, b, relu, g.vectors, g.windows, sums, y[some])
+                convolve(padded, filters, b, relu, g.row, g.windows, sums, y[some])
 
         in_parallel(work, g.parts)
         return y
@@ -334,9 +320,9 @@ class RegisterTileConv(Im2colConv):
                 pad(x[some], padded, conv.before)
                 mask(dy[some], y[some], relu, dz, g.border, more_db)
                 given = padded, conv.stride, dz, g.border, y[some].shape[:3]
-                filter_gradient(*given, g.vectors, g.taps, more)
+                filter_gradient(*given, g.row, g.taps, more)
                 if dx is not None:
-                    to_dx = flipped, zero, False, g.dx_vectors, g.dx_windows, sums
+                    to_dx = flipped, zero, False, g.dx_row, g.dx_windows, sums
                     convolve(dz, *to_dx, dx[some])
 
         in_parallel(work, g.parts)

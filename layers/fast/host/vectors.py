@@ -62,7 +62,8 @@ class TileModel(models.PrimitiveModel):
 
 
 def pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """To array[index]; array: one-dimensional, of Numba's type `kind`. Nothing checks the index."""
+    """To element `index` of an array in C order; kind: its type. Nothing checks the index."""
+    assert kind.layout == "C"
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
@@ -75,8 +76,12 @@ def vector_pointers(context: Any, builder: Any, tile: Tile, start: Any, count: i
 
 @intrinsic(prefer_literal=True)
 def zeros(typing: Any, vectors: Any, like: Any) -> Any:
-    """A tile of zeros with so many vectors in a row, a constant; like: an array of its dtype."""
-    tile = Tile(like.dtype, vectors.literal_value)
+    """A tile of zeros, a constant; like: an array of its dtype.
+
+    vectors: how many are in a row, a number in the source or a tuple of that length.
+    """
+    count = len(vectors) if isinstance(vectors, types.UniTuple) else vectors.literal_value
+    tile = Tile(like.dtype, count)
 
     def generate(context, builder, signature, arguments):
         return ir.Constant(context.get_value_type(tile), None)

@@ -30,7 +30,7 @@ from layers.fast.host.vectors import (
 def both_sides(matrix, a, b, source, start, step, half, target, place, target_step):
     """matrix · tile · matrixᵀ, a×a vectors in target, of a tile of b×b vectors in source.
 
-    matrix: flat, TERMS in a row, zero beyond a×b. Element (i, j) is at start + (i·b + j)·step, in
+    matrix: TERMS in a row, zero beyond a×b. Element (i, j) is at start + (i·b + j)·step, in
     the target at place + (i·a + j)·target_step.
     """
     channels = WIDE // source.itemsize
@@ -56,9 +56,8 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
     _, height, width, channels = source.shape
     n, side = sides
     tiles, lanes, dtype = points.shape[1], WIDE // source.itemsize, source.dtype
-    flat, signs, out = source.reshape(-1), y.reshape(-1), points.reshape(-1)
-    matrix = matrix.reshape(-1)
-    tile, half = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
+    flat, tile = points.reshape(-1), (TERMS + 1) * TERMS * lanes
+    work = np.zeros(2 * tile, dtype)  # half the product, and from `tile` on the tile
     flags = np.zeros(2 * lanes, dtype)
     flags[lanes:] = 1
     for t in range(tiles):
@@ -70,21 +69,21 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
             for i in range(side):
                 h = top + i
                 for j in range(side):
-                    w, at = left + j, (i * side + j) * lanes
+                    w, at = left + j, tile + (i * side + j) * lanes
                     if h < 0 or h >= height or w < 0 or w >= width:
-                        store(load(flags, 0), tile, at)
+                        store(load(flags, 0), work, at)
                         continue
                     pixel = ((image * height + h) * width + w) * channels + low
-                    value = load(flat, pixel)
+                    value = load(source, pixel)
                     if relu:
-                        value = where_positive(value, load(signs, pixel))
-                    store(value, tile, at)
+                        value = where_positive(value, load(y, pixel))
+                    store(value, work, at)
                     total = add(total, value)
             if db.size:
                 total = where_positive(total, load(flags, lanes + low - start))
                 store(add(load(db, low), total), db, low)
             to = t * channels + low
-            both_sides(matrix, n, side, tile, 0, lanes, half, out, to, tiles * channels)
+            both_sides(matrix, n, side, work, tile, lanes, work, flat, to, tiles * channels)
 
 
 @njit(nogil=True, cache=True)
@@ -97,9 +96,8 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
     _, height, width, channels = target.shape
     side, n = sides
     tiles, lanes, dtype = points.shape[1], WIDE // target.itemsize, target.dtype
-    flat, out = points.reshape(-1), target.reshape(-1)
-    matrix = matrix.reshape(-1)
-    half, result = np.zeros((2, (TERMS + 1) * TERMS * lanes), dtype)
+    flat, result = points.reshape(-1), (TERMS + 1) * TERMS * lanes
+    work = np.zeros(2 * result, dtype)  # half the product, and from `result` on the tile
     flags = np.zeros(2 * lanes, dtype)
     flags[lanes:] = 1
     for t in range(tiles):
@@ -110,15 +108,15 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
             bias = load(b, low) if b.size else load(flags, 0)
             fresh = load(flags, lanes + low - start)
             at = t * channels + low
-            both_sides(matrix, side, n, flat, at, tiles * channels, half, result, 0, lanes)
+            both_sides(matrix, side, n, flat, at, tiles * channels, work, work, result, lanes)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
                     pixel = ((image * height + top + i) * width + left + j) * channels + low
-                    value = load(result, (i * side + j) * lanes)
+                    value = load(work, result + (i * side + j) * lanes)
                     if b.size:
                         value = add(value, bias)
                         if relu:
                             value = where_positive(value, value)
                     else:
-                        value = add(where_positive(value, fresh), load(out, pixel))
-                    store(value, out, pixel)
+                        value = add(where_positive(value, fresh), load(target, pixel))
+                    store(value, target, pixel)

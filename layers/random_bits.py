@@ -56,5 +56,5 @@ def random_words(seed, layer, step, element):
     return c0, c1, c2, c3
 
 
-random_words_host = njit(random_words, cache=True)
+random_words_host = njit(random_words, inline="always")  # the compiler vectorizes its caller
 random_words_device = cuda.jit(random_words, device=True, inline="always")

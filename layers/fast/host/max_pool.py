@@ -11,6 +11,9 @@ from numba import njit
 from layers.fast.host.threads import in_rows
 from layers.fast.step import Step
 
+WORTH_WAKING = 2**19
+"""Elements above which several threads pool: with fewer, one is done before another is awake."""
+
 # --- host
 
 
@@ -31,26 +34,25 @@ def max_pool_vectorized_forward_host(x, y, winner, size, stride):
         down = min(size, height - p * stride)  # less where the window hangs over the edge
         for q in range(columns):
             across = min(size, width - q * stride)
-            last = down * across - 1
             best, places = y[n, p, q], winner[n, p, q]
-            corner = p * stride * width + q * stride
-            # All channels at a time, of three pixels of the window, so that `best` is seldom read.
-            # Where it has no three more the last one is looked at again, which changes nothing.
-            for k in range(0, last + 1, 3):
-                k_1, k_2 = min(k + 1, last), min(k + 2, last)
-                at_0 = np.int32(corner + k // across * width + k % across)
-                at_1 = np.int32(corner + k_1 // across * width + k_1 % across)
-                at_2 = np.int32(corner + k_2 // across * width + k_2 % across)
-                x_0, x_1, x_2 = pixels[at_0], pixels[at_1], pixels[at_2]
-                if k == 0:
-                    for c in range(channels):
-                        value, place = larger_of(x_0[c], at_0, x_1[c], at_1)
-                        best[c], places[c] = larger_of(value, place, x_2[c], at_2)
-                else:
-                    for c in range(channels):
-                        value, place = larger_of(best[c], places[c], x_0[c], at_0)
-                        value, place = larger_of(value, place, x_1[c], at_1)
-                        best[c], places[c] = larger_of(value, place, x_2[c], at_2)
+            # All channels at a time, of three pixels in a row, so that `best` is seldom read.
+            # Where there are no three more the last one is looked at again, which changes nothing.
+            for h in range(down):
+                start = (p * stride + h) * width + q * stride
+                last = start + across - 1
+                for w in range(start, last + 1, 3):
+                    w_1, w_2 = min(w + 1, last), min(w + 2, last)
+                    at_0, at_1, at_2 = np.int32(w), np.int32(w_1), np.int32(w_2)
+                    x_0, x_1, x_2 = pixels[at_0], pixels[at_1], pixels[at_2]
+                    if h == 0 and w == start:
+                        for c in range(channels):
+                            value, place = larger_of(x_0[c], at_0, x_1[c], at_1)
+                            best[c], places[c] = larger_of(value, place, x_2[c], at_2)
+                    else:
+                        for c in range(channels):
+                            value, place = larger_of(best[c], places[c], x_0[c], at_0)
+                            value, place = larger_of(value, place, x_1[c], at_1)
+                            best[c], places[c] = larger_of(value, place, x_2[c], at_2)
 
 
 @njit(nogil=True, cache=True)
@@ -84,12 +86,13 @@ class MaxPoolVectorized(Step):
         y = self.output((x.shape[0], *pool.output_shape(x.shape[1:])))
         self.winner = self.buffer("winner", y.shape, "int32")
         arrays = x, y, self.winner
-        in_rows(max_pool_vectorized_forward_host, arrays, pool.kernel_size, pool.stride)
+        sizes = pool.kernel_size, pool.stride
+        in_rows(max_pool_vectorized_forward_host, arrays, *sizes, least=WORTH_WAKING)
         return y
 
     def backward(self, dy):
         """dy (N, P, Q, C) -> dx (N, H, W, C)."""
         dy = self.check_gradient(dy)
         dx = self.buffer("dx", self.x_shape)
-        in_rows(max_pool_vectorized_backward_host, (dx, dy, self.winner))
+        in_rows(max_pool_vectorized_backward_host, (dx, dy, self.winner), least=WORTH_WAKING)
         return dx

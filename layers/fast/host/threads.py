@@ -31,7 +31,7 @@ WORTH_IT = 2**21
 """Multiply-adds above which a product is split: about 20 µs of work, the time to wake a thread."""
 
 WORTH_WAKING = 2**18
-"""Elements above which a loop with as little work as pooling uses several threads."""
+"""Elements above which a loop that does little work for each uses several threads."""
 
 _pool: ThreadPoolExecutor | None = None
 _own = threading.local()
@@ -52,9 +52,9 @@ def threads() -> int:
     return get_num_threads() if SPLITS else 1
 
 
-def threads_for_loop(elements: int) -> int:
-    """How many run a loop over so many elements that does little work for each."""
-    return get_num_threads() if elements >= WORTH_WAKING else 1
+def threads_for_loop(elements: int, least: int = WORTH_WAKING) -> int:
+    """How many run a loop over so many elements; one, if there are fewer than `least`."""
+    return get_num_threads() if elements >= least else 1
 
 
 def shares(count: int, most: int | None = None) -> list[slice]:
@@ -88,12 +88,15 @@ def in_parallel(work: Callable[[int, slice], Any], parts: Sequence[slice]) -> No
         other.result()
 
 
-def in_rows(loop: Callable[..., Any], arrays: Sequence[Any], *numbers: Any) -> None:
+def in_rows(
+    loop: Callable[..., Any], arrays: Sequence[Any], *numbers: Any, least: int = WORTH_WAKING
+) -> None:
     """loop(*arrays, *numbers) in several threads, each with a part of the first axis of all arrays.
 
-    loop: compiled with nogil=True. For short arrays it runs in this thread alone.
+    loop: compiled with nogil=True. With fewer than `least` elements in the first array it runs in
+    this thread alone.
     """
-    parts = shares(len(arrays[0]), threads_for_loop(arrays[0].size))
+    parts = shares(len(arrays[0]), threads_for_loop(arrays[0].size, least))
     in_parallel(lambda _, part: loop(*(array[part] for array in arrays), *numbers), parts)
 
 

@@ -7,7 +7,7 @@ import pytest
 from tiers import computing
 
 from layers import MaxPool2D
-from layers.fast.host import threads
+from layers.fast.host import max_pool
 from layers.fast.host.max_pool import MaxPoolVectorized
 
 
@@ -20,7 +20,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     before = numba.get_num_threads()
     try:
         for worth, count in [(2**30, before), *((0, count) for count in counts)]:
-            monkeypatch.setattr(threads, "WORTH_WAKING", worth)
+            monkeypatch.setattr(max_pool, "WORTH_WAKING", worth)
             numba.set_num_threads(count)
             step = computing(MaxPool2D(3, 2), "fast")
             assert type(step) is MaxPoolVectorized

@@ -233,8 +233,8 @@ class Recorder:
         """The number of an instruction in the trace, to which it is added if it is new."""
         key = id(code), at
         if key not in self._instructions:
-            starts = _starts(code)
-            start = starts[bisect_right(starts, at) - 1]
+            starts, firsts = _starts(code)
+            start = firsts[bisect_right(starts, at) - 1]
             flags = key in self._atomic, self.vectorized.get(key, 0), key in self.arrivals
             line = line_in(code, start)
             instruction = Instruction(code.co_filename, line, code.co_name, start, *flags)
@@ -257,13 +257,22 @@ def _numbered(objects: list[Any]) -> tuple[list[Any], np.ndarray]:
 
 
 @cache
-def _starts(code: CodeType) -> list[int]:
-    """The offsets at which the instructions of `code` begin.
+def _starts(code: CodeType) -> tuple[list[int], list[int]]:
+    """The offsets at which the instructions of `code` begin, and for each the first of its copies.
 
     A frame's `f_lasti` may lie behind that, in the inline cache of the instruction: it does so once
-    Python has specialized `x[i]` into a direct call of `__getitem__`.
+    Python has specialized `x[i]` into a direct call of `__getitem__`. Python may also copy what
+    follows two branches to the end of both; a copy has the place in the source of the first.
     """
-    return [instruction.offset for instruction in dis.get_instructions(code)]
+    instructions = list(dis.get_instructions(code))
+    positions = list(code.co_positions()) if hasattr(code, "co_positions") else []
+    first: dict[Any, int] = {}
+    firsts = []
+    for instruction in instructions:
+        place: Any = positions[instruction.offset // 2] if positions else (None,)
+        key = instruction.offset if None in place else (instruction.opname, place)
+        firsts.append(first.setdefault(key, instruction.offset))
+    return [instruction.offset for instruction in instructions], firsts
 
 
 def line_in(code: CodeType, instruction: int) -> int:

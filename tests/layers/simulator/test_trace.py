@@ -63,6 +63,23 @@ def test_instructions_and_barrier_events_name_their_lines():
 
 
 @cuda.jit
+def ends_with_a_choice(x, y):
+    i = cuda.threadIdx.x
+    if i >= x.size:
+        return
+    y[i] = x[i] if not x[i] <= 0 else x.dtype.type(0)
+
+
+def test_an_instruction_that_python_copies_for_two_branches_is_one():
+    x, y = np.array([1, -1, 2, -2], np.float32), np.zeros(4, np.float32)
+    with simulator.record() as traces:
+        ends_with_a_choice[1, 4](x, y)
+    (first, _, write), accesses = traces[0].instructions, traces[0].accesses
+    assert (accesses["instruction"] == 2)[accesses["write"]].all()
+    assert first.line == write.line and y.tolist() == [1, 0, 2, 0]
+
+
+@cuda.jit
 def rows_and_views(x, y):
     row = x[cuda.threadIdx.x]
     y[cuda.threadIdx.x] = row[1]

@@ -95,9 +95,13 @@ class Geometry:
         limit = max(1, min(max(wanted, SMALL_BLOCK), LARGE_BLOCK) // self.tile_bytes)
         return min(images * self.rows * self.columns, limit)
 
-    def v_and_m(self, tiles: int) -> tuple[tuple[int], tuple[int]]:
-        """The sizes of V and M, or of V and Z, of so many tiles."""
-        return (self.points * tiles * self.channels,), (self.points * tiles * self.filters,)
+    def v_and_m(self, tiles: int) -> list[tuple[int, int, int]]:
+        """The shapes of V and M, or of V and Z, of so many tiles.
+
+        Room for an odd number of them: with a power of two, the points of a tile would lie in the
+        few places of the L1 cache that have the same last digits of the address.
+        """
+        return [(self.points, tiles | 1, numbers) for numbers in (self.channels, self.filters)]
 
     def tile_parts(self, images: int, limit: int) -> list[tuple[int, int]]:
         """The tiles of `images` images in blocks of at most `limit`: first and count."""
@@ -121,17 +125,16 @@ def winograd_forward(geometry, x, u, b, y, relu):
     g, t = geometry, geometry.transforms
     to_v, to_y = (t["Bt"], (g.n, g.n), g.m, g.before), (t["At"], (g.m, g.n), g.m, 0)
     tiles = g.tiles_at_once(len(x), g.u_size * g.dtype.itemsize // 2)
-    v_flat, m_flat = g.arrays(*g.v_and_m(tiles))
+    v, products = g.arrays(*g.v_and_m(tiles))
+    v_flat, m_flat = v.reshape(-1), products.reshape(-1)
     for first, count in g.tile_parts(len(x), tiles):
-        v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
-        products = m_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
-        where = g.rows, g.columns, first
+        where = g.rows, g.columns, first, count
         to_points(x, x, False, *to_v, *where, v, b[:0])
         matrix_products(
             (g.points, g.groups, count, g.c, g.k),
-            *(v_flat, (count * g.channels, g.c, g.channels, 1)),
+            *(v_flat, (v[0].size, g.c, g.channels, 1)),
             *(u, (g.c * g.filters, g.k, g.filters)),
-            *(m_flat, (count * g.filters, g.k, g.filters)),
+            *(m_flat, (products[0].size, g.k, g.filters)),
             vectors_for(g.k, g.dtype),
         )
         from_points(products, *to_y, *where, b, relu, y)
@@ -142,7 +145,8 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
     g, t = geometry, geometry.transforms
     tiles = g.tiles_at_once(len(x), 4 * g.u_size * g.dtype.itemsize)
     du_shape = g.points, g.filters, g.channels // g.groups
-    v_flat, z_flat, du, more = g.arrays(*g.v_and_m(tiles), du_shape, du_shape)
+    v, z, du, more = g.arrays(*g.v_and_m(tiles), du_shape, du_shape)
+    v_flat, z_flat = v.reshape(-1), z.reshape(-1)
     to_v, to_z = (t["Bt"], (g.n, g.n), g.m, g.before), (t["A"], (g.n, g.m), g.m, 0)
     to_dx = t["B"], (g.n, g.n), g.m, g.before
     db[...] = 0
@@ -150,15 +154,13 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
         dx[...] = 0
     target = du
     for first, count in g.tile_parts(len(x), tiles):
-        v = v_flat[: g.points * count * g.channels].reshape(g.points, count, -1)
-        z = z_flat[: g.points * count * g.filters].reshape(g.points, count, -1)
-        where = g.rows, g.columns, first
+        where = g.rows, g.columns, first, count
         to_points(dy, y, relu, *to_z, *where, z, db)
         to_points(x, x, False, *to_v, *where, v, db[:0])
         matrix_products(
             (g.points, g.groups, g.k, count, g.c),
-            *(z_flat, (count * g.filters, g.k, 1, g.filters)),
-            *(v_flat, (count * g.channels, g.c, g.channels)),
+            *(z_flat, (z[0].size, g.k, 1, g.filters)),
+            *(v_flat, (v[0].size, g.c, g.channels)),
             *(target.reshape(-1), (g.filters * g.c, g.k * g.c, g.c)),
             vectors_for(g.c, g.dtype),
         )
@@ -168,9 +170,9 @@ def winograd_backward(geometry, x, u, dy, y, relu, dx, dw, db):
         if dx is not None:
             matrix_products(
                 (g.points, g.groups, count, g.k, g.c),
-                *(z_flat, (count * g.filters, g.k, g.filters, 1)),
+                *(z_flat, (z[0].size, g.k, g.filters, 1)),
                 *(u, (g.filters * g.c, g.k * g.c, g.c)),
-                *(v_flat, (count * g.channels, g.c, g.channels)),
+                *(v_flat, (v[0].size, g.c, g.channels)),
                 vectors_for(g.c, g.dtype),
             )
             from_points(v, *to_dx, *where, db[:0], False, dx)

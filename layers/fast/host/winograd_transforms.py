@@ -46,16 +46,19 @@ def both_sides(matrix, a, b, source, start, step, half, target, place, target_st
 
 
 @njit(nogil=True, cache=True)
-def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first, points, db):
-    """points (n·n, tiles, C): matrix · tile · matrixᵀ of tiles first, first + 1, ... of source.
+def to_points(
+    source, y, relu, matrix, sides, step, before, rows, columns, first, tiles, points, db
+):
+    """points (n·n, tiles or more, C): matrix · tile · matrixᵀ of so many tiles of source.
 
-    source: x or dy (N, H, W, C); sides: n and the side of a tile, whose corners are `step` apart
-    and the first `before` outside the image. relu: source counts where y is positive, else is zero.
+    source: x or dy (N, H, W, C), rows × columns tiles an image, counted from `first` on; sides: n
+    and that of a tile. Their corners are `step` apart and the first `before` outside the image.
+    relu: source counts where y is positive, else is zero.
     db (C) += the sum of what counts, unless it is empty.
     """
     _, height, width, channels = source.shape
     n, side = sides
-    tiles, lanes, dtype = points.shape[1], WIDE // source.itemsize, source.dtype
+    room, lanes, dtype = points.shape[1], WIDE // source.itemsize, source.dtype
     flat, tile = points.reshape(-1), (TERMS + 1) * TERMS * lanes
     work = np.zeros(2 * tile, dtype)  # half the product, and from `tile` on the tile
     flags = np.zeros(2 * lanes, dtype)
@@ -83,19 +86,19 @@ def to_points(source, y, relu, matrix, sides, step, before, rows, columns, first
                 total = where_positive(total, load(flags, lanes + low - start))
                 store(add(load(db, low), total), db, low)
             to = t * channels + low
-            both_sides(matrix, n, side, work, tile, lanes, work, flat, to, tiles * channels)
+            both_sides(matrix, n, side, work, tile, lanes, work, flat, to, room * channels)
 
 
 @njit(nogil=True, cache=True)
-def from_points(points, matrix, sides, step, before, rows, columns, first, b, relu, target):
-    """matrix · points · matrixᵀ to the tiles first, first + 1, ... of target (N, H, W, C).
+def from_points(points, matrix, sides, step, before, rows, columns, first, tiles, b, relu, target):
+    """matrix · points · matrixᵀ to so many tiles, from `first` on, of target (N, H, W, C).
 
     sides: that of a tile, and n. With a bias b (C) target becomes the result + b, and the ReLU of
     it; with an empty one the result is added to target, as tiles may overlap: to_points transposed.
     """
     _, height, width, channels = target.shape
     side, n = sides
-    tiles, lanes, dtype = points.shape[1], WIDE // target.itemsize, target.dtype
+    room, lanes, dtype = points.shape[1], WIDE // target.itemsize, target.dtype
     flat, result = points.reshape(-1), (TERMS + 1) * TERMS * lanes
     work = np.zeros(2 * result, dtype)  # half the product, and from `result` on the tile
     flags = np.zeros(2 * lanes, dtype)
@@ -108,7 +111,7 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, b, re
             bias = load(b, low) if b.size else load(flags, 0)
             fresh = load(flags, lanes + low - start)
             at = t * channels + low
-            both_sides(matrix, side, n, flat, at, tiles * channels, work, work, result, lanes)
+            both_sides(matrix, side, n, flat, at, room * channels, work, work, result, lanes)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
                     pixel = ((image * height + top + i) * width + left + j) * channels + low

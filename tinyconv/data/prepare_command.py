@@ -6,6 +6,7 @@
     python -m tinyconv prepare flowers flowers.h5 --val-share 0.2      <class>/ alone
     python -m tinyconv prepare fall2009 fall2009.h5 --split half       half of each class to test
     python -m tinyconv prepare photos test.h5 --only-val               to evaluate with
+    python -m tinyconv prepare --check photos.h5                       compare with its checksums
 
 ILSVRC 2012: a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit or
 LOC_val_solution.csv; nothing has to be unpacked.
@@ -41,7 +42,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder, .tar, or cifar-10-binary.tar.gz")
-    add("out", metavar="OUT.h5", help="the file to make")
+    add("out", metavar="OUT.h5", nargs="?", help="the file to make")
+    add("--check", action="store_true", help="is SOURCE, a prepared file, as it was made?")
     side = parser.add_mutually_exclusive_group().add_argument
     side("--size", type=int, help="side of the squares in pixels (default 256; CIFAR-10: 32)")
     side("--image-size", type=int, metavar="CROP", help="of training; the squares are 8/7 of it")
@@ -62,6 +64,13 @@ def main(options: argparse.Namespace) -> int:
 
     Returns 0; 2 if it cannot be done; 130 after Ctrl-C.
     """
+    if options.check:
+        with PhotoStore(options.source) as store:
+            store.verify()
+        print(f"{options.source}: all photos are as they were written")
+        return 0
+    if options.out is None:
+        raise ValueError(f"no file to make is named: {options.source} OUT.h5")
     began = time.perf_counter()
     wait = 0 if sys.stderr.isatty() else 30  # in a log file, a bar every half minute
     try:

@@ -17,7 +17,7 @@ from tinyconv.alexnet import SMALLEST_IMAGE
 from tinyconv.data import prepare as module
 from tinyconv.data import prepare_command
 from tinyconv.data.open_data import open_data
-from tinyconv.data.store import PhotoStore
+from tinyconv.data.store import PhotoStore, read_header
 from tinyconv.tools.command_line import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,6 +73,8 @@ def test_classes_without_a_training_photo_are_pointed_out(tmp_path, capsys):
         (["photos/train", "out.h5"], "add --val-share 0.2"),
         (["text", "out.h5"], "is not a tar archive"),
         (["photos", "older.h5"], "exists already: give --force"),
+        (["photos"], "no file to make is named: photos OUT.h5"),
+        (["--check", "older.h5"], "older.h5"),
     ],
 )
 def test_mistakes_give_one_line_and_status_2(
@@ -88,6 +90,19 @@ def test_mistakes_give_one_line_and_status_2(
     assert printed.err.startswith("tinyconv prepare: error: ") and message in printed.err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "older.h5").read_bytes() == b"older"
+
+
+def test_a_file_is_compared_with_its_checksums(source, tmp_path, capsys):
+    out = tmp_path / "out.h5"
+    assert run(source, out) == 0
+    capsys.readouterr()
+    assert run("--check", out) == 0
+    assert capsys.readouterr().out == f"{out}: all photos are as they were written\n"
+    data, (first, _) = bytearray(out.read_bytes()), read_header(out).images("val")
+    data[first + 1] ^= 1
+    out.write_bytes(data)
+    assert run("--check", out) == 2
+    assert "images of 'val' are damaged (wrong checksum); copy it again" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -40,6 +40,8 @@ LEAST_WEIGHTS = 15_000
 """Of a layer that the plan takes it for. With fewer, the transforms take what the products save."""
 SMALL_BLOCK, LARGE_BLOCK = 2**19, 24 * 2**20
 """Bytes of V and M of a block of tiles in one thread, at least and at most."""
+FORWARD_BLOCK = 2**21
+"""At least in the forward pass, which reads V and M once; the backward pass reads V and Z twice."""
 TILES = (4, 5), (2, 3, 4)
 """Outputs of a tile in each direction, for 3×3 and for 5×5 filters: n = 6, 7 and 6, 7, 8.
 
@@ -124,7 +126,7 @@ def winograd_forward(geometry, x, u, b, y, relu):
     """y (N, P, Q, K) of x (N, H, W, C) and u (n·n, K, C/groups), for one thread's images."""
     g, t = geometry, geometry.transforms
     to_v, to_y = (t["Bt"], (g.n, g.n), g.m, g.before), (t["At"], (g.m, g.n), g.m, 0)
-    tiles = g.tiles_at_once(len(x), g.u_size * g.dtype.itemsize // 2)
+    tiles = g.tiles_at_once(len(x), max(FORWARD_BLOCK, g.u_size * g.dtype.itemsize // 2))
     v, products = g.arrays(*g.v_and_m(tiles))
     v_flat, m_flat = v.reshape(-1), products.reshape(-1)
     for first, count in g.tile_parts(len(x), tiles):

@@ -5,8 +5,9 @@
 
 Both nets train without regularisation, with each learning rate of a small grid, until a quarter of
 the training images is classified wrongly; of each the fastest rate counts, as the paper chose the
-rates "to make training as fast as possible". The paper's net and rates are not published; this net
-has three convolutions and a fully connected layer.
+rates "to make training as fast as possible". A rate that takes longer than another is given up. The
+paper's net and rates are not published; this net has three convolutions and a fully connected
+layer.
 """
 
 import sys
@@ -18,9 +19,12 @@ from tinyconv.run.experiment import Centre, draw_lines, parser, run, table
 from tinyconv.run.first_use import compilation_announced
 
 TARGET = 0.25
-RATES = 0.0003, 0.001, 0.003, 0.01, 0.03
+RATES = 0.01, 0.03, 0.003, 0.1
 PAPER = "6"
-RECIPE = Recipe("figure 1", "no regularisation", HE, weight_decay=0.0, input_divisor=64.0)
+# Pooling takes the largest of nine outputs, so with He initialization alone each layer's output is
+# larger than its input, and the first steps leave most ReLUs at zero for good.
+STD = {"conv1": 0.05, "fc4": 0.005}
+RECIPE = Recipe("figure 1", "no regularisation", HE, STD, weight_decay=0.0, input_divisor=64.0)
 
 
 def four_layers(classes, size, activation, seed):
@@ -37,21 +41,25 @@ def four_layers(classes, size, activation, seed):
 
 
 def work(experiment):
-    rates = RATES[3:4] if experiment.options.quick else RATES
+    rates = RATES[:1] if experiment.options.quick else RATES
     rows, best = [], {}
     with experiment.open_data(32) as data:
         size = len(data.mean_image)
         for activation in (ReLU, Tanh):
+            fewest = experiment.options.epochs
             for rate in rates:
                 net = four_layers(len(data.class_names), size, activation, seed=0)
                 history = experiment.train(
                     *(f"{activation.__name__}-{rate}", net, data),
                     *(Centre(data.mean_image, size, RECIPE.input_divisor), RECIPE),
                     lr=rate,
-                    until=lambda epoch: epoch.train_top1 >= 1 - TARGET,
+                    until=lambda epoch, fewest=fewest: (
+                        epoch.train_top1 >= 1 - TARGET or epoch.epoch >= fewest
+                    ),
                 )
                 errors = [1 - epoch.train_top1 for epoch in history]
                 reached = errors[-1] <= TARGET
+                fewest = min(fewest, len(errors)) if reached else fewest
                 epochs = len(errors) if reached else f"more than {len(errors)}"
                 rows.append([activation.__name__, rate, epochs, f"{errors[-1]:.1%}"])
                 # The fastest; of those that do not get there the one that comes nearest.

@@ -1,15 +1,19 @@
-"""Max pooling on the host, all channels of three pixels at a time.
+"""Max pooling on the host, a vector of channels at a time.
 
 Replaces the loops of `layers/max_pool.py`, which has the formulas, shapes and names. Those look at
-one channel after the other. Here the loop over channels is the inner one, and the compiler
-vectorizes it. The same bits: among equals the first wins, a NaN wins.
+one channel after the other. Here the largest values so far and their places stay in two registers
+(`vectors.py`) while the window's pixels are read. The last vector of a pixel ends with its last
+channel; pixels of fewer channels than a vector has numbers are left to the book's loop. The same
+bits: among equals the first wins, a NaN wins.
 """
 
 import numpy as np
 from numba import njit
 
 from layers.fast.host.threads import in_rows
+from layers.fast.host.vectors import WIDE, all_at, larger, load, store
 from layers.fast.step import Step
+from layers.max_pool import max_pool_forward_host
 
 WORTH_WAKING = 2**19
 """Elements above which several threads pool: with fewer, one is done before another is awake."""
@@ -17,42 +21,27 @@ WORTH_WAKING = 2**19
 # --- host
 
 
-@njit(inline="always")
-def larger_of(best, place, value, at):
-    """The winner so far and its place, after looking at the value at `at`."""
-    wins = (value > best) | (value != value)
-    return (value if wins else best), (at if wins else place)
-
-
 @njit(nogil=True, cache=True)
 def max_pool_vectorized_forward_host(x, y, winner, size, stride):
     images, rows, columns, channels = y.shape
     height, width = x.shape[1:3]
-    for n_p in range(images * rows):
-        n, p = n_p // rows, n_p % rows
-        pixels = x[n].reshape(-1, channels)
+    lanes = WIDE // x.itemsize
+    for out in range(images * rows * columns):
+        n, p, q = out // columns // rows, out // columns % rows, out % columns
         down = min(size, height - p * stride)  # less where the window hangs over the edge
-        for q in range(columns):
-            across = min(size, width - q * stride)
-            best, places = y[n, p, q], winner[n, p, q]
-            # All channels at a time, of three pixels in a row, so that `best` is seldom read.
-            # Where there are no three more the last one is looked at again, which changes nothing.
+        across = min(size, width - q * stride)
+        corner = p * stride * width + q * stride
+        for start in range(0, channels, lanes):
+            low = min(start, channels - lanes)
+            image = n * height * width * channels + low
+            best = load(x, image + corner * channels)
+            places = all_at(corner, best)
             for h in range(down):
-                start = (p * stride + h) * width + q * stride
-                last = start + across - 1
-                for w in range(start, last + 1, 3):
-                    w_1, w_2 = min(w + 1, last), min(w + 2, last)
-                    at_0, at_1, at_2 = np.int32(w), np.int32(w_1), np.int32(w_2)
-                    x_0, x_1, x_2 = pixels[at_0], pixels[at_1], pixels[at_2]
-                    if h == 0 and w == start:
-                        for c in range(channels):
-                            value, place = larger_of(x_0[c], at_0, x_1[c], at_1)
-                            best[c], places[c] = larger_of(value, place, x_2[c], at_2)
-                    else:
-                        for c in range(channels):
-                            value, place = larger_of(best[c], places[c], x_0[c], at_0)
-                            value, place = larger_of(value, place, x_1[c], at_1)
-                            best[c], places[c] = larger_of(value, place, x_2[c], at_2)
+                for at in range(corner + h * width, corner + h * width + across):
+                    value = load(x, image + at * channels)
+                    best, places = larger(best, places, value, at)
+            store(best, y, out * channels + low)
+            store(places, winner, out * channels + low)
 
 
 @njit(nogil=True, cache=True)
@@ -85,9 +74,11 @@ class MaxPoolVectorized(Step):
         self.x_shape = x.shape
         y = self.output((x.shape[0], *pool.output_shape(x.shape[1:])))
         self.winner = self.buffer("winner", y.shape, "int32")
-        arrays = x, y, self.winner
-        sizes = pool.kernel_size, pool.stride
-        in_rows(max_pool_vectorized_forward_host, arrays, *sizes, least=WORTH_WAKING)
+        arrays, sizes = (x, y, self.winner), (pool.kernel_size, pool.stride)
+        if x.shape[3] < WIDE // self.dtype.itemsize:  # fewer channels than numbers in a vector
+            max_pool_forward_host(*arrays, *sizes)
+        else:
+            in_rows(max_pool_vectorized_forward_host, arrays, *sizes, least=WORTH_WAKING)
         return y
 
     def backward(self, dy):

@@ -206,7 +206,8 @@ def store(typing: Any, vector: Any, array: Any, place: Any) -> Any:
     """array[place], array[place + 1], ... = the vector."""
 
     def generate(context, builder, signature, arguments):
-        target = vector_pointer(context, builder, array, *arguments[1:])
+        target = pointer(context, builder, array, *arguments[1:])
+        target = builder.bitcast(target, arguments[0].type.as_pointer())
         builder.store(arguments[0], target, align=vector.bytes)
         return context.get_dummy_value()
 
@@ -233,6 +234,56 @@ def where_positive(typing: Any, vector: Any, signs: Any) -> Any:
         return builder.select(builder.fcmp_unordered(">", sign, zero), value, zero)
 
     return vector(vector, signs), generate
+
+
+# --- vectors of places: as many int32 as a wide vector has numbers
+
+
+class Places(types.Type):
+    """Numba's type of a place for each number of a wide vector."""
+
+    def __init__(self, number: Any) -> None:
+        self.number, self.bytes, self.lanes = number, 4, 8 * WIDE // number.bitwidth
+        super().__init__(name=f"Places({number})")
+
+
+@register_model(Places)
+class PlacesModel(models.PrimitiveModel):
+    """LLVM's type of them."""
+
+    def __init__(self, manager: Any, places: Places) -> None:
+        super().__init__(manager, places, ir.VectorType(ir.IntType(32), places.lanes))
+
+
+@intrinsic
+def all_at(typing: Any, place: Any, like: Any) -> Any:
+    """A place for each number of the vector `like`, all the same."""
+    places = Places(like.number)
+
+    def generate(context, builder, signature, arguments):
+        place = builder.trunc(arguments[0], ir.IntType(32))
+        return everywhere(builder, place, context.get_value_type(places))
+
+    return places(types.intp, like), generate
+
+
+@intrinsic
+def larger(typing: Any, best: Any, places: Any, value: Any, place: Any) -> Any:
+    """best and places, but value and its place where it is larger than best, or a NaN."""
+
+    def generate(context, builder, signature, arguments):
+        best, places, value, place = arguments
+        wins = builder.or_(
+            builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value)
+        )
+        at = everywhere(builder, builder.trunc(place, ir.IntType(32)), places.type)
+        found = builder.select(wins, value, best), builder.select(wins, at, places)
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.Tuple([best, places])(best, places, value, types.intp), generate
+
+
+# --- columns
 
 
 @intrinsic

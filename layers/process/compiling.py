@@ -2,7 +2,8 @@
 
 Numba caches each loop beside its source, else in the user's cache folder, and raises an error where
 it can write neither (a container, another user's installation). `NUMBA_CACHE_DIR` names another
-folder. Compiling those of a first run takes 8 seconds: one line says so, or it would seem to hang. Loops of other packages are cached and compiled as ever.
+folder. Compiling those of a first run takes 8 seconds: one line says so, or it would seem to hang.
+Loops of other packages are cached and compiled as ever.
 """
 
 import sys

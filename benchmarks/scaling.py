@@ -217,7 +217,7 @@ def measure(options, ranks: int, batch: int, threads: int) -> dict[str, list[flo
     command += ["--batch-size", str(batch), "--found", str(found)]
     if options.mpi and ranks > 1:
         command = [*shlex.split(options.mpiexec), "-n", str(ranks), *command]
-    # Not of BLAS, which has one thread in each process (`layers/threads.py`), as in training.
+    # Not of BLAS, which has one thread in each process (`layers/process/blas.py`), as in training.
     environment = os.environ | dict.fromkeys(HOST_THREADS, str(threads))
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return json.loads(found.read_text())

@@ -5,9 +5,8 @@ CUDA kernels, and a small class that chooses between the two. Start with `lrn.py
 the order. The faster versions are in `layers/fast/`, which no file here imports.
 """
 
-# First, because it has to come before NumPy.
-from layers import threads  # noqa: F401, I001
-from layers.process import compiling, forks  # noqa: F401
+# First, because `blas` has to come before NumPy.
+from layers.process import blas, compiling, forks  # noqa: F401, I001
 
 from layers.activation import ReLU, Tanh
 from layers.cifar10.avg_pool import AvgPool2D

@@ -1,1 +1,1 @@
-"""What is set up once in a process: Numba's cache, a line at the first compilation, forks."""
+"""What is set up once in a process: threads, Numba's cache, the line at a compilation, forks."""

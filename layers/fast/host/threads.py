@@ -3,9 +3,9 @@
 Three kinds of threads compete for the cores: those of the `prange` loops (Numba, OpenMP), those
 inside BLAS, and those of this file. BLAS threads spin at their barriers, several times in each
 product, so one descheduled thread stalls the rest, and a product takes ten times as long. So BLAS
-uses one thread (`layers/threads.py`), and large work is split here into parts that need no barrier:
-a convolution by images, a product by rows or columns of its result. Small work stays in one thread,
-because waking others would take longer.
+uses one thread (`layers/process/blas.py`), and large work is split here into parts that need no
+barrier: a convolution by images, a product by rows or columns of its result. Small work stays in
+one thread, because waking others would take longer.
 
 Where NumPy was imported before `layers`, or the user has chosen another number of threads for BLAS,
 nothing is split and BLAS uses its own threads.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads
 
-from layers.threads import BLAS, IN_TIME
+from layers.process.blas import BLAS, IN_TIME
 
 SPLITS = IN_TIME and all(os.environ[name] == "1" for name in BLAS)
 """Whether BLAS computes with one thread, so that work is split here."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import long
 from photo_bytes import photo_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,7 @@ sys.exit(train_alexnet.main())
 """
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("elsewhere", [long(False), True])
 def test_a_stopped_run_prints_how_it_is_resumed(elsewhere, home):
     """With the photos named relatively; and again with options that were given at a resumption."""
     (home / "stopped.py").write_text(STOPPED)

@@ -1,8 +1,9 @@
 """Compile every kernel of the project without a GPU, and write down what came out.
 
-    python tests/helpers/compile_kernels.py FOLDER [90]
+    python tests/helpers/compile_kernels.py FOLDER [book]
 
-for all its architectures, or for the named one; with the simulator off, which has no compiler. Into
+for all its architectures, or those of the book for compute capability 9.0; with the simulator off,
+which has no compiler. Into
 FOLDER go the PTX of each kernel and rows.json, what `ptxas` says of it. `compiled.py` does this
 once for all tests that need it.
 """
@@ -21,6 +22,7 @@ from numba.cuda.cudadrv import driver
 
 from layers.device import cuda
 from tinyconv.lab.cases import CASES
+from tinyconv.lab.cases.book import GROUPS as BOOK
 from tinyconv.lab.cases.case import KernelCase
 
 ASKS_FOR_ITS_ARCHITECTURE = "tanh_forward_kernel"
@@ -150,16 +152,17 @@ def lines_with(text, ptx):
 
 def main():
     """Compile, assemble, write."""
-    folder, only = Path(sys.argv[1]), sys.argv[2:]
+    folder, all_of_them = Path(sys.argv[1]), not sys.argv[2:]
     ptxas = find_ptxas()
-    cases = *CASES.values(), *planted()
+    book = [case for group in BOOK.values() for case in group.cases]
+    cases = *(CASES.values() if all_of_them else book), *planted()
     jobs = [(case, dtype) for case in cases for dtype in case.dtypes]
     rows = []
     with ThreadPoolExecutor(1) as assembler:
         for case, dtype in jobs:
             name, arguments = case.name, case.argument_types(dtype)
             for architecture in case.architectures_of(dtype):
-                if only and "{}{}".format(*architecture) not in only:
+                if not all_of_them and architecture != (9, 0):
                     continue
                 row = {"kernel": name, "dtype": dtype, "architecture": architecture}
                 rows.append(row)

@@ -1,9 +1,9 @@
 """What the compiler made of every kernel, for all tests that ask: compiled once in a test run.
 
-The simulator has no compiler, so `compile_kernels.py` does it in a process of its own,
-which takes half a minute. The processes among which pytest-xdist divides the tests share no memory,
-but a folder: the first that asks has it filled, and another that asks meanwhile waits. It is a new
-folder in every run, so nothing in it can be older than the sources.
+The simulator has no compiler, so `compile_kernels.py` does it in a process of its own, which takes
+half a minute for those of the book. The processes among which pytest-xdist divides the tests share
+no memory, but a folder: the first that asks has it filled, and another that asks meanwhile waits.
+It is a new folder in every run, so nothing in it can be older than the sources.
 """
 
 import json
@@ -47,7 +47,10 @@ class Compiled:
 
 
 def compiled(factory: pytest.TempPathFactory, full: bool) -> Compiled:
-    """All kernels, for sm_90 or (full) every architecture; compiled by whoever asks first."""
+    """Those of the book for sm_90, or (full) all of them for every architecture.
+
+    Compiled by whoever asks first.
+    """
     base = factory.getbasetemp()
     if fcntl and "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # which the processes have in common
@@ -59,7 +62,7 @@ def compiled(factory: pytest.TempPathFactory, full: bool) -> Compiled:
         if not (folder / "rows.json").exists():
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             environment.pop("NUMBA_ENABLE_CUDASIM", None)
-            command = [sys.executable, str(SCRIPT), str(folder), *([] if full else ["90"])]
+            command = [sys.executable, str(SCRIPT), str(folder), *([] if full else ["book"])]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     return Compiled(folder)

@@ -2,19 +2,23 @@
 
 import compile_kernels
 import pytest
+from marks import long
 
 from layers.fast.conv.tile_table import RESIDENT
 from tinyconv.lab.cases import CASES
+from tinyconv.lab.cases.book import GROUPS as BOOK
 from tinyconv.lab.cases.case import EVERY, STORED, TENSOR_CORES
 
 HOPPER = (9, 0)
-"""The others are left to `pytest --full`."""
+IN_THE_BOOK = {case.name for group in BOOK.values() for case in group.cases}
+"""The other architectures and kernels are left to `pytest --full`."""
 
 
-def on(architecture, *values):
-    """Parameters of a test; marked unless they are those of HOPPER."""
-    marks = () if architecture == HOPPER else (pytest.mark.full,)
-    return pytest.param(*values, architecture, marks=marks)
+def on(architecture, name=None, *values):
+    """Parameters of a test; marked unless they are of HOPPER and, with a name, of the book."""
+    values = *([name] if name else []), *values, architecture
+    plain = architecture == HOPPER and name in {None, *IN_THE_BOOK}
+    return pytest.param(*values) if plain else long(*values)
 
 
 COMPILED = [

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import oracles
 import pytest
+from marks import long
 from tiers import TIERS, computing, layers_of
 
 from layers import (
@@ -132,7 +133,7 @@ def address(array):
 # --- host and kernels
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [long(np.float64), np.float32])
 @book_layer
 def test_kernels_agree_with_the_host(title, dtype, cuda_device):
     layer, draw = make(title, "simple", cuda_device, dtype)

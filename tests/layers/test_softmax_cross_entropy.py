@@ -5,6 +5,7 @@ import math
 import numpy as np
 import oracles
 import pytest
+from marks import long
 from tiers import both_tiers, loss_of
 
 from layers import Device
@@ -210,7 +211,7 @@ def test_backward_needs_a_new_forward_after_a_move(tier, device):
 
 
 @both_tiers
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [long(np.float64), np.float32])
 def test_the_three_parts_of_forward_give_what_it_gives(dtype, tier, device):
     rng = np.random.default_rng(3)
     logits, labels = rng.standard_normal((130, 5)).astype(dtype), rng.integers(5, size=130)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from marks import long
 
 from layers import (
     Conv2D,
@@ -83,7 +84,7 @@ def emulated():
 # --- a GPU and its emulation
 
 
-@pytest.mark.parametrize(("precision", "error"), [("tf32", 3e-5), ("bf16", 2e-3)])
+@pytest.mark.parametrize(("precision", "error"), [long("tf32", 3e-5), ("bf16", 2e-3)])
 def test_training_steps_are_those_of_the_emulation(precision, error, emulated, cuda_device):
     losses, weights, _ = train(small_net(cuda_device, precision), 2)
     right_losses, right, _ = emulated[precision]
@@ -96,6 +97,7 @@ def test_training_steps_are_those_of_the_emulation(precision, error, emulated, c
     assert np.abs(weights - emulated["fp32"][1]).max() > 3 * np.abs(weights - right).max()
 
 
+@pytest.mark.full
 def test_a_replayed_step_gives_the_bits_of_a_plain_one(cuda_device):
     found = []
     for graph in (True, False):
@@ -108,6 +110,7 @@ def test_a_replayed_step_gives_the_bits_of_a_plain_one(cuda_device):
     np.testing.assert_array_equal(recorded[1], plain[1])
 
 
+@pytest.mark.full
 def test_a_gradient_masked_on_its_way_is_that_masked_afterwards(cuda_device):
     found = []
     for pairs in (True, False):

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from marks import long
 
 from layers import Conv2D, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2D, ReLU
 from tinyconv import SGD, Sequential, alexnet
@@ -158,8 +159,8 @@ def test_two_passes_give_the_same_bits(kernels, device):
 
 @pytest.mark.gradients
 @pytest.mark.parametrize("kernels", ["simple", "fast"])
-@pytest.mark.parametrize("mode", ["paper", pytest.param("inverted", marks=pytest.mark.full)])
-@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize("mode", ["paper", long("inverted")])
+@pytest.mark.parametrize("train", [True, long(False)])
 def test_gradients_through_a_net(train, mode, kernels, device):
     net = tiny_net(device, kernels, mode=mode)
     x = np.random.default_rng(7).standard_normal((2, 7, 6, 3))

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import pytest
 from layer_cases import CONV, LINEAR, LRN, POOL
+from marks import long
 from tiers import Chain, computing, layers_of, loss_of
 
 from layers import Conv2D, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2D, ReLU, Tanh
@@ -107,9 +108,11 @@ def test_register_tiles_give_what_the_direct_kernels_give(title, relu, cuda_devi
     assert step.layers == layers
 
 
-@both_dtypes
+@pytest.mark.parametrize("dtype", [np.float32, long(np.float64)])
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("title", ["stride 2, padding only after", "three groups", "one number"])
+@pytest.mark.parametrize(
+    "title", ["stride 2, padding only after", long("three groups"), "one number"]
+)
 def test_shared_memory_gives_the_bits_of_the_direct_kernels(title, relu, dtype, cuda_device):
     layers = [conv_of(title, "shared")] + [ReLU()] * relu
     prepare(layers, cuda_device, dtype)
@@ -158,6 +161,7 @@ def test_several_convolutions_in_a_row(train, dtype, device):
     assert [len(each.layers) for each in step.steps] == [2, 2, 1, 1]
 
 
+@pytest.mark.full
 def test_several_convolutions_in_a_row_by_register_tiles(cuda_device):
     layers = [
         *(Conv2D(5, 4, 3, 2, (0, 2), algorithm="tiled"), ReLU()),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import long
 
 from layers.process.compiling import IN_MEMORY, LINE
 
@@ -39,6 +40,7 @@ def test_one_line_with_an_empty_cache_and_none_with_a_full_one(tmp_path):
     assert run(TWO_LOOPS, tmp_path) == []
 
 
+@pytest.mark.full
 def test_an_installation_where_nothing_can_be_written(tmp_path, monkeypatch):
     """Files in place of all folders that Numba tries: permissions would not bind root."""
     occupied = tmp_path / "file"
@@ -63,7 +65,7 @@ def spoil(cache, how):
         index.mkdir() if how == "unreadable" else index.write_bytes(b"")
 
 
-@pytest.mark.parametrize("how, error", [("unreadable", "IsADirectory"), ("damaged", "EOF")])
+@pytest.mark.parametrize("how, error", [long("unreadable", "IsADirectory"), ("damaged", "EOF")])
 def test_a_cache_that_cannot_be_read_is_not_used(tmp_path, how, error):
     run(ONE_LOOP, tmp_path)
     spoil(tmp_path, how)
@@ -72,6 +74,7 @@ def test_a_cache_that_cannot_be_read_is_not_used(tmp_path, how, error):
     assert str(tmp_path) in not_used and f"is not used: {error}Error" in not_used
 
 
+@pytest.mark.full
 def test_a_full_disk_does_not_end_the_program(tmp_path):
     pytest.importorskip("resource")  # a limit on the size of files: writing fails as on a full disk
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"

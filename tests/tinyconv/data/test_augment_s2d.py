@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from marks import long
 from small import random_photos
 
 from layers import Conv2D, Flatten, Linear, ReLU
@@ -61,7 +62,7 @@ def run(steps, x, device):
     return conv.x_s2d, [device.to_host(each).copy() for each in (x, conv.layers[0].weight.grad, dy)]
 
 
-@pytest.mark.parametrize("title", WRITTEN)
+@pytest.mark.parametrize("title", list(WRITTEN)[:1] + [long(title) for title in list(WRITTEN)[1:]])
 def test_one_pass_gives_the_bits_of_two(title, cuda_device):
     case = WRITTEN[title]
     two, one = steps_of(case, cuda_device), steps_of(case, cuda_device)

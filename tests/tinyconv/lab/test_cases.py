@@ -38,6 +38,7 @@ def test_the_projects_kernels_are_clean(name, known):
         assert report.ok, f"{launch.title}\n{report}"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", GROUPS)
 def test_a_group_launches_its_kernels_with_blocks_of_the_threads_in_the_table(name, known):
     launched = {launch.name: launch for launch in known[name]}

@@ -116,6 +116,7 @@ def test_ctrl_c_in_an_endless_loop_names_the_line_of_the_kernel(tmp_path):
     assert top <= int(number) <= top + 4 and source == lines[int(number) - 1].strip()
 
 
+@pytest.mark.full
 def test_a_slow_launch_says_which_line_runs(marked, monkeypatch):
     """The loop ends after two seconds."""
     monkeypatch.setattr(exercise, "PATIENCE", 0.3)

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from marks import long
 from numba import cuda, float32, uint32
 from simulated import ROOT
 
@@ -137,6 +138,7 @@ def test_copies_are_in_flight_from_their_commit_to_their_wait(ahead, newest, ove
     assert f"{overlap or 'no'} k-tile is in flight" in next(in_words(made, 2))
 
 
+@pytest.mark.full
 def test_the_three_rungs_overlap_as_they_say():
     one = timeline(launched(forward("shared", (1, 3, 3, 24), 16, 2)).trace, 16 * 18)
     assert len(one.k_tiles) == 6 and one.overlap() == 0 and len(one.barriers) == 12
@@ -184,9 +186,9 @@ def test_the_gradients_use_the_kernels_that_are_shown():
     [
         ("shared", "banks", {"8-way"}),
         ("tiled", "banks", {"2-way"}),
-        ("tiled", "gradient_banks", {"2-way"}),
-        ("tensor_tf32", "banks", {"4-way"}),
-        ("tensor_tf32", "gradient_banks", {"4-way"}),
+        long("tiled", "gradient_banks", {"2-way"}),
+        long("tensor_tf32", "banks", {"4-way"}),
+        long("tensor_tf32", "gradient_banks", {"4-way"}),
         ("tensor_bf16", "gradient_banks", {"2-way", "8-way"}),
     ],
 )

@@ -5,6 +5,7 @@
 
 import numpy as np
 import pytest
+from marks import long
 
 from layers import (
     Conv2D,
@@ -100,7 +101,7 @@ def assert_equal_training(grouped, columns, batches, tolerance, steps=10):
         np.testing.assert_array_equal(parameter.value, two[parameter.name])
 
 
-@pytest.mark.parametrize("groups_in_norm", [1, 2])
+@pytest.mark.parametrize("groups_in_norm", [long(1), 2])
 @pytest.mark.parametrize("names", DEVICES)
 def test_ten_steps_of_a_small_net_are_those_of_one_device(names, groups_in_norm):
     grouped = small_net(groups_in_norm)
@@ -112,7 +113,8 @@ def test_ten_steps_of_a_small_net_are_those_of_one_device(names, groups_in_norm)
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(
-    "dtype, steps, tolerance", [("float64", 10, 1e-9), ("float32", 10, 1e-3), ("float32", 1, 1e-5)]
+    "dtype, steps, tolerance",
+    [("float64", 10, 1e-9), long("float32", 10, 1e-3), ("float32", 1, 1e-5)],
 )
 def test_steps_of_alexnet_are_those_of_one_device(recipe, dtype, steps, tolerance):
     """float32: a dot product rounds at 6e-8 in another order, and ten steps amplify it."""

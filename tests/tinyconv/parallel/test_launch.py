@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from marks import long
 from programs import environment, run_program
 from rank_runs import (
     SMALL,
@@ -185,9 +186,9 @@ NO_MPI4PY = (
     "how, options, message",
     [
         (SPAWN, ["--batch-size", "7"], BATCH_OF_7),
-        (MPIEXEC, ["--batch-size", "7"], BATCH_OF_7),
-        pytest.param(MPIEXEC, ["--resume", "none"], "none", marks=pytest.mark.full),
-        pytest.param(MPIEXEC, "no mpi4py", f"{NO_MPI4PY}mpich", marks=pytest.mark.full),
+        long(MPIEXEC, ["--batch-size", "7"], BATCH_OF_7),
+        long(MPIEXEC, ["--resume", "none"], "none"),
+        long(MPIEXEC, "no mpi4py", f"{NO_MPI4PY}mpich"),
     ],
 )
 def test_a_mistake_of_all_ranks_is_one_line_and_status_2(how, options, message, photos, tmp_path):

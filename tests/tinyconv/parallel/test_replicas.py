@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from marks import long
 from programs import run_program
 from small import new_training, random_photos
 
@@ -113,7 +114,7 @@ def alone():
     return {name: whole(**settings) for name, settings in CASES.items()}
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, long(4)])
 def test_any_number_of_ranks_trains_the_same_net(alone, tmp_path, count):
     status, _, err = run_program(__file__, "same", count, tmp_path / "found")
     assert status == 0, err

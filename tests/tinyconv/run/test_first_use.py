@@ -6,6 +6,7 @@ import signal
 import sys
 
 import pytest
+from marks import long
 from programs import environment, run_program
 
 from tinyconv.run.first_use import compilation_announced
@@ -29,7 +30,9 @@ def interrupted(tmp_path, script, module, **more):
     return status, said
 
 
-@pytest.mark.parametrize("module", ["layers.conv", "numba.core", "tinyconv.run.training", "here"])
+@pytest.mark.parametrize(
+    "module", ["layers.conv", long("numba.core"), long("tinyconv.run.training"), long("here")]
+)
 def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
     found = interrupted(tmp_path, "import sys\nimport tinyconv\nfrom here import x\n", module)
     assert found == (-signal.SIGINT, "interrupted while importing\n")

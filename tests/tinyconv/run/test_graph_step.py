@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from marks import long
 from small import random_photos
 
 from layers import (
@@ -97,8 +98,8 @@ def pair(device, dtype="float64"):
     "images, replayed",
     [
         ([3, 3, 3, 3, 3], "nyyyy"),
-        ([3, 2, 3, 2, 3, 2, 3], "nnyyyyy"),  # each batch shape has its recording
-        ([2, 2, 3, 2, 2, 2], "nynnyy"),  # buffers that grew are noticed
+        long([3, 2, 3, 2, 3, 2, 3], "nnyyyyy"),  # each batch shape has its recording
+        long([2, 2, 3, 2, 2, 2], "nynnyy"),  # buffers that grew are noticed
     ],
 )
 def test_recorded_steps_are_the_plain_ones_bit_for_bit(images, replayed, cuda_device):
@@ -123,6 +124,7 @@ def test_float32_too_and_the_recording_is_what_runs(cuda_device, monkeypatch):
     assert assert_equal_bits(recorded, plain, data[3:]) == [True]
 
 
+@pytest.mark.full
 def test_a_look_at_other_pictures_in_between_changes_nothing(cuda_device):
     def look(step, number):
         if number in (2, 4):
@@ -132,6 +134,7 @@ def test_a_look_at_other_pictures_in_between_changes_nothing(cuda_device):
     assert assert_equal_bits(*pair(cuda_device), batches(5), look)[-1]
 
 
+@pytest.mark.full
 def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cuda_device):
     recorded, plain = pair(cuda_device)
     buffer = cuda_device.empty((3, *SHAPE), np.float64)
@@ -154,6 +157,7 @@ def test_one_input_array_filled_again_is_not_copied_and_others_are_left_alone(cu
     np.testing.assert_array_equal(recorded.optimizer.values, plain.optimizer.values)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -220,6 +224,7 @@ def test_on_the_host_steps_are_plain_and_those_of_the_loop_written_out():
     np.testing.assert_array_equal(mine[1], optimizer.values)
 
 
+@pytest.mark.full
 def test_if_products_are_not_captured_the_recording_is_cut_there(cuda_device, monkeypatch, capsys):
     monkeypatch.setattr("tinyconv.run.graph_step.cublas_of", lambda device: True)
     tried = []

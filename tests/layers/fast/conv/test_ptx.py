@@ -150,6 +150,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "architecture"), COMPILED)
 def test_everything_stays_in_registers_and_in_float32(name, architecture, compiled):
     row = compiled[name, architecture]
@@ -170,6 +171,7 @@ MACHINE_CODE = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("architecture", instructions.NEW)
 @pytest.mark.parametrize("name", MACHINE_CODE)
 def test_each_is_the_one_instruction_that_it_is_meant_to_be(name, architecture, compiled):

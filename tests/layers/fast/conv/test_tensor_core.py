@@ -149,6 +149,7 @@ def test_forward_and_input_gradient_follow_the_formula(title, kind, cuda_device)
     assert_right(problem.input_gradient(tile="128x64"), dx, dx_size, kind)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("title", "kind"),
     [

@@ -103,6 +103,7 @@ def test_it_follows_the_formula(title, kind, cuda_device):
     assert_right(problem.run("128x64"), problem)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("title", ["a whole tile", "colours, stride 4, padding only after"])
 def test_128x128_gives_the_bits_of_128x64(title, kind, cuda_device):
@@ -192,6 +193,7 @@ def test_every_partial_sum_is_written_once(kind, cuda_device):
     assert check_trace(sums, ("partial",)) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("precision", KINDS)
 def test_a_step_rearranges_its_images_once_for_both_passes(precision, cuda_device):
     if not simulator.installed:

@@ -149,6 +149,7 @@ def test_relu_in_the_same_kernel_keeps_what_is_not_a_number(filters, cuda_device
     oracles.assert_close(y[there], np.maximum(right[there], 0), np.float32)
 
 
+@pytest.mark.full
 def test_the_filter_gradient_of_several_splits(cuda_device, monkeypatch):
     # 90 output pixels in 3 splits of 32, 32 and 26.
     monkeypatch.setattr(tiled_gradients, "MIN_SPLIT", 30)

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import pytest
 from host_steps import formula, host_step, results
+from marks import long
 from numba import njit
 
 from layers.fast.host import register_tiles as host
@@ -43,7 +44,7 @@ def test_a_tile_is_an_outer_product_summed_up(vectors, dtype):
     np.testing.assert_array_equal(out.reshape(at_once, width), wanted)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [long(np.float64), np.float32])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("title", CASES)
 def test_the_formula_holds(title, relu, dtype):

@@ -142,7 +142,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="run all tests, also those that take long (CI does): about 10 minutes on two cores",
+        help="run all tests, also those that take long (CI does): about 15 minutes on two cores",
     )
     parser.addoption(
         "--unchecked",

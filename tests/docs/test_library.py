@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import long
 from PIL import Image
 
 from tinyconv import RECIPES, alexnet, load_model
@@ -41,7 +42,7 @@ def test_there_are_five_scripts():
     assert len(SCRIPTS) == 5
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", [0, 1, 2, long(3), 4])
 def test_a_script_runs(number, folder, capsys):
     exec(compile(SCRIPTS[number], f"library.md, script {number + 1}", "exec"), {})
     printed = capsys.readouterr().out

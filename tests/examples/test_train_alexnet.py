@@ -327,6 +327,7 @@ def test_photos_that_have_moved_are_named_with_the_option(photos, tmp_path, caps
     assert "note: the learning rate drops before epoch 2, as this" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_output_that_the_terminal_cannot_show_is_escaped(photos, tmp_path):
     """× and class names, in ASCII."""
     for split in ("train", "val"):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from marks import long
 from small import random_photos
 
 from layers import Flatten, Linear, SoftmaxCrossEntropy
@@ -111,6 +112,7 @@ def ten_by_hand(net, photos, mean):
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", long("cuda:0")], indirect=True)
 def test_ten_views_are_the_mean_of_ten_softmaxes(device):
     net, photos = linear_net(device=device), photos_of()
     mean = photos.mean_image()

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from marks import long
 
 from layers import (
     Conv2D,
@@ -84,7 +83,8 @@ def emulated():
 # --- a GPU and its emulation
 
 
-@pytest.mark.parametrize(("precision", "error"), [long("tf32", 3e-5), ("bf16", 2e-3)])
+@pytest.mark.full
+@pytest.mark.parametrize(("precision", "error"), [("tf32", 3e-5), ("bf16", 2e-3)])
 def test_training_steps_are_those_of_the_emulation(precision, error, emulated, cuda_device):
     losses, weights, _ = train(small_net(cuda_device, precision), 2)
     right_losses, right, _ = emulated[precision]

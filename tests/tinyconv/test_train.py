@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from marks import long
 from small import new_training, random_photos, seeded_batch, seeded_net
 
 from layers import Conv2D, Flatten, Linear, SoftmaxCrossEntropy
@@ -43,6 +44,7 @@ def trajectory(device: str) -> list[float]:
     return losses
 
 
+@pytest.mark.parametrize("device", ["cpu", long("cuda:0")], indirect=True)
 def test_ten_losses_are_what_they_were(device):
     # float64 keeps ten steps' roundings of sums in other orders far below 1e-9.
     np.testing.assert_allclose(trajectory(device.name), PINNED, rtol=1e-9)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from marks import long
 
 from layers import DeviceError
 from tinyconv import check_gradients
@@ -38,8 +39,8 @@ def test_kernel_gradients_are_the_slopes_that_the_function_shows(title, cuda_dev
     check(layer.to(cuda_device, np.float64), x, labels, samples=4)
 
 
-@pytest.mark.parametrize("name", ["conv", "max_pool", "avg_pool", "locally", "lrn", "relu", "tanh",
-                                  "softmax"])  # fmt: skip
+@pytest.mark.parametrize("name", [long("conv"), "max_pool", "avg_pool", "locally", "lrn", "relu",
+                                  "tanh", "softmax"])  # fmt: skip
 def test_the_command_after_a_wrong_derivative_steps_that_element(name, monkeypatch, capsys):
     def wrong(net, x, labels):
         rows = check_gradients(net, x, labels, samples=1)

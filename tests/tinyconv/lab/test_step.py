@@ -42,6 +42,7 @@ def test_the_owner_of_an_output_of_max_pooling(typed):
     assert said[8].strip() == "(1, 2, 3, 0)"
 
 
+@pytest.mark.full
 def test_stepping_over_barriers_stays_in_the_thread(typed):
     line = line_of(shared_memory.shared_forward_kernel, "total += ")
     lines = [f"until {line}", "p ty, tx, k", "n", "n", "p ty, tx, k", "q"]

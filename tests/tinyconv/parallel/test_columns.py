@@ -168,6 +168,7 @@ def test_each_column_has_half_of_every_layers_filters():
         assert half[1:] == grouped[f"{name}.weight"][1:]
 
 
+@pytest.mark.full
 def test_what_crosses_in_the_papers_net():
     columns = Columns(alexnet(recipe="paper"))
     crossings = {name: (first, second) for name, first, second in columns.crossings()}

@@ -63,6 +63,7 @@ def test_nearest_is_by_euclidean_distance_and_the_first_of_equals():
     assert nearest(np.array([[1.0, 0]]), np.array([[9.0, 0], [1, 1]]), 1) == [[1]]
 
 
+@pytest.mark.full
 def test_the_command_writes_them(tmp_path, capsys):
     names = list(synthetic(2, 1, 73)[0].class_names)
     saved_net(tmp_path / "net.h5", names)

@@ -328,6 +328,7 @@ def test_a_loss_that_is_not_finite_is_noticed_a_step_late_and_changes_no_weight(
     assert broken.calls[-1] == broken.calls[3]  # the same photos once more
 
 
+@pytest.mark.full
 def test_a_run_on_a_gpu_gives_the_figures_of_the_host(cuda_device):
     photos, epochs = random_photos(12, size=8), []
     for device in ("cpu", cuda_device):

@@ -29,6 +29,7 @@ def arrows(svg, kind):
     return [e for e in ET.fromstring(svg).iter() if e.get("class") == kind]
 
 
+@pytest.mark.full
 def test_the_committed_picture_is_what_the_program_draws(papers):
     assert (DOCS / "pictures" / "two_columns.svg").read_text("utf-8") == svg_of_net(papers)
 

@@ -78,6 +78,7 @@ def kernels_in(text):
             yield "".join(choice)
 
 
+@pytest.mark.full
 def test_what_a_step_launches_is_what_the_plan_says(cuda_device, capsys):
     """Both tiers, simulated: the kernels of a training step are those of its rows."""
     for kernels in ("simple", "fast"):

@@ -72,7 +72,7 @@ def test_an_open_page_hears_of_the_next_one_and_of_the_last():
         closing = threading.Thread(target=live.close)
         closing.start()
         assert get(live.address) == "last"  # the server waits for it
-        closing.join(timeout=1)
+        closing.join(timeout=3)  # less than WAIT
         assert not closing.is_alive()
     finally:
         if closing.is_alive():
@@ -81,7 +81,7 @@ def test_an_open_page_hears_of_the_next_one_and_of_the_last():
     idle.show("no page is open", 1)
     started = time.monotonic()
     idle.close()
-    assert time.monotonic() - started < 1.5  # the server's thread looks twice a second
+    assert time.monotonic() - started < 3
 
 
 def epoch(number):

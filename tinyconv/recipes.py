@@ -91,10 +91,9 @@ RECIPES = {
             name="robust",
             summary="He initialization (conv1 smaller), zero biases, small inputs",
             default_std=HE,
-            # 0.004 instead of HE's 0.074. What conv1 starts with stays: in the 310 steps of a first
-            # run weight decay removes 1 %. Small weights disappear behind what conv1 learns. It
-            # learns later, though: 30 epochs on 2,000 photos end 2.7 points below a scale of 1 and
-            # a divisor of 64 (benchmarks/results/2026-11-30-host-step.md).
+            # 0.004 instead of HE's 0.074: weight decay hardly removes what conv1 starts with, and
+            # small weights disappear behind what it learns. But it learns later: 2.7 points less
+            # after 30 epochs on 2,000 photos (benchmarks/results/2026-11-30-host-step.md).
             conv1_scale=0.05,
             bias_lr_multiplier=2.0,
             bias_decay_multiplier=0.0,

@@ -1,7 +1,7 @@
 """What the compiler made of every kernel, for all tests that ask: compiled once in a test run.
 
 The simulator has no compiler, so `compile_kernels.py` does it in a process of its own, which takes
-half a minute for those of the book. The processes among which pytest-xdist divides the tests share
+ten seconds for those of the book. The processes among which pytest-xdist divides the tests share
 no memory, but a folder: the first that asks has it filled, and another that asks meanwhile waits.
 It is a new folder in every run, so nothing in it can be older than the sources.
 """

@@ -30,6 +30,7 @@ from layers.fast.host.vectors import (
     add_products,
     add_tile,
     lanes,
+    prefetch,
     rows,
     zeros,
 )
@@ -95,13 +96,17 @@ def convolve(padded, filters, b, relu, row, places, sums, y):
         for first in range(0, outputs, at_once):
             for e in range(sums.size):
                 sums[e] = first_sums[e]
+            here = min(at_once, outputs - first)
+            for i in range(here):  # so that the stores below need not wait for memory
+                prefetch(out, (first + i) * y.shape[3] + low)
+                prefetch(out, (first + i) * y.shape[3] + low + count - 1)
             windows = places[first : first + at_once]
             a, filter_run = (pixels, g * channels, windows, a_steps), (weights, start, b_steps)
             add_sums(row, *a, *filter_run, counts, sums)
             if relu:
                 for e in range(sums.size):
                     sums[e] = sums[e] if not sums[e] <= 0 else y.dtype.type(0)
-            for i in range(min(at_once, outputs - first)):
+            for i in range(here):
                 place = np.uintp((first + i) * y.shape[3] + low)
                 for k in range(count):
                     out[place + np.uintp(k)] = sums[np.uintp(i * width + k)]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads
 
+from layers.process.alignment import aligned
 from layers.process.blas import BLAS, IN_TIME
 
 SPLITS = IN_TIME and all(os.environ[name] == "1" for name in BLAS)
@@ -104,7 +105,7 @@ def own_array(shape: tuple[int, ...], dtype: Any) -> Any:
     """An array of this thread, valid until its next call; its contents are undefined."""
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if getattr(_own, "memory", None) is None or _own.memory.size < wanted:
-        _own.memory = np.empty(wanted, np.uint8)
+        _own.memory = aligned(np.empty, (wanted,), np.uint8)
     return _own.memory[:wanted].view(dtype).reshape(shape)
 
 

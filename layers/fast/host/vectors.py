@@ -215,11 +215,36 @@ def store(typing: Any, vector: Any, array: Any, place: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, array: Any, place: Any) -> Any:
+    """Begin to fetch the cache line of array[place], which is to be written."""
+
+    def generate(context, builder, signature, arguments):
+        start = pointer(context, builder, array, *arguments)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte] + 3 * [number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [builder.bitcast(start, byte), number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
 def add(typing: Any, one: Any, other: Any) -> Any:
     """The sum of two vectors."""
 
     def generate(context, builder, signature, arguments):
         return builder.fadd(*arguments)
+
+    return one(one, other), generate
+
+
+@intrinsic
+def subtract(typing: Any, one: Any, other: Any) -> Any:
+    """The difference of two vectors."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fsub(*arguments)
 
     return one(one, other), generate
 
@@ -307,20 +332,38 @@ def load_column(typing: Any, array: Any, start: Any, step: Any, count: Any) -> A
 
 
 @intrinsic
-def weighted_sum(typing: Any, column: Any, factors: Any, at: Any) -> Any:
-    """The vector Σ_k factors[at + k] · column[k]."""
-    found = Vector(column.number, 1)
+def mixed(typing: Any, column: Any, pairs: Any) -> Any:
+    """The column with the sum and the difference of two neighbours in place of the first pairs."""
 
     def generate(context, builder, signature, arguments):
-        values, factor_array, at = arguments
+        values, count = arguments
+        for k in range(0, TERMS, 2):
+            two = [builder.extract_value(values, k + i) for i in range(2)]
+            mix = builder.icmp_signed("<", ir.IntType(64)(k // 2), count)
+            for i, found in enumerate((builder.fadd(*two), builder.fsub(*two))):
+                found = builder.select(mix, found, two[i])
+                values = builder.insert_value(values, found, k + i)
+        return values
+
+    return column(column, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def half_sum(typing: Any, column: Any, factors: Any, at: Any, odd: Any) -> Any:
+    """The vector Σ_k factors[at + k] · column[2k + odd] for k < TERMS / 2; odd: 0 or 1."""
+    found, first = Vector(column.number, 1), odd.literal_value
+
+    def generate(context, builder, signature, arguments):
+        values, factor_array, at, _ = arguments
         start = pointer(context, builder, factors, factor_array, at)
         total = None
-        for k in range(TERMS):
+        for k in range(TERMS // 2):
             factor = builder.load(builder.gep(start, [ir.IntType(64)(k)]))
-            vector = builder.extract_value(values, k)
-            factor = everywhere(builder, factor, vector.type)
-            term = builder.fmul(factor, vector, flags=["contract"])
+            vector = builder.extract_value(values, 2 * k + first)
+            term = builder.fmul(
+                everywhere(builder, factor, vector.type), vector, flags=["contract"]
+            )
             total = builder.fadd(total, term, flags=["contract"]) if k else term
         return total
 
-    return found(column, factors, types.intp), generate
+    return found(column, factors, types.intp, odd), generate

@@ -63,17 +63,26 @@ def tile_side(outputs: tuple[int, int], r: int) -> int:
 
 @cache
 def transforms(m: int, r: int, dtype: Any) -> dict[str, Any]:
-    """A, Aᵀ, B, Bᵀ for the loops, filled up with zeros, and G ⊗ G (n², r²), in dtype."""
-    exact = matrices(m, r)
-    found: dict[str, Any] = {}
-    for name in "AB":
-        values = np.array(exact[name], dtype=np.float64)
-        for key, matrix in ((name, values), (f"{name}t", values.T)):
-            found[key] = np.zeros((TERMS, TERMS), dtype)
-            found[key][: matrix.shape[0], : matrix.shape[1]] = matrix
-    g = np.array(exact["G"], dtype=np.float64)
-    found["GG"] = np.kron(g, g).astype(dtype)
+    """A, Aᵀ, B, Bᵀ as `factors` of winograd_transforms.py, and G ⊗ G (n², r²), in dtype.
+
+    Rows of A and of Bᵀ belong to points, in pairs ±a but for the last ones.
+    """
+    exact, pairs = matrices(m, r), (m + r - 2) // 2
+    a, g, b = (np.array(exact[name], dtype=np.float64) for name in "AGB")
+    found: dict[str, Any] = {"GG": np.kron(g, g).astype(dtype)}
+    for name, transposed, values in (("A", "At", a), ("Bt", "B", b.T)):
+        matrix = np.zeros((TERMS, TERMS), dtype)
+        matrix[: values.shape[0], : values.shape[1]] = values
+        matrix[1 : 2 * pairs : 2] = matrix[: 2 * pairs : 2]  # those at a serve for −a
+        found[name] = halves(matrix), 0, pairs
+        found[transposed] = halves(matrix.T), pairs, 0
     return found
+
+
+def halves(matrix: Any) -> Any:
+    """Of even rows the even columns, of odd rows the odd ones."""
+    found = np.stack([matrix[::2, ::2], matrix[1::2, 1::2]], axis=1)
+    return np.ascontiguousarray(found.reshape(TERMS, TERMS // 2))
 
 
 class Geometry:

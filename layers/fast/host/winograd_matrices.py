@@ -15,12 +15,12 @@ from fractions import Fraction
 
 HALF = Fraction(1, 2)
 POINTS = (
-    (0, 1, -1),
-    (0, 1, -1, HALF, -2),
-    (0, 1, -1, HALF, -HALF, -2),
-    (0, 1, -1, HALF, -HALF, 2, -2),
+    (1, -1, 0),
+    (1, -1, 2, -2, 0),
+    (1, -1, HALF, -HALF, 2, -2),
+    (1, -1, HALF, -HALF, 2, -2, 0),
 )
-"""The points beside infinity for n = 4 (the worked example), 6, 7 and 8.
+"""The points beside infinity for n = 4 (the worked example), 6, 7 and 8; pairs ±a first.
 
 Small numbers and their reciprocals: powers of other points differ so much in size that float32
 loses digits."""

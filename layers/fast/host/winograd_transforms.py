@@ -7,8 +7,12 @@ Both take a vector of a tile's channels at a time (`vectors.py`); a row or colum
 then in registers for all sums over it. The last vector of a pixel ends with its last channel: where
 it overlaps the one before, its first lanes are computed twice, but added once. Outside the image
 both read zeros and write nothing, so any padding and any remainder goes. Sizes and matrices are
-arguments: one compilation serves every tile. A sum has TERMS terms; what a matrix lacks of them is
-zero.
+arguments: one compilation serves every tile.
+
+`factors` are a matrix as `winograd.py` prepares it: halves (TERMS, TERMS / 2), of its even rows the
+even elements and of its odd rows the odd ones, with zeros for what it lacks; and how many pairs of
+its columns and of its rows belong to points ±a. In these one pair of sums serves both rows, or both
+columns (docs/winograd.md).
 """
 
 import numpy as np
@@ -18,36 +22,61 @@ from layers.fast.host.vectors import (
     TERMS,
     WIDE,
     add,
+    half_sum,
     load,
     load_column,
+    mixed,
+    prefetch,
     store,
-    weighted_sum,
+    subtract,
     where_positive,
 )
 
 
 @njit(nogil=True, cache=True)
-def both_sides(matrix, a, b, source, start, step, half, target, place, target_step):
+def aligned_zeros(count, dtype):
+    """From the beginning of a cache line on, so that no vector is in two of them."""
+    memory = np.zeros(count + 64, dtype)
+    start = -memory.ctypes.data % 64 // memory.itemsize
+    return memory[start : start + count]
+
+
+@njit(nogil=True, cache=True)
+def one_side(factors, a, lines, b, source, start, line, step, target, place, to_line, to_step):
+    """A matrix (a, b) times each line of b vectors of source: a line of a vectors in target.
+
+    Element k of a line is at start + its number · line + k · step, in target likewise.
+    """
+    halves, column_pairs, row_pairs = factors
+    for number in range(lines):
+        values = load_column(source, start + number * line, step, b)
+        if column_pairs:
+            values = mixed(values, column_pairs)
+        for i in range(0, a, 2):
+            even = half_sum(values, halves, i * (TERMS // 2), 0)
+            odd = half_sum(values, halves, (i + 1) * (TERMS // 2), 1)
+            if i < 2 * row_pairs:
+                even, odd = add(even, odd), subtract(even, odd)
+            store(even, target, place + number * to_line + i * to_step)
+            if i + 1 < a:
+                store(odd, target, place + number * to_line + (i + 1) * to_step)
+
+
+@njit(nogil=True, cache=True)
+def both_sides(factors, a, b, source, start, step, half, target, place, target_step):
     """matrix · tile · matrixᵀ, a×a vectors in target, of a tile of b×b vectors in source.
 
-    matrix: TERMS in a row, zero beyond a×b. Element (i, j) is at start + (i·b + j)·step, in
-    the target at place + (i·a + j)·target_step.
+    Element (i, j) is at start + (i·b + j)·step, in the target at place + (i·a + j)·target_step.
     """
-    channels = WIDE // source.itemsize
-    for j in range(b):
-        values = load_column(source, start + j * step, b * step, b)
-        for i in range(a):
-            store(weighted_sum(values, matrix, i * TERMS), half, (i * b + j) * channels)
-    for i in range(a):
-        values = load_column(half, i * b * channels, channels, b)
-        for j in range(a):
-            to = place + (i * a + j) * target_step
-            store(weighted_sum(values, matrix, j * TERMS), target, to)
+    vector = WIDE // source.itemsize
+    one_side(factors, a, b, b, source, start, step, b * step, half, 0, vector, b * vector)
+    ends = target, place, a * target_step, target_step
+    one_side(factors, a, a, b, half, 0, b * vector, vector, *ends)
 
 
 @njit(nogil=True, cache=True)
 def to_points(
-    source, y, relu, matrix, sides, step, before, rows, columns, first, tiles, points, db
+    source, y, relu, factors, sides, step, before, rows, columns, first, tiles, points, db
 ):
     """points (n·n, tiles or more, C): matrix · tile · matrixᵀ of so many tiles of source.
 
@@ -60,7 +89,7 @@ def to_points(
     n, side = sides
     room, lanes, dtype = points.shape[1], WIDE // source.itemsize, source.dtype
     flat, tile = points.reshape(-1), (TERMS + 1) * TERMS * lanes
-    work = np.zeros(2 * tile, dtype)  # half the product, and from `tile` on the tile
+    work = aligned_zeros(2 * tile, dtype)  # half the product, and from `tile` on the tile
     flags = np.zeros(2 * lanes, dtype)
     flags[lanes:] = 1
     for t in range(tiles):
@@ -86,11 +115,11 @@ def to_points(
                 total = where_positive(total, load(flags, lanes + low - start))
                 store(add(load(db, low), total), db, low)
             to = t * channels + low
-            both_sides(matrix, n, side, work, tile, lanes, work, flat, to, room * channels)
+            both_sides(factors, n, side, work, tile, lanes, work, flat, to, room * channels)
 
 
 @njit(nogil=True, cache=True)
-def from_points(points, matrix, sides, step, before, rows, columns, first, tiles, b, relu, target):
+def from_points(points, factors, sides, step, before, rows, columns, first, tiles, b, relu, target):
     """matrix · points · matrixᵀ to so many tiles, from `first` on, of target (N, H, W, C).
 
     sides: that of a tile, and n. With a bias b (C) target becomes the result + b, and the ReLU of
@@ -100,7 +129,7 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, tiles
     side, n = sides
     room, lanes, dtype = points.shape[1], WIDE // target.itemsize, target.dtype
     flat, result = points.reshape(-1), (TERMS + 1) * TERMS * lanes
-    work = np.zeros(2 * result, dtype)  # half the product, and from `result` on the tile
+    work = aligned_zeros(2 * result, dtype)  # half the product, and from `result` on the tile
     flags = np.zeros(2 * lanes, dtype)
     flags[lanes:] = 1
     for t in range(tiles):
@@ -111,7 +140,12 @@ def from_points(points, matrix, sides, step, before, rows, columns, first, tiles
             bias = load(b, low) if b.size else load(flags, 0)
             fresh = load(flags, lanes + low - start)
             at = t * channels + low
-            both_sides(matrix, side, n, flat, at, room * channels, work, work, result, lanes)
+            # So that the stores below need not wait for memory.
+            for i in range(max(0, -top), min(side, height - top)):
+                for j in range(max(0, -left), min(side, width - left)):
+                    pixel = ((image * height + top + i) * width + left + j) * channels + low
+                    prefetch(target, pixel)
+            both_sides(factors, side, n, flat, at, room * channels, work, work, result, lanes)
             for i in range(max(0, -top), min(side, height - top)):
                 for j in range(max(0, -left), min(side, width - left)):
                     pixel = ((image * height + top + i) * width + left + j) * channels + low

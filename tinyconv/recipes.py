@@ -91,10 +91,10 @@ RECIPES = {
             name="robust",
             summary="He initialization (conv1 smaller), zero biases, small inputs",
             default_std=HE,
-            # 0.004 instead of HE's 0.074: weight decay hardly removes what conv1 starts with, and
-            # small weights disappear behind what it learns. But it learns later: 2.7 points less
-            # after 30 epochs on 2,000 photos (benchmarks/results/2026-11-30-host-step.md).
-            conv1_scale=0.05,
+            # 0.015 instead of HE's 0.074: weight decay hardly removes what conv1 starts with, and
+            # small weights disappear behind what it learns. Still smaller ones delay learning
+            # (benchmarks/results/2026-11-30-host-step.md).
+            conv1_scale=0.2,
             bias_lr_multiplier=2.0,
             bias_decay_multiplier=0.0,
             # Makes up for the small weights: inputs are of about size 2. Compared with unit size,

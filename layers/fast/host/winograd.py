@@ -65,7 +65,8 @@ def tile_side(outputs: tuple[int, int], r: int) -> int:
 def transforms(m: int, r: int, dtype: Any) -> dict[str, Any]:
     """A, Aᵀ, B, Bᵀ as `factors` of winograd_transforms.py, and G ⊗ G (n², r²), in dtype.
 
-    Rows of A and of Bᵀ belong to points, in pairs ±a but for the last ones.
+    Rows of A and of Bᵀ belong to points, in pairs ±a but for the last ones, of which, as r is odd,
+    the first has only even elements and the second only odd ones.
     """
     exact, pairs = matrices(m, r), (m + r - 2) // 2
     a, g, b = (np.array(exact[name], dtype=np.float64) for name in "AGB")

@@ -152,6 +152,7 @@ def test_a_threads_own_array_is_used_again_and_is_nobody_elses():
         assert (large.dtype, small.dtype) == (np.float64, np.float32)
         assert np.shares_memory(large, small) and not np.shares_memory(large, larger)
         assert np.shares_memory(threads.own_array((5,), np.float64), larger)
+        assert larger.ctypes.data % 64 == 0
         return larger
 
     assert not np.shares_memory(in_a_thread_of_its_own(ask), in_a_thread_of_its_own(ask))

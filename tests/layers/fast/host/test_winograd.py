@@ -58,6 +58,17 @@ def test_only_powers_of_two_scale_the_matrices():
         )
 
 
+@pytest.mark.parametrize(("m", "r"), [(m, r) for m, r in SIDES if r % 2])
+def test_a_pair_of_points_shares_its_sums(m, r):
+    """Rows at a and −a differ in the sign of odd elements; the last ones have even or odd ones."""
+    exact, pairs = matrices(m, r), (m + r - 2) // 2
+    for rows in (exact["A"], [list(column) for column in zip(*exact["B"], strict=True)]):
+        for plus, minus in zip(rows[: 2 * pairs : 2], rows[1 : 2 * pairs : 2], strict=True):
+            assert minus == [-value if i % 2 else value for i, value in enumerate(plus)]
+        for k, row in enumerate(rows[2 * pairs :]):
+            assert not any(row[1 - k :: 2]) and any(row[k::2])
+
+
 def test_sides_without_points_are_named():
     with pytest.raises(
         ValueError, match=r"no points for m=7, r=3: m \+ r - 1 must be 4, 6, 7 or 8"

@@ -11,7 +11,7 @@ n multiplications instead of m·r. In two dimensions, with one tile of n×n valu
 
 At each of the n² places the sum over channels, for all tiles, is a product (tiles, C) · (C, K).
 These are small, so that BLAS would take as long to copy operands as to multiply: they are computed
-by `register_tiles.py`. The backward pass is the transpose of each of these:
+by `small_products.py`. The backward pass is the transpose of each of these:
 
     Z = A dy Aᵀ    dV = Σ_k U ⊙ Z    dx = B dV Bᵀ, overlapping tiles added up
                    dU = Σ_tiles Z ⊙ V    dw = Gᵀ dU G

@@ -19,7 +19,7 @@ def test_errors_are_those_of_float32_and_larger_in_larger_tiles(capsys):
     assert len(found) == len(winograd_error.TILES) + 2
     for errors in found.values():
         assert all(1e-8 < error < 1e-5 for error in errors)
-    for small, large in (("6", "7"), ("7", "8")):
-        by_n = {n: max(max(e) for key, e in found.items() if key[0] == n) for n in (small, large)}
-        assert by_n[small] < by_n[large]
+    for r, sizes in (("3×3", "67"), ("5×5", "678")):  # of y
+        errors = [next(e[0] for key, e in found.items() if key[::2] == (n, r)) for n in sizes]
+        assert errors == sorted(errors) and errors[0] < errors[-1]
     assert max(found["im2col", "", "3×3"]) < min(found["7", "5", "3×3"])

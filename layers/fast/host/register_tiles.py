@@ -3,7 +3,7 @@
 Replaces the seven loops of `layers/conv.py`, which has the formulas and names, where `im2col.py`
 did before: that copies each pixel up to R·S times into a matrix, and BLAS copies it once more into
 its own order, which with few filters takes as long as the arithmetic. Here the operands are read
-where they are, and a tile of sums stays in registers (`vectors.py`) for all terms of a sum:
+where they are, and a tile of sums stays in registers (`tile.py`) for all terms of a sum:
 
     y     sums of rows × lanes: outputs (n, p, q) × filters; terms (r, s, c)
     dw    taps (r, s, c) × filters; terms (n, p, q)
@@ -24,16 +24,8 @@ from numba import njit
 
 from layers.fast.host.im2col import Im2colConv, workspace_of
 from layers.fast.host.threads import in_parallel, shares
-from layers.fast.host.vectors import (
-    TILE,
-    VECTORS,
-    add_products,
-    add_tile,
-    lanes,
-    prefetch,
-    rows,
-    zeros,
-)
+from layers.fast.host.tile import TILE, VECTORS, add_products, add_tile, lanes, rows, zeros
+from layers.fast.host.vectors import prefetch
 
 CACHED_BYTES = 2**19
 """Padded images in one thread at a time, at least one."""

@@ -3,13 +3,13 @@
     out[n, g, i, :] = Σ_t a[n, g, i, t] · b[n, g, t, :]
 
 In place of BLAS, for matrices of a few dozen rows. A tile of rows × lanes stays in registers for
-all terms (`vectors.py`); as many columns as there are lanes are a panel.
+all terms (`tile.py`); as many columns as there are lanes are a panel.
 """
 
 import numpy as np
 from numba import njit
 
-from layers.fast.host.vectors import TILE, VECTOR, add_products, store_rows, zeros
+from layers.fast.host.tile import TILE, VECTOR, add_products, store_rows, zeros
 
 # --- host
 

@@ -9,7 +9,7 @@ from numba import njit
 
 from layers.fast.host import register_tiles as host
 from layers.fast.host import threads
-from layers.fast.host.vectors import VECTORS, add_products, add_tile, lanes, rows, zeros
+from layers.fast.host.tile import VECTORS, add_products, add_tile, lanes, rows, zeros
 
 # image (N, H, W, C), filters, size, stride, padding, groups
 CASES = {

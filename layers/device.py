@@ -1,8 +1,7 @@
 """Devices, on which arrays are stored and computed: the host, a GPU, or a simulated GPU.
 
 The module that imports numba.cuda and cupy. Every other file has `from layers.device import cuda`,
-but for intrinsics, which need numba.cuda.extending, and for what replaces or pickles parts of Numba
-that `cuda` does not lead to: `process/launches.py` and `tinyconv/lab/compiler.py`.
+but for intrinsics, which need numba.cuda.extending.
 
 There are three cases:
 

@@ -25,13 +25,13 @@ class View:
     """A CuPy array as an argument: its type, and the words that a kernel is passed for it."""
 
     def __init__(self, array: Any, on_free: Any) -> None:
-        from numba.cuda import types
-        from numba.cuda.np import numpy_support
+        from layers.device import cuda
 
         self.alive, self.shape = weakref.ref(array, on_free), array.shape
         flags = array.flags
         layout = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
-        self.type = types.Array(numpy_support.from_dtype(array.dtype), array.ndim, layout)
+        number = cuda.typing.typeof.numpy_support.from_dtype(array.dtype)
+        self.type = cuda.types.Array(number, array.ndim, layout)
         # meminfo and parent, which a kernel does not use; then as Numba lays out an array.
         sizes = 0, 0, array.size, array.dtype.itemsize, array.data.ptr
         self.words = (*sizes, *array.shape, *array.strides)
@@ -78,11 +78,10 @@ class Views:
 @functools.cache
 def keep_views(cupy: Any) -> Views:
     """From now on Numba takes CuPy's arrays by their views."""
-    from numba.cuda import dispatcher
-    from numba.cuda.typing.typeof import typeof_impl
+    from layers.device import cuda
 
     views, array_type = Views(cupy), cupy.ndarray
-    kernel, launched = dispatcher._Kernel, dispatcher.CUDADispatcher
+    kernel, launched = cuda.dispatcher._Kernel, cuda.dispatcher.CUDADispatcher
     prepare = getattr(kernel, "_prepare_args", None)
     configure = getattr(launched.configure, "__wrapped__", None)
     if prepare is None or configure is None:
@@ -96,7 +95,7 @@ def keep_views(cupy: Any) -> Views:
         else:
             prepare(self, ty, val, stream, retr, words)
 
-    typeof_impl.register(array_type)(lambda val, context: views.of(val).type)
+    cuda.typing.typeof.typeof_impl.register(array_type)(lambda val, context: views.of(val).type)
     kernel._prepare_args = prepare_args
     launched.configure = functools.lru_cache(CONFIGURATIONS)(configure)
     return views

@@ -20,7 +20,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.cloudpickle import Pickler
 
+from layers.device import cuda
 from tinyconv.lab.compile_server import receive, send
 from tinyconv.lab.issues import Issue, Line
 
@@ -133,12 +135,10 @@ def _is_missing(error: str) -> bool:
 
 
 def _pickled(content: Any) -> bytes:
-    from numba.cuda.cloudpickle import Pickler
-    from numba.cuda.simulator.kernel import FakeCUDAKernel
-
     class ByValue(Pickler):
         def persistent_id(self, value: Any) -> bytes | None:
-            return _pickled(value.fn) if isinstance(value, FakeCUDAKernel) else None
+            fake = isinstance(value, cuda.simulator.kernel.FakeCUDAKernel)
+            return _pickled(value.fn) if fake else None
 
     buffer = io.BytesIO()
     ByValue(buffer).dump(content)
